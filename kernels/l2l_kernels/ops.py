@@ -1,0 +1,228 @@
+"""The operators: `step_`, `step` and `bptt`, registered with torch.library (fake, autograd, dispatch by device).
+
+`step_` updates in place and is what a rollout or a deployed optimizer calls; `step` is its functional,
+differentiable twin; `bptt` is the backward of a whole window. N coordinates, T steps; states [L, 2, H, N].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from l2l_kernels import backends
+from l2l_kernels.spec import LSTMSpec, Preprocessing
+
+
+def _spec(num_layers: int, hidden_size: int, preprocessing: str, p: float, output_scale: float) -> LSTMSpec:
+    return LSTMSpec(num_layers, hidden_size, cast(Preprocessing, preprocessing), p, output_scale)
+
+
+def _implementation(phi: Tensor, backend: str) -> backends.Backend:
+    return backends.load(backends.choose(phi.device, backend or None))
+
+
+@torch.library.custom_op("l2l_kernels::step_", mutates_args=("theta", "new_state"))
+def _step_(
+    theta: Tensor,
+    grad: Tensor,
+    state: Tensor,
+    new_state: Tensor,
+    phi: Tensor,
+    num_layers: int,
+    hidden_size: int,
+    preprocessing: str,
+    p: float,
+    output_scale: float,
+    backend: str,
+) -> None:
+    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    _implementation(phi, backend).step_(theta, grad, state, new_state, phi, spec)
+
+
+@torch.library.custom_op("l2l_kernels::step", mutates_args=())
+def _step(
+    theta: Tensor,
+    grad: Tensor,
+    state: Tensor,
+    phi: Tensor,
+    num_layers: int,
+    hidden_size: int,
+    preprocessing: str,
+    p: float,
+    output_scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    new_theta, new_state = theta.clone(), torch.empty_like(state)
+    _implementation(phi, backend).step_(new_theta, grad, state, new_state, phi, spec)
+    return new_theta, new_state
+
+
+@_step.register_fake
+def _(theta: Tensor, grad: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(theta), torch.empty_like(state)
+
+
+@torch.library.custom_op("l2l_kernels::bptt", mutates_args=())
+def _bptt(
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    num_layers: int,
+    hidden_size: int,
+    preprocessing: str,
+    p: float,
+    output_scale: float,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    return _implementation(phi, backend).bptt(grads, history, d_updates, d_final_state, phi, spec)
+
+
+@_bptt.register_fake
+def _(
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
+
+
+def _step_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, grad, state, phi, *constants = inputs
+    if ctx.needs_input_grad[1]:
+        raise RuntimeError(
+            "l2l_kernels.step treats the optimizee's gradient as a constant: pass grad.detach(), "
+            "or use l2l_kernels.reference.step for second-order meta-gradients"
+        )
+    ctx.save_for_backward(grad, state, output[1], phi)
+    ctx.constants = constants
+
+
+def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
+    grad, state, new_state, phi = ctx.saved_tensors
+    d_phi, d_old_state = _bptt(
+        grad[None], torch.stack([state, new_state]), d_theta[None], d_state, phi, *ctx.constants
+    )
+    return d_theta, None, d_old_state.to(state.dtype), d_phi, *(None for _ in ctx.constants)
+
+
+_step.register_autograd(_step_backward, setup_context=_step_setup_context)
+
+
+def _check_step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
+    if theta.ndim != 1 or grad.shape != theta.shape:
+        raise ValueError(
+            f"theta and grad must be flat and of one length, got {list(theta.shape)} and {list(grad.shape)}"
+        )
+    _check_shapes(state, (*spec.state_shape, theta.shape[0]), "state", phi, spec)
+    _check_devices(phi, theta=theta, grad=grad, state=state)
+
+
+def _check_shapes(states: Tensor, shape: Sequence[int], name: str, phi: Tensor, spec: LSTMSpec) -> None:
+    if tuple(states.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {list(shape)} for {spec}, got {list(states.shape)}")
+    if phi.shape != (spec.num_parameters,):
+        raise ValueError(f"phi must have shape [{spec.num_parameters}] for {spec}, got {list(phi.shape)}")
+
+
+def _check_devices(phi: Tensor, **tensors: Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.device != phi.device:
+            raise ValueError(f"{name} is on {tensor.device} but phi is on {phi.device}")
+
+
+def _constants(spec: LSTMSpec, backend: str | None) -> tuple[int, int, str, float, float, str]:
+    return (
+        spec.num_layers,
+        spec.hidden_size,
+        spec.preprocessing,
+        float(spec.p),
+        float(spec.output_scale),
+        backend or "",
+    )
+
+
+def step_(
+    theta: Tensor,
+    grad: Tensor,
+    state: Tensor,
+    new_state: Tensor,
+    phi: Tensor,
+    spec: LSTMSpec,
+    backend: str | None = None,
+) -> None:
+    """One update of every coordinate in place: θ += u_t, new_state = s_{t+1}, in one launch.
+
+    Args:
+        theta: θ, [N]; updated in place.
+        grad: ∇f(θ), [N].
+        state: s_t, [L, 2, H, N].
+        new_state: Where s_{t+1} goes, [L, 2, H, N]: a slot of a history, or `state` itself.
+        phi: φ, [P]; arithmetic is done in its dtype.
+        spec: The LSTM's shape.
+        backend: Overrides the choice by device (see backends.choose).
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        BackendUnavailableError: The backend asked for cannot run here.
+    """
+    _check_step(theta, grad, state, phi, spec)
+    _check_shapes(new_state, state.shape, "new_state", phi, spec)
+    _step_(theta, grad, state, new_state, phi, *_constants(spec, backend))
+
+
+def step(
+    theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec, backend: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """One update of every coordinate, functional and differentiable: (θ + u_t [N], s_{t+1} [L, 2, H, N]).
+
+    Differentiable in θ, the state and φ; the gradient is a constant (first order), and asking for its
+    derivative raises. Arguments and errors as `step_`.
+
+    Example:
+        >>> spec = LSTMSpec(num_layers=1, hidden_size=4)
+        >>> phi = torch.zeros(spec.num_parameters)
+        >>> theta, state = step(torch.ones(3), torch.ones(3), torch.zeros(1, 2, 4, 3), phi, spec)
+        >>> theta
+        tensor([1., 1., 1.])
+    """
+    _check_step(theta, grad, state, phi, spec)
+    new_theta, new_state = _step(theta, grad, state, phi, *_constants(spec, backend))
+    return new_theta, new_state
+
+
+def bptt(
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    spec: LSTMSpec,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Backward through a window of T steps: d_phi [P] and d_initial_state [L, 2, H, N].
+
+    Arguments as reference.bptt, plus `backend`.
+
+    Raises:
+        ValueError: A shape or device does not fit.
+        BackendUnavailableError: The backend asked for cannot run here.
+    """
+    if grads.ndim != 2 or d_updates.shape != grads.shape:
+        raise ValueError(
+            f"grads and d_updates must both be [T, N], got {list(grads.shape)} and {list(d_updates.shape)}"
+        )
+    T, N = grads.shape
+    _check_shapes(history, (T + 1, *spec.state_shape, N), "history", phi, spec)
+    _check_devices(phi, grads=grads, history=history, d_updates=d_updates)
+    d_phi, d_state = _bptt(grads, history, d_updates, d_final_state, phi, *_constants(spec, backend))
+    return d_phi, d_state

@@ -1,0 +1,119 @@
+"""The definition: the coordinatewise LSTM's step and its backward through time, in plain PyTorch.
+
+Read this first. Every fused implementation computes exactly these two functions; the tests hold them to it.
+Any device, any floating dtype; arithmetic is done in φ's dtype. Shapes: N coordinates, T steps, L layers,
+H hidden units, P parameters; states are [L, 2, H, N] (h then c, coordinates innermost).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from l2l_kernels.spec import LSTMSpec
+
+
+def preprocess(grad: Tensor, spec: LSTMSpec) -> Tensor:
+    """Gradients [N] to LSTM inputs [num_inputs, N].
+
+    "log_sign": (max(log|g| / p, -1), clamp(e^p g, -1, 1)): above |g| = e^{-p} this is (log|g| / p, sign g),
+    below it (-1, e^p g). Source: Andrychowicz et al. 2016, appendix A.
+    """
+    if spec.preprocessing == "identity":
+        return grad[None]
+    magnitude = (grad.abs().log() / spec.p).clamp(min=-1.0)
+    sign = (grad * math.exp(spec.p)).clamp(-1.0, 1.0)
+    return torch.stack([magnitude, sign])
+
+
+def lstm_cell(
+    weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """One layer's new (h, c) [H, N] and its activated gates (i, f, g, o), each [H, N]."""
+    z = weight @ torch.cat([x, h]) + bias[:, None]  # [4H, N]
+    i, f, g, o = z.chunk(4)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    return o * c.tanh(), c, (i, f, g, o)
+
+
+def step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> tuple[Tensor, Tensor]:
+    """One update of every coordinate: (θ [N], ∇f [N], s_t [L, 2, H, N]) to (θ + u_t, s_{t+1}).
+
+    Differentiable by autograd in every argument; that is what the tests use as the oracle.
+
+    Example:
+        >>> spec = LSTMSpec(num_layers=1, hidden_size=4)
+        >>> phi, state = torch.zeros(spec.num_parameters), torch.zeros(*spec.state_shape, 3)
+        >>> theta, state = step(torch.ones(3), torch.ones(3), state, phi, spec)
+        >>> theta
+        tensor([1., 1., 1.])
+    """
+    weights = spec.unpack(phi)
+    x = preprocess(grad.to(phi.dtype), spec)
+    new_state = []
+    for (weight, bias), layer_state in zip(weights.layers, state.to(phi.dtype), strict=True):
+        h, c, _ = lstm_cell(weight, bias, x, layer_state[0], layer_state[1])
+        new_state.append(torch.stack([h, c]))
+        x = h
+    update = spec.output_scale * (weights.head_weight @ x + weights.head_bias)
+    return theta + update.to(theta.dtype), torch.stack(new_state).to(state.dtype)
+
+
+def bptt(
+    grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None, phi: Tensor, spec: LSTMSpec
+) -> tuple[Tensor, Tensor]:
+    """Backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
+
+    Gates are recomputed from the stored states; gradients g_t are constants (first-order meta-gradient).
+
+    Args:
+        grads: g_t, [T, N].
+        history: s_0 … s_T, [T+1, L, 2, H, N].
+        d_updates: Cotangents of u_t, [T, N].
+        d_final_state: Cotangent of s_T, [L, 2, H, N]; None is zero.
+        phi: φ, [P].
+        spec: The LSTM's shape.
+
+    Returns:
+        The gradients with respect to φ [P] and to s_0 [L, 2, H, N], in φ's dtype.
+    """
+    dtype, T, L, H = phi.dtype, grads.shape[0], spec.num_layers, spec.hidden_size
+    weights = spec.unpack(phi)
+    d_phi = torch.zeros_like(phi)
+    d_weights = spec.unpack(d_phi)  # views: accumulating into them fills d_phi
+    d_state = torch.zeros_like(history[0], dtype=dtype)
+    if d_final_state is not None:
+        d_state.copy_(d_final_state)
+    for t in reversed(range(T)):
+        before, after = history[t].to(dtype), history[t + 1].to(dtype)
+        d_out = spec.output_scale * d_updates[t].to(dtype)  # [N]
+        d_weights.head_weight.add_(after[-1, 0] @ d_out)
+        d_weights.head_bias.add_(d_out.sum())
+        d_from_above = weights.head_weight[:, None] * d_out
+        for layer in reversed(range(L)):
+            weight, bias = weights.layers[layer]
+            x = preprocess(grads[t].to(dtype), spec) if layer == 0 else after[layer - 1, 0]
+            h, c = before[layer]
+            _, c_new, (i, f, g, o) = lstm_cell(weight, bias, x, h, c)
+            tanh_c = c_new.tanh()
+            d_h = d_state[layer, 0] + d_from_above
+            d_c = d_state[layer, 1] + d_h * o * (1 - tanh_c * tanh_c)
+            d_z = torch.cat(
+                [
+                    d_c * g * i * (1 - i),
+                    d_c * c * f * (1 - f),
+                    d_c * i * (1 - g * g),
+                    d_h * tanh_c * o * (1 - o),
+                ]
+            )  # [4H, N]
+            d_weight, d_bias = d_weights.layers[layer]
+            d_weight.add_(d_z @ torch.cat([x, h]).T)
+            d_bias.add_(d_z.sum(1))
+            d_input = weight.T @ d_z  # [K, N]
+            d_state[layer, 0] = d_input[-H:]
+            d_state[layer, 1] = d_c * f
+            d_from_above = d_input[:-H]
+    return d_phi, d_state

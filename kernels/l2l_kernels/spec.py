@@ -1,0 +1,111 @@
+"""The shape and the constants of a coordinatewise LSTM, and where each weight lies in its flat vector φ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+Preprocessing = Literal["log_sign", "identity"]
+
+MAX_LAYERS = 3
+MAX_HIDDEN_SIZE = 64
+
+
+class Weights(NamedTuple):
+    """Views into φ: what each layer and the output head multiply with."""
+
+    layers: list[tuple[Tensor, Tensor]]
+    """Per layer (weight [4H, K], bias [4H]); K = inputs + H, columns [input | h]; gate rows i, f, g, o."""
+    head_weight: Tensor
+    """[H]"""
+    head_bias: Tensor
+    """[] (0-d)"""
+
+
+@dataclass(frozen=True)
+class LSTMSpec:
+    r"""Shape and constants of a coordinatewise LSTM optimizer.
+
+    Per coordinate, with x_t the preprocessed gradient (or, above the first layer, the layer below's h_t):
+
+        (i, f, g, o) = W [x_t; h_{t-1}] + b          c_t = σ(f) c_{t-1} + σ(i) tanh(g)
+        h_t = σ(o) tanh(c_t)                         u_t = output_scale · (w_out · h_t^{(L)} + b_out)
+
+    Args:
+        num_layers: L, 1 to 3.
+        hidden_size: H, 1 to 64.
+        preprocessing: "log_sign": x = (max(log|g| / p, -1), clamp(e^p g, -1, 1)), two inputs;
+            "identity": x = g, one input.
+        p: The threshold of "log_sign": gradients below e^{-p} are passed linearly (paper: 10).
+        output_scale: Multiplies the head's output (paper: 0.1 on MNIST).
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
+
+    Source: Andrychowicz et al. 2016, section 2.1 and appendix A.
+
+    Example:
+        >>> LSTMSpec(num_layers=2, hidden_size=20).num_parameters
+        5141
+    """
+
+    num_layers: int = 2
+    hidden_size: int = 20
+    preprocessing: Preprocessing = "log_sign"
+    p: float = 10.0
+    output_scale: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_layers <= MAX_LAYERS:
+            raise ValueError(f"num_layers must be 1 to {MAX_LAYERS}, got {self.num_layers}")
+        if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
+            raise ValueError(f"hidden_size must be 1 to {MAX_HIDDEN_SIZE}, got {self.hidden_size}")
+        if self.preprocessing not in get_args(Preprocessing):
+            raise ValueError(
+                f"preprocessing must be one of {get_args(Preprocessing)}, got {self.preprocessing!r}"
+            )
+        if not 0 < self.p < 80:
+            raise ValueError(f"p must be in (0, 80) so that e^p is a float32, got {self.p}")
+        if self.output_scale <= 0:
+            raise ValueError(f"output_scale must be positive, got {self.output_scale}")
+
+    @property
+    def num_inputs(self) -> int:
+        """Numbers that the first layer reads per coordinate: 2 (log, sign) or 1 (identity)."""
+        return 2 if self.preprocessing == "log_sign" else 1
+
+    @property
+    def state_shape(self) -> tuple[int, int, int]:
+        """[L, 2, H]: per layer h then c. A state tensor is [L, 2, H, N], coordinates innermost."""
+        return (self.num_layers, 2, self.hidden_size)
+
+    def layer_inputs(self, layer: int) -> int:
+        """Columns of a layer's weight that multiply its input (the H others multiply h)."""
+        return self.num_inputs if layer == 0 else self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """Length P of φ."""
+        H = self.hidden_size
+        per_layer = (4 * H * (self.layer_inputs(layer) + H + 1) for layer in range(self.num_layers))
+        return sum(per_layer) + H + 1
+
+    def unpack(self, phi: Tensor) -> Weights:
+        """Views into the flat φ [P], in the order W_0, b_0, W_1, b_1, …, w_out, b_out.
+
+        Raises:
+            ValueError: φ does not have num_parameters elements.
+        """
+        if phi.shape != (self.num_parameters,):
+            raise ValueError(f"phi must have shape [{self.num_parameters}] for {self}, got {list(phi.shape)}")
+        H, offset = self.hidden_size, 0
+        layers = []
+        for layer in range(self.num_layers):
+            K = self.layer_inputs(layer) + H
+            weight = phi[offset : offset + 4 * H * K].view(4 * H, K)
+            offset += 4 * H * K
+            layers.append((weight, phi[offset : offset + 4 * H]))
+            offset += 4 * H
+        return Weights(layers, phi[offset : offset + H], phi[offset + H])

@@ -1,0 +1,29 @@
+"""A labelled set of images that lives on one device and is indexed there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Images:
+    """Flattened images [M, D] float32 in [0, 1] and labels [M] int64, on one device."""
+
+    pixels: Tensor
+    labels: Tensor
+    source: str
+    """Where they came from, for the record: "embedded MNIST subset", "MNIST at PATH"."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on another device."""
+        return Images(self.pixels.to(device), self.labels.to(device), self.source)
+
+    def sample_indices(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """A minibatch's indices [batch_size], drawn with replacement (as DeepMind's code does)."""
+        return torch.randint(len(self), (batch_size,), generator=generator)

@@ -1,0 +1,113 @@
+"""K optimizees side by side: their parameters, their random streams, and their losses and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from l2l_lightning.data.images import Images
+from l2l_lightning.tasks.base import Batch, Task
+
+STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
+"""Independent families of random draws; a number, once given, is never changed."""
+
+
+def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
+    """The CPU generator of one draw: a function of (seed, stream, index) and of nothing else.
+
+    Example:
+        >>> a, b = (derive_generator(0, "train", 7) for _ in range(2))
+        >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
+        True
+    """
+    entropy = np.random.SeedSequence([seed, STREAMS[stream], index]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
+
+
+class Optimizees:
+    """K optimizees of one task, flat and side by side.
+
+    Each draws from its own generator, derived from (seed, stream, index): which others share the batch,
+    the process or the device changes nothing, and the same indices give every optimizer the same θ0 and the
+    same minibatches (a paired comparison).
+
+    Args:
+        task: What they are drawn from.
+        images: The data set's split if the task needs one, on `device`.
+        seed: The run's seed.
+        stream: "train", "validation", "tuning" or "test".
+        indices: One index per optimizee.
+        device: Where θ and the batches live.
+        dtype: θ's dtype.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        images: Images | None,
+        seed: int,
+        stream: str,
+        indices: Sequence[int],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.task = task
+        self.images = images
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.generators = [derive_generator(seed, stream, index) for index in indices]
+        self.theta = torch.stack([task.init(g) for g in self.generators]).to(self.device, dtype)  # [K, N]
+        self._instances = [task.instance(g) for g in self.generators]
+        self._batches_are_constant = type(task).batch is Task.batch
+        self._constant_batches = self._stack(self._instances) if self._batches_are_constant else None
+
+    def __len__(self) -> int:
+        return len(self.generators)
+
+    def _stack(self, batches: list[Batch]) -> Batch:
+        def stack(*leaves: Tensor) -> Tensor:
+            stacked = torch.stack(leaves).to(self.device)
+            return stacked.to(self.dtype) if stacked.is_floating_point() else stacked
+
+        return tree_map(stack, *batches)
+
+    def next_batches(self) -> Batch:
+        """The minibatches [K, …] of the next evaluation, gathered; advances every optimizee's generator."""
+        if self._batches_are_constant:
+            batches = self._constant_batches
+        else:
+            drawn = zip(self._instances, self.generators, strict=True)
+            batches = self._stack([self.task.batch(i, self.images, g) for i, g in drawn])
+        return self.task.gather(batches, self.images)
+
+    def losses_and_grads(self) -> tuple[Tensor, Tensor]:
+        """f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches; neither carries a graph."""
+        theta = self.theta.detach().requires_grad_()
+        batches = self.next_batches()
+        with torch.enable_grad():
+            losses = self.task.losses(theta, batches)
+            # Optimizees share nothing, so the sum's gradient holds each one's own.
+            (grads,) = torch.autograd.grad(losses.sum(), theta)
+        return losses.detach(), grads
+
+    def state_dict(self) -> dict[str, Any]:
+        """θ, the instances and the generators' states: what resuming in mid-rollout needs."""
+        return {
+            "theta": self.theta.clone(),
+            "instances": self._instances,
+            "generators": [g.get_state() for g in self.generators],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a state_dict of optimizees of the same task and number."""
+        self.theta = state["theta"].to(self.device, self.dtype)
+        self._instances = state["instances"]
+        for generator, saved in zip(self.generators, state["generators"], strict=True):
+            generator.set_state(saved.cpu())
+        if self._batches_are_constant:
+            self._constant_batches = self._stack(self._instances)
