@@ -1,0 +1,70 @@
+"""The contract of an update rule: what is learned."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class UpdateRule(nn.Module, ABC):
+    """A learned optimizer m_φ: (g_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ are its parameters.
+
+    A rule sees flat coordinates only, never tensor shapes or tasks, so that one launch serves every parameter
+    of every optimizee in the batch. Its inputs may depend on gradients and on the rule's own running statistics
+    of them, and on nothing else: along a rollout they are constants, which is what lets the meta-gradient
+    skip the unrolled graph (see `rollout`).
+
+    A subclass sets `state_shape` and implements `step`; it overrides `step_` and `window_gradient` where it
+    has something faster.
+    """
+
+    state_shape: tuple[int, ...]
+    """A state is [*state_shape, n], coordinates innermost."""
+
+    def init_state(self, n: int) -> Tensor:
+        """s_0 of n coordinates, [*state_shape, n], on φ's device."""
+        return next(self.parameters()).new_zeros(*self.state_shape, n)
+
+    @abstractmethod
+    def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_t [n], s_t) to (u_t [n], s_{t+1}), differentiable in every argument and in φ."""
+
+    @torch.no_grad()
+    def step_(self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
+        """In place and without a graph: θ [n] += u_t; s_{t+1} goes into new_state (which may be `state`)."""
+        update, updated = self.step(grad, state)
+        theta.add_(update)
+        new_state.copy_(updated)
+
+    def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
+        """d/dφ of Σ_t <d_updates_t, u_t> along a window: one tensor per parameter, in their order.
+
+        Walks the stored states backwards and differentiates one step at a time, so that no more than one
+        step's graph is ever held.
+
+        Args:
+            grads: g_t, [T, n].
+            history: s_0 … s_T, [T+1, *state_shape, n].
+            d_updates: ∂L/∂u_t, [T, n].
+        """
+        parameters = list(self.parameters())
+        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        d_state = torch.zeros_like(history[-1])
+        for t in reversed(range(len(grads))):
+            with torch.enable_grad():
+                state = history[t].detach().requires_grad_()
+                outputs = self.step(grads[t], state)
+            d_step = torch.autograd.grad(
+                outputs, [state, *parameters], [d_updates[t], d_state], materialize_grads=True
+            )
+            d_state = d_step[0]
+            for total, part in zip(totals, d_step[1:], strict=True):
+                total.add_(part)
+        return totals
+
+    @abstractmethod
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values, so that a checkpoint can name them."""

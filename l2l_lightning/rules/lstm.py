@@ -1,0 +1,114 @@
+"""The coordinatewise LSTM of Andrychowicz et al., on the fused operators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from l2l_kernels import LSTMSpec, bptt, reference, step_
+from l2l_kernels.spec import Preprocessing
+from torch import Tensor, nn
+
+from l2l_lightning.rules.base import UpdateRule
+
+
+class CoordinatewiseLSTM(UpdateRule):
+    """An LSTM applied to every coordinate separately, with shared weights.
+
+    u_t = output_scale · (w_out · h_t + b_out), h_t the top layer's output on the preprocessed g_t.
+    State [L, 2, H, n]; see `l2l_kernels.LSTMSpec` for the maths and `l2l_kernels.reference` for the code.
+
+    Args:
+        num_layers: L, 1 to 3 (paper: 2).
+        hidden_size: H, 1 to 64 (paper: 20).
+        preprocessing: "log_sign" (paper, on neural networks) or "identity" (its quadratics).
+        p: Threshold of "log_sign" (paper: 10; DeepMind's code: 5).
+        output_scale: Paper: 0.1 on MNIST, 1 on quadratics; DeepMind's code: 0.01.
+        head_init_scale: Multiplies the output head's initial weights; its bias starts at 0. A rule that
+            starts with small updates trains; one that starts with large ones goes to chance and stays.
+        forget_bias: Added to the forget gates' initial biases: the rule starts with a longer memory.
+        backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+
+    Raises:
+        ValueError: A value is out of its range (see LSTMSpec).
+
+    Source: Andrychowicz et al. 2016, section 2.1.
+
+    Example:
+        >>> rule = CoordinatewiseLSTM(num_layers=2, hidden_size=20)
+        >>> update, state = rule.step(torch.randn(1000), rule.init_state(1000))
+    """
+
+    def __init__(
+        self,
+        num_layers: int = 2,
+        hidden_size: int = 20,
+        preprocessing: Preprocessing = "log_sign",
+        p: float = 10.0,
+        output_scale: float = 0.1,
+        head_init_scale: float = 0.1,
+        forget_bias: float = 1.0,
+        backend: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
+        self.head_init_scale = head_init_scale
+        self.forget_bias = forget_bias
+        self.backend = backend
+        self.state_shape = self.spec.state_shape
+        H = hidden_size
+        # Registered in the order of φ's flat layout.
+        for layer in range(num_layers):
+            K = self.spec.layer_inputs(layer) + H
+            self.register_parameter(f"weight_{layer}", nn.Parameter(torch.empty(4 * H, K)))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(torch.empty(4 * H)))
+        self.head_weight = nn.Parameter(torch.empty(H))
+        self.head_bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws φ anew: U(±1/√H) as torch.nn.LSTM, forget biases raised, the head scaled down."""
+        H = self.spec.hidden_size
+        bound = H**-0.5
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+        for layer in range(self.spec.num_layers):
+            self.get_parameter(f"bias_{layer}")[H : 2 * H] += self.forget_bias
+        self.head_weight *= self.head_init_scale
+        self.head_bias.zero_()
+
+    def phi(self) -> Tensor:
+        """φ as the flat vector [P] that the operators take."""
+        return torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
+
+    def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(g_t [n], s_t [L, 2, H, n]) to (u_t [n], s_{t+1}), in plain PyTorch: the definition."""
+        return reference.step(torch.zeros_like(grad), grad, state, self.phi(), self.spec)
+
+    @torch.no_grad()
+    def step_(self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
+        """θ += u_t and new_state = s_{t+1}, in one fused launch."""
+        step_(theta, grad, state, new_state, self.phi(), self.spec, self.backend)
+
+    @torch.no_grad()
+    def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
+        """d/dφ of Σ_t <d_updates_t, u_t> by the fused backward through time."""
+        d_phi, _ = bptt(grads, history, d_updates, None, self.phi(), self.spec, self.backend)
+        parameters = list(self.parameters())
+        parts = d_phi.split([parameter.numel() for parameter in parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "num_layers": self.spec.num_layers,
+            "hidden_size": self.spec.hidden_size,
+            "preprocessing": self.spec.preprocessing,
+            "p": self.spec.p,
+            "output_scale": self.spec.output_scale,
+            "head_init_scale": self.head_init_scale,
+            "forget_bias": self.forget_bias,
+            "backend": self.backend,
+        }
