@@ -29,7 +29,7 @@ constexpr int TILE_VECTORS = 4;  // 16 accumulators of the 32 registers
 #else
 constexpr int TILE_VECTORS = 1;  // a 64-byte vector is several registers already
 #endif
-constexpr int64_t CHUNK = 128;
+constexpr int64_t CHUNK = 256;
 constexpr int64_t MIN_SLICE = 1024, MAX_SLICES = 64;
 
 template <class T> struct VectorOf;
@@ -48,35 +48,58 @@ static_assert(CHUNK % (TILE_VECTORS * LANES<float>) == 0 && MIN_SLICE % CHUNK ==
 template <class T> struct Exp;
 template <> struct Exp<float> {
     using Bits = int32_t;
-    static constexpr int MANTISSA = 23, TERMS = 8;
-    static constexpr float ROUND = 0x1.8p23f, LN2_HIGH = 0x1.62e4p-1f, LN2_LOW = 0x1.7f7d1cp-20f, LIMIT = 80;
+    static constexpr int MANTISSA = 23, DEGREE = 7;
+    static constexpr float ROUND = 0x1.8p23f, LN2_HIGH = 0x1.62e4p-1f, LN2_LOW = 0x1.7f7d1cp-20f, LIMIT = 40;
 };
 template <> struct Exp<double> {
     using Bits = int64_t;
-    static constexpr int MANTISSA = 52, TERMS = 14;
+    static constexpr int MANTISSA = 52, DEGREE = 13;
     static constexpr double ROUND = 0x1.8p52, LN2_HIGH = 0x1.62e42fefa38p-1, LN2_LOW = 0x1.ef35793c7673p-45,
-                            LIMIT = 700;
+                            LIMIT = 300;
 };
 
-// e^x = 2^n e^r with n = round(x / ln 2): Taylor's series for e^r, |r| <= ln(2)/2, and n added to the exponent
-// bits. x is limited to where 1 / (1 + e^x) is a normal number; NaN stays NaN.
-template <class T> inline Vector<T> exponential(Vector<T> x) {
+constexpr double inverse_factorial(int k) { return k < 2 ? 1 : inverse_factorial(k - 1) / k; }
+
+// x := e^x = 2^n e^r with n = round(x / ln 2): Taylor's series for e^r, |r| <= ln(2)/2, and n added to the
+// exponent bits. |x| is limited so that products of two results are finite; NaN stays NaN. M independent vectors at
+// once, because one alone would wait for its own last result at every term.
+template <class T, int M> inline void exponential(Vector<T> (&x)[M]) {
     using E = Exp<T>;
     using Bits = Vector<typename E::Bits>;
     const Vector<T> zero = {}, limit = zero + E::LIMIT;
-    x = x > limit ? limit : x;
-    x = x < -limit ? -limit : x;
-    const Vector<T> rounded = x * T(1.4426950408889634) + E::ROUND;
-    const Vector<T> n = rounded - E::ROUND;
-    const Vector<T> r = (x - n * E::LN2_HIGH) - n * E::LN2_LOW;
-    Vector<T> sum = zero + T(1);
+    Vector<T> rounded[M], sum[M];
+    for (int m = 0; m < M; ++m) {
+        x[m] = limit < x[m] ? limit : x[m];
+        x[m] = -limit > x[m] ? -limit : x[m];
+        rounded[m] = x[m] * T(1.4426950408889634) + E::ROUND;
+        const Vector<T> n = rounded[m] - E::ROUND;
+        x[m] = (x[m] - n * E::LN2_HIGH) - n * E::LN2_LOW;
+        sum[m] = zero + T(inverse_factorial(E::DEGREE));
+    }
 #pragma GCC unroll 16
-    for (int k = E::TERMS - 1; k > 0; --k) sum = sum * r * (T(1) / k) + T(1);
-    return (Vector<T>)((Bits)sum + ((Bits)rounded << E::MANTISSA));
+    for (int k = E::DEGREE - 1; k >= 0; --k)
+        for (int m = 0; m < M; ++m) sum[m] = sum[m] * x[m] + T(inverse_factorial(k));
+    for (int m = 0; m < M; ++m) x[m] = (Vector<T>)((Bits)sum[m] + ((Bits)rounded[m] << E::MANTISSA));
 }
 
-template <class T> inline Vector<T> sigmoid(Vector<T> x) { return T(1) / (T(1) + exponential<T>(-x)); }
-template <class T> inline Vector<T> tanh(Vector<T> x) { return T(2) * sigmoid<T>(x + x) - T(1); }
+template <class T, int M> inline void tanh(Vector<T> (&x)[M]) {
+    for (int m = 0; m < M; ++m) x[m] = T(-2) * x[m];
+    exponential<T>(x);
+    for (int m = 0; m < M; ++m) x[m] = T(2) / (T(1) + x[m]) - T(1);
+}
+
+// The four gates' activations: sigmoid, sigmoid, tanh = 2 sigmoid(2x) - 1, sigmoid.
+template <class T> inline void activate(Vector<T>& i, Vector<T>& f, Vector<T>& g, Vector<T>& o) {
+    Vector<T> x[4] = {-i, -f, T(-2) * g, -o};
+    exponential<T>(x);
+    for (int q = 0; q < 4; ++q) x[q] += T(1);
+    // 1 / a = b / (a b): divisions are slow, and one serves two.
+    const Vector<T> if_ = T(1) / (x[0] * x[1]), go = T(1) / (x[2] * x[3]);
+    i = x[1] * if_;
+    f = x[0] * if_;
+    g = T(2) * (x[3] * go) - T(1);
+    o = x[2] * go;
+}
 
 struct BFloat16 { uint16_t bits; };
 
@@ -94,22 +117,29 @@ inline BFloat16 narrow(float x) {  // to nearest, ties to even
     return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+inline float widen(float x) { return x; }
+inline double widen(double x) { return x; }
+template <class S, class T> inline S narrow_to(T x) {
+    if constexpr (std::is_same_v<S, T>) return x;
+    else return narrow(x);
+}
+
 // n coordinates of one row from memory, zeros after them: lanes beyond the end then add nothing to any sum.
-template <class T> inline void load(Vector<T>* row, const T* from, int64_t n) {
-    std::memcpy(row, from, n * sizeof(T));
-    if (n < CHUNK) std::memset((char*)row + n * sizeof(T), 0, (CHUNK - n) * sizeof(T));
+template <class T, class S> inline void load(Vector<T>* row, const S* from, int64_t n) {
+    T* to = (T*)row;
+    if (n == CHUNK) {  // a constant count: unrolled vector moves
+        for (int64_t i = 0; i < CHUNK; ++i) to[i] = widen(from[i]);
+    } else {
+        for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
+        for (int64_t i = n; i < CHUNK; ++i) to[i] = 0;
+    }
 }
-inline void load(Vector<float>* row, const BFloat16* from, int64_t n) {
-    float* to = (float*)row;
-    for (int64_t i = 0; i < n; ++i) to[i] = widen(from[i]);
-    std::fill(to + n, to + CHUNK, 0.0f);
-}
-template <class T> inline void store(T* to, const Vector<T>* row, int64_t n) {
-    std::memcpy(to, row, n * sizeof(T));
-}
-inline void store(BFloat16* to, const Vector<float>* row, int64_t n) {
-    const float* from = (const float*)row;
-    for (int64_t i = 0; i < n; ++i) to[i] = narrow(from[i]);
+template <class T, class S> inline void store(S* to, const Vector<T>* row, int64_t n) {
+    const T* from = (const T*)row;
+    if (n == CHUNK)
+        for (int64_t i = 0; i < CHUNK; ++i) to[i] = narrow_to<S>(from[i]);
+    else
+        for (int64_t i = 0; i < n; ++i) to[i] = narrow_to<S>(from[i]);
 }
 
 // --------------------------------------------------------------------------------------------- the LSTM
@@ -140,7 +170,7 @@ template <class T> struct Weights {
 };
 
 template <class T> void preprocess(Vector<T>* rows, const T* grad, int64_t n, const Spec& spec) {
-    load(rows, grad, n);
+    load<T>(rows, grad, n);
     if (!spec.log_sign) return;
     T *magnitude = (T*)rows, *sign = (T*)(rows + ROW<T>);
     const T p = spec.p, slope = std::exp(spec.p);
@@ -162,12 +192,7 @@ inline void gates(Tile<T> (&gate)[4], const Weights<const T>& layer, const Vecto
     for (int64_t k = 0; k < K; ++k)
         for (int q = 0; q < 4; ++q)
             for (int v = 0; v < TILE_VECTORS; ++v) gate[q][v] += weight[q * H * K + k] * x[k * ROW<T> + v];
-    for (int v = 0; v < TILE_VECTORS; ++v) {
-        gate[0][v] = sigmoid<T>(gate[0][v]);
-        gate[1][v] = sigmoid<T>(gate[1][v]);
-        gate[2][v] = tanh<T>(gate[2][v]);
-        gate[3][v] = sigmoid<T>(gate[3][v]);
-    }
+    for (int v = 0; v < TILE_VECTORS; ++v) activate<T>(gate[0][v], gate[1][v], gate[2][v], gate[3][v]);
 }
 
 // Rows of CHUNK coordinates, zeroed and aligned.
@@ -224,22 +249,23 @@ void step(int64_t threads, const Spec& spec, int64_t N, T* theta, const T* grad,
                     const auto layer = Weights<const T>::of(phi, spec, l);
                     const int64_t K = spec.columns(l), above = 2 * l * H;  // rows of the state before this layer
                     for (int64_t j = 0; j < H; ++j) {
-                        load((*operand)[K - H + j], state + (above + j) * N + start, n);
-                        load(cell[j], state + (above + H + j) * N + start, n);
+                        load<T>((*operand)[K - H + j], state + (above + j) * N + start, n);
+                        load<T>(cell[j], state + (above + H + j) * N + start, n);
                     }
                     for (int64_t v0 = 0; v0 * LANES<T> < n; v0 += TILE_VECTORS)
                         for (int64_t j = 0; j < H; ++j) {
                             Tile<T> gate[4];
                             gates<T>(gate, layer, (*operand)[0] + v0, j, H, K);
                             Vector<T>*c = cell[j] + v0, *h = (*next)[j] + v0;
-                            for (int v = 0; v < TILE_VECTORS; ++v) {
-                                c[v] = gate[1][v] * c[v] + gate[0][v] * gate[2][v];
-                                h[v] = gate[3][v] * tanh<T>(c[v]);
-                            }
+                            Tile<T> tanh_c;
+                            for (int v = 0; v < TILE_VECTORS; ++v)
+                                tanh_c[v] = c[v] = gate[1][v] * c[v] + gate[0][v] * gate[2][v];
+                            tanh<T>(tanh_c);
+                            for (int v = 0; v < TILE_VECTORS; ++v) h[v] = gate[3][v] * tanh_c[v];
                         }
                     for (int64_t j = 0; j < H; ++j) {
-                        store(new_state + (above + j) * N + start, (*next)[j], n);
-                        store(new_state + (above + H + j) * N + start, cell[j], n);
+                        store<T>(new_state + (above + j) * N + start, (*next)[j], n);
+                        store<T>(new_state + (above + H + j) * N + start, cell[j], n);
                     }
                     std::swap(operand, next);
                 }
@@ -265,12 +291,12 @@ void accumulate(Vector<T>* sums, const Vector<T>* d_z, const Vector<T>* operand,
     for (int64_t r = 0; r < rows; r += 4)
         for (int64_t c = 0; c < columns; c += 4, sums += 16) {
             Vector<T> sum[4][4];
-            std::memcpy(sum, sums, sizeof sum);
+            for (int i = 0; i < 16; ++i) sum[i / 4][i % 4] = sums[i];
             for (int64_t v = 0; v < vectors; ++v)
                 for (int i = 0; i < 4; ++i)
                     for (int k = 0; k < 4; ++k)
                         sum[i][k] += d_z[(r + i) * ROW<T> + v] * operand[(c + k) * ROW<T> + v];
-            std::memcpy(sums, sum, sizeof sum);
+            for (int i = 0; i < 16; ++i) sums[i] = sum[i / 4][i % 4];
         }
 }
 
@@ -323,9 +349,13 @@ template <class T> struct Backward {
             for (int64_t j = 0; j < H; ++j) {
                 Tile<T> gate[4];
                 gates<T>(gate, weights, operand[l][0] + v0, j, H, K);
+                Tile<T> tanhs;
+                for (int v = 0; v < TILE_VECTORS; ++v)
+                    tanhs[v] = gate[1][v] * cell[j][v0 + v] + gate[0][v] * gate[2][v];
+                tanh<T>(tanhs);
                 for (int v = 0; v < TILE_VECTORS; ++v) {
                     const Vector<T> i = gate[0][v], f = gate[1][v], g = gate[2][v], o = gate[3][v];
-                    const Vector<T> c = cell[j][v0 + v], tanh_c = tanh<T>(f * c + i * g);
+                    const Vector<T> c = cell[j][v0 + v], tanh_c = tanhs[v];
                     const Vector<T> d_h = d_hidden[l][j][v0 + v] + d_above[j][v0 + v];
                     const Vector<T> d_c = d_cell[l][j][v0 + v] + d_h * o * (T(1) - tanh_c * tanh_c);
                     d_z[j][v0 + v] = d_c * g * i * (T(1) - i);
@@ -344,7 +374,7 @@ template <class T> struct Backward {
                             sum[q][v] += weights.weight[r * K + k + q] * d_z[r][v0 + v];
                 for (int q = 0; q < 4 && k + q < K; ++q) {
                     Vector<T>* to = k + q < inputs ? d_above[k + q] : d_hidden[l][k + q - inputs];
-                    std::memcpy(to + v0, sum[q], sizeof sum[q]);
+                    for (int v = 0; v < TILE_VECTORS; ++v) to[v0 + v] = sum[q][v];
                 }
             }
         }
@@ -388,27 +418,27 @@ void bptt(int64_t threads, const Spec& spec, int64_t N, int64_t steps, const T* 
                 for (int64_t l = 0; l < L; ++l)
                     for (int64_t j = 0; j < H; ++j) {
                         const T* from = d_final_state + (2 * l * H + j) * N + start;
-                        load(b.d_hidden[l][j], from, d_final_state ? n : 0);
-                        load(b.d_cell[l][j], from + H * N, d_final_state ? n : 0);
+                        load<T>(b.d_hidden[l][j], from, d_final_state ? n : 0);
+                        load<T>(b.d_cell[l][j], from + H * N, d_final_state ? n : 0);
                     }
                 for (int64_t t = steps - 1; t >= 0; --t) {
                     const S *before = history + t * state_size + start, *after = before + state_size;
-                    load(b.d_out[0], d_updates + t * N + start, n);
+                    load<T>(b.d_out[0], d_updates + t * N + start, n);
                     for (int64_t v = 0; v < ROW<T>; ++v) {
                         b.d_out[0][v] *= T(spec.output_scale);
                         b.head_sums.data.get()[H] += b.d_out[0][v];
                     }
                     for (int64_t j = 0; j < H; ++j) {
-                        load(b.cell[0], after + ((L - 1) * 2 * H + j) * N, n);
+                        load<T>(b.cell[0], after + ((L - 1) * 2 * H + j) * N, n);
                         b.head(head, b.cell[0], j);
                     }
                     for (int64_t l = L - 1; l >= 0; --l) {
                         const int64_t inputs = spec.inputs(l);
                         if (l == 0) preprocess(b.operand[0][0], grads + t * N + start, n, spec);
                         for (int64_t j = 0; j < H; ++j) {
-                            if (l > 0) load(b.operand[l][j], after + (2 * (l - 1) * H + j) * N, n);
-                            load(b.operand[l][inputs + j], before + (2 * l * H + j) * N, n);
-                            load(b.cell[j], before + ((2 * l + 1) * H + j) * N, n);
+                            if (l > 0) load<T>(b.operand[l][j], after + (2 * (l - 1) * H + j) * N, n);
+                            load<T>(b.operand[l][inputs + j], before + (2 * l * H + j) * N, n);
+                            load<T>(b.cell[j], before + ((2 * l + 1) * H + j) * N, n);
                         }
                         b.layer(l, Weights<const T>::of(phi, spec, l), n);
                     }
@@ -416,8 +446,8 @@ void bptt(int64_t threads, const Spec& spec, int64_t N, int64_t steps, const T* 
                 for (int64_t l = 0; l < L; ++l)
                     for (int64_t j = 0; j < H; ++j) {
                         T* to = d_initial_state + (2 * l * H + j) * N + start;
-                        store(to, b.d_hidden[l][j], n);
-                        store(to + H * N, b.d_cell[l][j], n);
+                        store<T>(to, b.d_hidden[l][j], n);
+                        store<T>(to + H * N, b.d_cell[l][j], n);
                     }
             }
             b.reduce(partials.data() + slice * P);
