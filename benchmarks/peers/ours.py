@@ -1,0 +1,67 @@
+"""Our side of the comparison, through the package's own rollout: what a training step of MetaLearner does."""
+
+import torch
+import torch.nn.functional as F
+from harness import D_HID, D_IN, D_OUT, HIDDEN, META_LR, OUTPUT_SCALE, P_THRESHOLD, N, main
+
+from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout import Rollout
+from l2l_lightning.rules import CoordinatewiseLSTM
+from l2l_lightning.tasks.base import Task, split_vector
+
+
+class GivenMLP(Task):
+    """The problem's MLP: its θ0, images and minibatches are given, not drawn."""
+
+    num_coordinates = N
+
+    def __init__(self, problem):
+        self.images = torch.from_numpy(problem["images"])
+        self.labels = torch.from_numpy(problem["labels"])
+        self.thetas = iter(torch.from_numpy(problem["theta"]))
+        self.tasks = iter(range(len(problem["theta"])))
+        self.indices = torch.from_numpy(problem["indices"]).flatten(0, 1)  # [evaluations, K, B]
+
+    def init(self, generator):
+        return next(self.thetas)
+
+    def instance(self, generator):
+        return iter(self.indices[:, next(self.tasks)])
+
+    def batch(self, instance, images, generator):
+        return next(instance)
+
+    def gather(self, batches, images):
+        return self.images[batches], self.labels[batches]
+
+    def loss(self, theta, batch):
+        images, labels = batch
+        w1, b1, w2, b2 = split_vector(theta, [(D_IN, D_HID), (D_HID,), (D_HID, D_OUT), (D_OUT,)])
+        hidden = torch.sigmoid(images @ w1 + b1)
+        return F.cross_entropy(hidden @ w2 + b2, labels)
+
+    def config(self):
+        return {}
+
+
+def prepare(problem):
+    rule = CoordinatewiseLSTM(2, HIDDEN, "log_sign", P_THRESHOLD, OUTPUT_SCALE)
+    parameters = list(rule.parameters())
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(problem["phi"]), parameters)
+    adam = torch.optim.Adam(parameters, lr=META_LR)
+    optimizees = Optimizees(GivenMLP(problem), None, 0, "test", range(len(problem["theta"])))
+    rollout = Rollout(rule, optimizees)
+
+    def meta_step(indices):
+        adam.zero_grad()
+        meta_loss = rollout.window(len(indices) - 1).meta_loss
+        meta_loss.backward()
+        gradient = torch.cat([parameter.grad.view(-1) for parameter in parameters])
+        adam.step()
+        return meta_loss.item(), gradient
+
+    return meta_step
+
+
+if __name__ == "__main__":
+    main("torch", prepare)
