@@ -1,0 +1,241 @@
+"""The compiled CPU kernels against the float64 reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from l2l_kernels import LSTMSpec, cpu, reference
+from l2l_kernels.cpu import library
+
+pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="no C++ compiler")
+
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
+
+
+def relative_error(actual, expected):
+    expected = expected.double()
+    return ((actual.double() - expected).norm() / expected.norm().clamp(min=1e-30)).item()
+
+
+def poisoned(*shape, dtype):
+    """Memory in which whatever is read before it is written shows."""
+    return torch.full(shape, torch.nan, dtype=dtype)
+
+
+def problem(spec, T, N, dtype, seed=0):
+    """φ, initial state, gradients over many orders of magnitude, cotangents."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    phi = normal(spec.num_parameters) / spec.hidden_size**0.5
+    initial = 0.5 * normal(*spec.state_shape, N)
+    grads = normal(T, N) * (4 * normal(T, N)).exp() * 1e-3
+    return [tensor.to(dtype) for tensor in (phi, initial, grads, normal(T, N))]
+
+
+def rollout(step_, theta, initial, grads, phi, spec, new_history):
+    """θ_T and the states s_0 … s_T."""
+    new_history[0] = initial
+    for t, grad in enumerate(grads):
+        step_(theta, grad, new_history[t], new_history[t + 1], phi, spec)
+    return theta, new_history
+
+
+def check(spec, T, N, dtype, with_final_state, seed=0):
+    phi, initial, grads, d_updates = problem(spec, T, N, dtype, seed)
+    history = poisoned(T + 1, *spec.state_shape, N, dtype=dtype)
+    theta, history = rollout(cpu.step_, torch.zeros(N, dtype=dtype), initial, grads, phi, spec, history)
+    exact_phi, exact_initial, exact_grads, exact_d_updates = (
+        tensor.double() for tensor in (phi, initial, grads, d_updates)
+    )
+    expected_theta, expected = torch.zeros(N, dtype=torch.float64), exact_initial
+    states = [expected]
+    for grad in exact_grads:
+        expected_theta, expected = reference.step(expected_theta, grad, expected, exact_phi, spec)
+        states.append(expected)
+    assert relative_error(theta, expected_theta) < TOLERANCE[dtype]
+    assert relative_error(history, torch.stack(states)) < TOLERANCE[dtype]
+
+    d_final = torch.ones_like(initial) if with_final_state else None
+    actual = cpu.bptt(grads, history, d_updates, d_final, phi, spec)
+    exact_d_final = None if d_final is None else d_final.double()
+    expected = reference.bptt(exact_grads, history.double(), exact_d_updates, exact_d_final, exact_phi, spec)
+    for a, b in zip(actual, expected, strict=True):
+        assert a.dtype == dtype
+        assert relative_error(a, b) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("T", "N", "with_final_state"), [(1, 1, True), (20, 31, False), (2, 1023, True), (2, 5000, False)]
+)
+@pytest.mark.parametrize("preprocessing", ["log_sign", "identity"])
+@pytest.mark.parametrize(("num_layers", "hidden_size"), [(1, 5), (2, 20), (2, 33), (3, 64)])
+def test_matches_the_reference(dtype, T, N, with_final_state, preprocessing, num_layers, hidden_size):
+    check(LSTMSpec(num_layers, hidden_size, preprocessing), T, N, dtype, with_final_state)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    spec=st.builds(
+        LSTMSpec,
+        num_layers=st.integers(1, 3),
+        hidden_size=st.integers(1, 64),
+        preprocessing=st.sampled_from(["log_sign", "identity"]),
+        p=st.floats(1, 20),
+        output_scale=st.floats(0.01, 10),
+    ),
+    T=st.integers(1, 4),
+    N=st.integers(1, 600),
+    with_final_state=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_matches_the_reference_at_random_shapes(spec, T, N, with_final_state, seed):
+    check(spec, T, N, torch.float64, with_final_state, seed)
+
+
+SPEC = LSTMSpec(num_layers=2, hidden_size=20)
+
+
+def test_bfloat16_states_are_widened_exactly_and_rounded_once():
+    T, N = 3, 700
+    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float32)
+    history = poisoned(T + 1, *SPEC.state_shape, N, dtype=torch.bfloat16)
+    theta, history = rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
+    for t in range(T):
+        _, expected = reference.step(
+            theta.double(), grads[t].double(), history[t].double(), phi.double(), SPEC
+        )
+        # Half a unit in the last of bfloat16's eight bits.
+        torch.testing.assert_close(history[t + 1].double(), expected, rtol=2**-8, atol=1e-6)
+    actual = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    expected = reference.bptt(grads.double(), history.double(), d_updates.double(), None, phi.double(), SPEC)
+    assert max(map(relative_error, actual, expected)) < TOLERANCE[torch.float32]
+
+
+def test_bfloat16_rounds_to_even_and_keeps_nan_and_infinity():
+    """One unit whose cell passes through: c' = σ(40) c exactly, in float32."""
+    spec = LSTMSpec(num_layers=1, hidden_size=1, preprocessing="identity")
+    phi = torch.zeros(spec.num_parameters)
+    _, bias = spec.unpack(phi).layers[0]
+    bias[1] = 40.0
+    cells = torch.tensor([1.0, -3.5, 1e30, 1e-30, torch.inf, -torch.inf, torch.nan])
+    state = torch.stack([torch.zeros_like(cells), cells]).view(1, 2, 1, -1).bfloat16()
+    new_state = torch.empty_like(state)
+    zeros = torch.zeros_like(cells)
+    cpu.step_(zeros.clone(), zeros, state, new_state, phi, spec)
+    torch.testing.assert_close(new_state[0, 1], state[0, 1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_floating_dtype_of_theta_and_state(dtype, state_dtype):
+    phi, initial, grads, d_updates = problem(SPEC, 1, 50, dtype)
+    state, new_state = initial.to(state_dtype), poisoned(*initial.shape, dtype=state_dtype)
+    theta = torch.zeros(50)
+    cpu.step_(theta, grads[0], state, new_state, phi, SPEC)
+    expected_theta, expected = reference.step(torch.zeros(50), grads[0], state, phi, SPEC)
+    torch.testing.assert_close(theta, expected_theta, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(new_state, expected, rtol=1e-2, atol=1e-4)
+    history = torch.stack([state, new_state])
+    actual = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    expected = reference.bptt(grads, history, d_updates, None, phi, SPEC)
+    torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_strided_arguments():
+    T, N = 2, 300
+    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float64)
+    history = poisoned(T + 1, *SPEC.state_shape, N, dtype=torch.float64)
+    theta, history = rollout(
+        cpu.step_, torch.zeros(N, dtype=torch.float64), initial, grads, phi, SPEC, history
+    )
+    expected = cpu.bptt(grads, history, d_updates, initial, phi, SPEC)
+
+    def strided(tensor):
+        return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
+
+    spread = strided(torch.zeros_like(theta))
+    strided_history = strided(torch.full_like(history, torch.nan))
+    rollout(cpu.step_, spread, initial, strided(grads), strided(phi), SPEC, strided_history)
+    assert torch.equal(spread, theta)
+    assert torch.equal(strided_history, history)
+    arguments = (strided(tensor) for tensor in (grads, history, d_updates, initial, phi))
+    actual = cpu.bptt(*arguments, SPEC)
+    assert all(map(torch.equal, actual, expected))
+
+
+@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
+def test_the_state_may_be_updated_in_place(state_dtype):
+    phi, initial, grads, _ = problem(SPEC, 1, 1500, torch.float32)
+    state = initial.to(state_dtype)
+    new_state = poisoned(*state.shape, dtype=state_dtype)
+    theta, in_place_theta = torch.zeros(1500), torch.zeros(1500)
+    cpu.step_(theta, grads[0], state, new_state, phi, SPEC)
+    cpu.step_(in_place_theta, grads[0], state, state, phi, SPEC)
+    assert torch.equal(state, new_state)
+    assert torch.equal(in_place_theta, theta)
+
+
+def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads():
+    T, N = 3, 70_000  # more than MAX_SLICES * MIN_SLICE, so that slices grow
+    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float32)
+
+    def run(threads):
+        torch.set_num_threads(threads)
+        history = torch.empty(T + 1, *SPEC.state_shape, N)
+        theta, history = rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
+        return theta, history, *cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+
+    before = torch.get_num_threads()
+    try:
+        runs = [run(threads) for threads in (1, 1, 2, 3)]
+    finally:
+        torch.set_num_threads(before)
+    for other in runs[1:]:
+        assert all(map(torch.equal, runs[0], other))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_coordinate_that_diverges_leaves_the_others_alone(bad):
+    N = 100
+    phi, initial, grads, _ = problem(SPEC, 1, N, torch.float32)
+    healthy, new_state = torch.zeros(N), torch.empty_like(initial)
+    cpu.step_(healthy, grads[0], initial, new_state, phi, SPEC)
+    grads[0, 37] = bad
+    theta, poisoned_state = torch.zeros(N), torch.empty_like(initial)
+    cpu.step_(theta, grads[0], initial, poisoned_state, phi, SPEC)
+    others = torch.arange(N) != 37
+    assert torch.equal(theta[others], healthy[others])
+    assert torch.equal(poisoned_state[..., others], new_state[..., others])
+    expected, _ = reference.step(torch.zeros(N), grads[0], initial, phi, SPEC)
+    torch.testing.assert_close(theta, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("scale", [30.0, 300.0])
+def test_saturated_gates(scale):
+    """Pre-activations far beyond the exponential's limits."""
+    N = 200
+    phi, initial, grads, d_updates = problem(SPEC, 1, N, torch.float64)
+    phi = scale * phi
+    theta, new_state = torch.zeros(N, dtype=torch.float64), torch.empty_like(initial)
+    cpu.step_(theta, grads[0], initial, new_state, phi, SPEC)
+    expected_theta, expected = reference.step(torch.zeros_like(theta), grads[0], initial, phi, SPEC)
+    torch.testing.assert_close(theta, expected_theta, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(new_state, expected, rtol=1e-11, atol=1e-12)
+    history = torch.stack([initial, new_state])
+    actual = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    expected = reference.bptt(grads, history, d_updates, None, phi, SPEC)
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_an_empty_window_and_no_coordinates():
+    phi, initial, *_ = problem(SPEC, 1, 10, torch.float32)
+    nothing = torch.empty(0, 10)
+    d_phi, d_initial = cpu.bptt(nothing, initial[None], nothing, initial, phi, SPEC)
+    assert not d_phi.any()
+    assert torch.equal(d_initial, initial)
+    empty = torch.empty(*SPEC.state_shape, 0)
+    cpu.step_(torch.empty(0), torch.empty(0), empty, empty, phi, SPEC)

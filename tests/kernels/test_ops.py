@@ -1,0 +1,211 @@
+"""The operators' contract with PyTorch: registration, autograd, errors, and the choice of a backend."""
+
+import os
+import subprocess
+import sys
+import warnings
+
+import l2l_kernels
+import pytest
+import torch
+from l2l_kernels import BACKEND_VARIABLE, BackendUnavailableError, LSTMSpec, backends, reference
+from l2l_kernels.ops import _constants
+
+SPEC = LSTMSpec(num_layers=2, hidden_size=4, p=4.0)
+T, N = 3, 6
+
+
+def tensors(dtype=torch.float64, requires_grad=False):
+    """theta, grad, state, phi."""
+    torch.manual_seed(0)
+    phi = torch.randn(SPEC.num_parameters, dtype=dtype)
+    theta, grad = torch.randn(2, N, dtype=dtype)
+    state = torch.randn(*SPEC.state_shape, N, dtype=dtype)
+    for tensor in (phi, theta, state):
+        tensor.requires_grad_(requires_grad)
+    return theta.detach().requires_grad_(requires_grad), grad, state, phi
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+class TestRegistration:
+    def test_step_(self, backend):
+        theta, grad, state, phi = tensors()
+        args = (theta, grad, state, torch.empty_like(state), phi, *_constants(SPEC, backend))
+        torch.library.opcheck(torch.ops.l2l_kernels.step_.default, args)
+
+    def test_step(self, backend):
+        args = (*tensors(requires_grad=True), *_constants(SPEC, backend))
+        torch.library.opcheck(torch.ops.l2l_kernels.step.default, args)
+
+    @pytest.mark.parametrize("from_final_state", [False, True])
+    def test_bptt(self, backend, from_final_state):
+        phi = tensors()[-1]
+        grads, d_updates = torch.randn(2, T, N, dtype=phi.dtype)
+        history = torch.randn(T + 1, *SPEC.state_shape, N, dtype=phi.dtype)
+        d_final = torch.randn_like(history[0]) if from_final_state else None
+        args = (grads, history, d_updates, d_final, phi, *_constants(SPEC, backend))
+        torch.library.opcheck(torch.ops.l2l_kernels.bptt.default, args)
+
+    def test_step_gradcheck(self, backend):
+        theta, grad, state, phi = tensors(requires_grad=True)
+
+        def step(theta, state, phi):
+            return l2l_kernels.step(theta, grad, state, phi, SPEC, backend)
+
+        assert torch.autograd.gradcheck(step, (theta, state, phi))
+
+    def test_step_and_step_agree(self, backend):
+        theta, grad, state, phi = tensors()
+        expected_theta, expected_state = l2l_kernels.step(theta, grad, state, phi, SPEC, backend)
+        new_state = torch.empty_like(state)
+        l2l_kernels.step_(theta, grad, state, new_state, phi, SPEC, backend)
+        assert torch.equal(theta, expected_theta)
+        assert torch.equal(new_state, expected_state)
+
+
+def test_gradient_through_two_steps_is_the_references():
+    theta, grad, state, phi = tensors(requires_grad=True)
+
+    def run(step):
+        t, s = step(theta, grad, state, phi, SPEC)
+        t, s = step(t, 2 * grad, s, phi, SPEC)
+        return torch.autograd.grad(t.square().sum() + s.sin().sum(), (theta, state, phi))
+
+    torch.testing.assert_close(run(l2l_kernels.step), run(reference.step), rtol=1e-11, atol=1e-12)
+
+
+def test_a_gradient_that_requires_grad_is_refused():
+    theta, grad, state, phi = tensors()
+    with pytest.raises(RuntimeError, match=r"pass grad\.detach\(\)"):
+        l2l_kernels.step(theta, grad.requires_grad_(), state, phi, SPEC)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta": torch.zeros(2, 3)}, "theta and grad must be flat and of one length"),
+        ({"grad": torch.zeros(N + 1)}, "theta and grad must be flat and of one length"),
+        ({"state": torch.zeros(*SPEC.state_shape, N + 1)}, r"state must have shape \[2, 2, 4, 6\]"),
+        ({"phi": torch.zeros(3)}, r"phi must have shape \[\d+\]"),
+        ({"grad": torch.zeros(N, device="meta")}, "grad is on meta but phi is on cpu"),
+    ],
+)
+def test_step_names_what_does_not_fit(change, message):
+    names = ("theta", "grad", "state", "phi")
+    arguments = {**dict(zip(names, tensors(torch.float32), strict=True)), **change}
+    new_state = torch.empty(*SPEC.state_shape, N)
+    with pytest.raises(ValueError, match=message):
+        l2l_kernels.step(**arguments, spec=SPEC)
+    with pytest.raises(ValueError, match=message):
+        l2l_kernels.step_(**arguments, new_state=new_state, spec=SPEC)
+
+
+def test_step_names_a_new_state_that_does_not_fit():
+    theta, grad, state, phi = tensors()
+    with pytest.raises(ValueError, match="new_state must have shape"):
+        l2l_kernels.step_(theta, grad, state, torch.empty(3), phi, SPEC)
+
+
+def test_bptt_names_what_does_not_fit():
+    phi = tensors()[-1]
+    grads, history = torch.zeros(T, N), torch.zeros(T + 1, *SPEC.state_shape, N)
+    with pytest.raises(ValueError, match="grads and d_updates must both be"):
+        l2l_kernels.bptt(grads, history, grads[1:], None, phi, SPEC)
+    with pytest.raises(ValueError, match="history must have shape"):
+        l2l_kernels.bptt(grads, history[1:], grads, None, phi, SPEC)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"num_layers": 4},
+        {"hidden_size": 65},
+        {"preprocessing": "none"},
+        {"p": 0.0},
+        {"output_scale": 0.0},
+    ],
+)
+def test_a_spec_out_of_range_is_refused_by_name(arguments):
+    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
+        LSTMSpec(**arguments)
+
+
+class TestBackendChoice:
+    def test_by_device(self, monkeypatch):
+        monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+        assert backends.choose(torch.device("cpu")) == "cpu"
+        assert backends.choose(torch.device("cuda")) == "triton"
+        assert backends.choose(torch.device("mps")) == "reference"
+
+    def test_the_variable_wins_over_the_device_and_the_argument_over_the_variable(self, monkeypatch):
+        monkeypatch.setenv(BACKEND_VARIABLE, "reference")
+        assert backends.choose(torch.device("cpu")) == "reference"
+        assert backends.choose(torch.device("cpu"), "cpu") == "cpu"
+
+    def test_an_unknown_name_lists_the_known_ones(self, monkeypatch):
+        monkeypatch.setenv(BACKEND_VARIABLE, "fast")
+        with pytest.raises(BackendUnavailableError, match="'fast': choose one of triton, cpu, reference"):
+            l2l_kernels.step(*tensors(), SPEC)
+
+    def test_a_backend_that_cannot_run_says_why(self, monkeypatch):
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(BackendUnavailableError, match="'triton' cannot run on cpu: "):
+            l2l_kernels.step(*tensors(), SPEC, backend="triton")
+        with pytest.raises(BackendUnavailableError, match="must be on the CPU"):
+            backends.choose(torch.device("cuda"), "cpu")
+
+    def test_the_choice_reaches_the_implementation(self, monkeypatch):
+        called = []
+
+        class Spy:
+            def step_(self, *args):
+                called.append(args)
+
+        monkeypatch.setattr(backends, "load", lambda name: called.append(name) or Spy())
+        l2l_kernels.step(*tensors(), SPEC, backend="reference")
+        assert called[0] == "reference"
+
+
+def test_without_a_compiler_the_reference_runs_and_one_warning_says_so():
+    program = """
+import torch, l2l_kernels
+spec = l2l_kernels.LSTMSpec(num_layers=1, hidden_size=2)
+phi, state = torch.randn(spec.num_parameters), torch.zeros(*spec.state_shape, 3)
+args = torch.zeros(3), torch.randn(3), state, phi, spec
+for _ in range(2):
+    fallback = l2l_kernels.step(*args)
+assert all(map(torch.equal, fallback, l2l_kernels.step(*args, backend="reference")))
+"""
+    environment = {**os.environ, "PATH": "", "CXX": "", BACKEND_VARIABLE: "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("no C++ compiler was found") == 1
+
+
+def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
+    from l2l_kernels.cpu import library
+
+    compiler = tmp_path / "broken"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no such vector" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "cache"))
+    with pytest.warns(UserWarning, match=r"(?s)broken failed: .*no such vector"):
+        assert library.load.__wrapped__() is None
+
+
+def test_kernels_are_compiled_once_per_cache(monkeypatch, tmp_path):
+    from l2l_kernels.cpu import library
+
+    if library.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert library.load.__wrapped__() is not None
+        (built,) = tmp_path.iterdir()
+        written = built.stat().st_mtime_ns
+        assert library.load.__wrapped__() is not None
+    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
