@@ -131,7 +131,7 @@ class Rollout:
         theta = optimizees.theta.view(-1)
         for t in range(T + 1):
             losses[t], grad = optimizees.losses_and_grads()
-            grads[t] = grad.view(-1)
+            grads[t] = grad.reshape(-1)
             if t < T:
                 rule.step_(theta, grads[t], history[t], history[t + 1])
         self.state.copy_(history[T])
@@ -190,5 +190,5 @@ def run_rule(rule: UpdateRule, optimizees: Optimizees, horizon: int) -> Tensor:
     losses = optimizees.theta.new_empty(horizon, len(optimizees))
     for t in range(horizon):
         losses[t], grad = optimizees.losses_and_grads()
-        rule.step_(theta, grad.view(-1), state, state)
+        rule.step_(theta, grad.reshape(-1), state, state)
     return losses

@@ -66,5 +66,9 @@ class UpdateRule(nn.Module, ABC):
         return totals
 
     @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws φ anew, from the generator or from torch's global stream."""
+
+    @abstractmethod
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain values, so that a checkpoint can name them."""

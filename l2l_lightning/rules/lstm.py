@@ -75,8 +75,8 @@ class CoordinatewiseLSTM(UpdateRule):
             drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
             parameter.copy_(drawn)
         for layer in range(self.spec.num_layers):
-            self.get_parameter(f"bias_{layer}")[H : 2 * H] += self.forget_bias
-        self.head_weight *= self.head_init_scale
+            self.get_parameter(f"bias_{layer}")[H : 2 * H].add_(self.forget_bias)
+        self.head_weight.mul_(self.head_init_scale)
         self.head_bias.zero_()
 
     def phi(self) -> Tensor:
@@ -97,7 +97,7 @@ class CoordinatewiseLSTM(UpdateRule):
         """d/dφ of Σ_t <d_updates_t, u_t> by the fused backward through time."""
         d_phi, _ = bptt(grads, history, d_updates, None, self.phi(), self.spec, self.backend)
         parameters = list(self.parameters())
-        parts = d_phi.split([parameter.numel() for parameter in parameters])
+        parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
         return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
 
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,167 @@
+"""What watches a meta-training: averaging of φ, and a guard against collapse."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from l2l_lightning.optimizees import derive_generator
+
+
+class MetaTrainingError(RuntimeError):
+    """Meta-training cannot go on; the message says what happened and which option to change."""
+
+
+class PhiAveraging(EMAWeightAveraging):
+    """Exponential moving average of φ; validation, checkpoints and the final comparison use the average.
+
+    φ̄ ← decay · φ̄ + (1 - decay) · φ after every meta-step.
+
+    Args:
+        decay: In [0, 1); 0 is no averaging. The meta-gradient is noisy and φ wanders: 0.99 averages over
+            about a hundred meta-steps.
+
+    Raises:
+        ValueError: decay is out of its range.
+    """
+
+    def __init__(self, decay: float = 0.99) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"averaging.decay must be in [0, 1), got {decay}")
+        super().__init__(use_buffers=False, decay=decay)
+
+    def restart(self) -> None:
+        """Forgets the average: the next meta-step's φ starts a new one."""
+        assert self._average_model is not None
+        self._average_model.n_averaged.zero_()
+
+
+class CollapseGuard(Callback):
+    """Restarts or stops a meta-training that has collapsed to chance or to NaN.
+
+    A run has collapsed when a meta-gradient is not finite, or when the final loss of `patience` validations
+    in a row is no better than `chance` times the loss before the first step. A restart takes φ from the best
+    checkpoint (or draws it anew if there is none better than chance), empties Adam's moments, abandons the
+    rollouts in progress and halves the meta-learning rate.
+
+    Args:
+        action: "restart" or "stop".
+        patience: Validations in a row that must be at chance.
+        chance: Fraction of the initial loss that counts as chance.
+        max_restarts: Restarts before the run stops with an error.
+    """
+
+    def __init__(
+        self,
+        action: Literal["restart", "stop"] = "restart",
+        patience: int = 3,
+        chance: float = 0.97,
+        max_restarts: int = 3,
+    ) -> None:
+        self.action = action
+        self.patience = patience
+        self.chance = chance
+        self.max_restarts = max_restarts
+        self.restarts = 0
+        self._at_chance = 0
+        self._ever_better = False
+        self._not_finite = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters, for resuming."""
+        return {
+            "restarts": self.restarts,
+            "at_chance": self._at_chance,
+            "ever_better": self._ever_better,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continues counting."""
+        self.restarts, self._at_chance = state_dict["restarts"], state_dict["at_chance"]
+        self._ever_better = state_dict["ever_better"]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Looks at the meta-gradient; one that is not finite must not reach φ or Adam's moments."""
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        pl_module.log("meta_gradient_norm", norm, batch_size=1)
+        self._not_finite = not math.isfinite(norm.item())
+        if self._not_finite:
+            for gradient in gradients:
+                gradient.zero_()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Acts on a meta-gradient that was not finite."""
+        if self._not_finite:
+            self._not_finite = False
+            self._collapsed(trainer, pl_module, "the meta-gradient is NaN or infinite")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Counts validations at chance."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        final, initial = float(metrics["val/final_loss"]), float(metrics["val/initial_loss"])
+        at_chance = not final < initial - (1 - self.chance) * abs(initial)
+        self._at_chance = self._at_chance + 1 if at_chance else 0
+        self._ever_better |= not at_chance
+        if self._at_chance >= self.patience:
+            self._collapsed(
+                trainer,
+                pl_module,
+                f"the final loss of {self.patience} validations in a row ({final:.4g}) is no better than "
+                f"chance ({initial:.4g} before the first step)",
+            )
+
+    def _collapsed(self, trainer: Trainer, pl_module: LightningModule, what: str) -> None:
+        where = f"meta-step {trainer.global_step}: {what}"
+        if self.action == "stop" or self.restarts >= self.max_restarts:
+            raise MetaTrainingError(
+                f"meta-training collapsed after {self.restarts} restarts; at {where}. "
+                "Lower --model.learning_rate or --trainer.gradient_clip_val, raise --model.num_tasks, "
+                "or allow more --collapse.max_restarts"
+            )
+        self.restarts += 1
+        self._at_chance = 0
+        model: Any = pl_module
+        origin = self._restore_phi(trainer, pl_module)
+        for optimizer in trainer.optimizers:
+            optimizer.state.clear()
+        for scheduler in trainer.lr_scheduler_configs:
+            scheduler.scheduler.base_lrs = [0.5 * lr for lr in scheduler.scheduler.base_lrs]  # type: ignore[union-attr]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, PhiAveraging):
+                callback.restart()
+        model.abandon_rollout()
+        rank_zero_info(
+            f"Collapse at {where}. Restart {self.restarts} of {self.max_restarts}: φ from {origin}, "
+            "meta-learning rate halved."
+        )
+
+    def _restore_phi(self, trainer: Trainer, pl_module: LightningModule) -> str:
+        model: Any = pl_module
+        best = self._best_checkpoint(trainer)
+        if best is None:
+            model.rule.reset_parameters(derive_generator(model.seed, "phi", self.restarts))
+            return "a fresh draw"
+        pl_module.load_state_dict(best["state_dict"])
+        return "the best checkpoint"
+
+    def _best_checkpoint(self, trainer: Trainer) -> dict[str, Any] | None:
+        """The best checkpoint so far, unless even that one was at chance."""
+        checkpointing = trainer.checkpoint_callback
+        if not self._ever_better or not isinstance(checkpointing, ModelCheckpoint):
+            return None
+        if not checkpointing.best_model_path:
+            return None
+        loaded: dict[str, Any] = torch.load(
+            checkpointing.best_model_path, map_location="cpu", weights_only=True
+        )
+        return loaded

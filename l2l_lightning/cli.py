@@ -1,0 +1,297 @@
+"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | info`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from l2l_kernels import BackendUnavailableError
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+
+from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning.data import DataNotFoundError
+from l2l_lightning.data_module import MetaData
+from l2l_lightning.info import print_info
+from l2l_lightning.meta_learner import MetaLearner
+from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
+
+DEFAULT_PRESET = "quadratic"
+NEEDS_CHECKPOINT = ("validate", "test", "compare")
+
+
+class CommandLineError(Exception):
+    """Something that the user can mend; the message says what and with which option."""
+
+
+def presets() -> dict[str, Path]:
+    """The shipped presets by short name.
+
+    Example:
+        >>> "mnist" in presets()
+        True
+    """
+    folder = Path(str(resources.files("l2l_lightning.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+class MetaLearningCLI(LightningCLI):
+    """LightningCLI with the project's loggers, callbacks and run folders."""
+
+    run_name = "run"
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Fit, validate and test as in Lightning; tune and compare are MetaTrainer's."""
+        loaders = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
+        return {
+            "fit": loaders,
+            "validate": loaders,
+            "test": loaders,
+            "tune": {*loaders, "comparison"},
+            "compare": {*loaders, "comparison"},
+        }
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the callbacks' and the comparison's options."""
+        parser.add_argument(
+            "--wandb",
+            type=Literal["offline", "online", "off"],
+            default="offline",
+            help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later.",
+        )
+        parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(PhiAveraging, "averaging")
+        parser.add_lightning_class_args(CollapseGuard, "collapse")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/sum_loss",
+                "checkpoint.filename": "best-{step}",
+                "checkpoint.save_last": True,
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_on_train_epoch_end": False,
+                "early_stopping.monitor": "val/sum_loss",
+                "early_stopping.patience": 1000,
+                "early_stopping.check_finite": False,
+            }
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the arguments that `main` prepared (Lightning would warn that they are not sys.argv's)."""
+        self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's configuration was put before the user's own options (see `main`), not over them."""
+
+    def before_instantiate_classes(self) -> None:
+        """Gives a fit its own run folder, which nothing else ever writes to."""
+        config = self.config[self.subcommand]
+        self.root = Path(config.trainer.default_root_dir or "runs")
+        self.run_folder = self.root
+        if self.subcommand == "fit":
+            self.run_folder = _new_run_folder(self.root / self.run_name)
+        else:
+            # What runs on a checkpoint reports; it leaves no run behind.
+            self.save_config_callback = None
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the loggers, unless the user configured others."""
+        config = self.config[self.subcommand]
+        kwargs["default_root_dir"] = str(self.run_folder)
+        if config.trainer.logger in (None, True):
+            kwargs["logger"] = self._loggers(config.wandb) if self.subcommand == "fit" else False
+        self.trainer_defaults["callbacks"] = []
+        if config.trainer.enable_progress_bar is not False:
+            self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
+        if kwargs.get("logger", config.trainer.logger):
+            self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def _comparison(self) -> ComparisonSettings:
+        settings: ComparisonSettings = self.config_init[self.subcommand].comparison
+        return settings
+
+    def _loggers(self, mode: str) -> list[Logger]:
+        loggers: list[Logger] = [CSVLogger(self.run_folder, name="", version="")]
+        if mode != "off":
+            loggers.append(
+                WandbLogger(
+                    project="l2l-lightning",
+                    name=f"{self.run_name}/{self.run_folder.name}",
+                    save_dir=self.run_folder,
+                    offline=mode == "offline",
+                    group=self.run_name,
+                    job_type="meta-train",
+                )
+            )
+        return loggers
+
+    def before_fit(self) -> None:
+        """Loads the data before anything is written, and says which."""
+        self.datamodule.load(self.model.task)
+        print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
+
+    def after_fit(self) -> None:
+        """Ends a run with the comparison that it is about."""
+        trainer: Any = self.trainer
+        if not trainer.is_global_zero or trainer.interrupted:
+            return
+        best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
+        if best:
+            print(f"Best checkpoint: {best}")
+        trainer.compare(
+            self.model,
+            self.datamodule,
+            self._comparison,
+            ckpt_path=best or None,
+            out=str(self.run_folder),
+            tuning_dir=str(self.root / "tuning"),
+        )
+
+    def tune(self, tuning_dir: str | None) -> None:
+        """Runs MetaTrainer.tune with the command line's settings."""
+        trainer: Any = self.trainer
+        trainer.tune(self.model, self.datamodule, self._comparison, tuning_dir)
+
+    def compare(self, ckpt_path: str | None, out: str, tuning_dir: str | None) -> None:
+        """Runs MetaTrainer.compare with the command line's settings."""
+        trainer: Any = self.trainer
+        trainer.compare(self.model, self.datamodule, self._comparison, ckpt_path, out, tuning_dir)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; what a user can mend is one line on standard error and a non-zero exit."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments[:1] == ["info"]:
+        print_info(presets())
+        return
+    try:
+        arguments, MetaLearningCLI.run_name = _prepare(arguments)
+        MetaLearningCLI(
+            MetaLearner,
+            MetaData,
+            trainer_class=MetaTrainer,
+            trainer_defaults={
+                "max_epochs": 1,
+                "gradient_clip_val": 1.0,
+                # Validation rollouts need the optimizees' gradients.
+                "inference_mode": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            save_config_callback=SaveConfigCallback,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=arguments,
+        )
+    except (CommandLineError, DataNotFoundError, MetaTrainingError, BackendUnavailableError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def _prepare(arguments: list[str]) -> tuple[list[str], str]:
+    """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
+    if not arguments or arguments[0] not in MetaLearningCLI.subcommands():
+        return arguments, "run"
+    subcommand, *rest = arguments
+    expanded, configs = _expand_configs(rest)
+    checkpoint = _option(rest, "--ckpt_path")
+    wants_help = any(argument in ("-h", "--help") for argument in rest)
+    base: list[str] = []
+    if checkpoint:
+        base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand))]
+    elif subcommand in NEEDS_CHECKPOINT and not wants_help:
+        raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
+    elif not configs:
+        configs = [DEFAULT_PRESET]
+        base = ["--config", str(presets()[DEFAULT_PRESET])]
+    name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
+    return [subcommand, *base, *expanded], name
+
+
+def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments with every preset's short name replaced by its path, and the configs they name."""
+    shipped, expanded, configs = presets(), [], []
+    position = 0
+    while position < len(arguments):
+        flag, given, value = arguments[position].partition("=")
+        if flag in ("--config", "-c"):
+            if not given:
+                position += 1
+                if position == len(arguments):
+                    raise CommandLineError("--config needs the name of a preset or a path")
+                value = arguments[position]
+            if value in shipped:
+                path = shipped[value]
+            elif Path(value).is_file():
+                path = Path(value)
+            else:
+                raise CommandLineError(
+                    f"--config {value}: no such file, and no such preset; the presets are {', '.join(shipped)}"
+                )
+            configs.append(value)
+            expanded += ["--config", str(path)]
+        else:
+            expanded.append(arguments[position])
+        position += 1
+    return expanded, configs
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    """The last value given for an option, in either spelling."""
+    value = None
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            value = arguments[position + 1]
+        elif argument.startswith(f"{name}="):
+            value = argument.partition("=")[2]
+    return value
+
+
+def _checkpoint_config(path: str, subcommand: str) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained with; the user's own options override it."""
+    if not Path(path).is_file():
+        raise CommandLineError(f"no checkpoint at {path}: give the path of a .ckpt file with --ckpt_path")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        settings: dict[str, Any] = checkpoint["l2l_lightning"]
+    except Exception as error:  # torch.load raises whatever the damage happens to provoke
+        raise CommandLineError(
+            f"{path} is not a checkpoint of this program (--ckpt_path): {error}"
+        ) from error
+    config = {key: settings[key] for key in ("seed_everything", "model", "data")}
+    saved = Path(path).resolve().parent.parent / "config.yaml"
+    if subcommand == "fit" and saved.is_file():
+        # Resuming: the run's own trainer settings as well.
+        return {**yaml.safe_load(saved.read_text()), **config}
+    return config
+
+
+def _new_run_folder(parent: Path) -> Path:
+    """A folder's path that nothing has used: the time, and a number if that is taken."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    candidates = (parent / (f"{stamp}-{n}" if n else stamp) for n in itertools.count())
+    return next(path for path in candidates if not path.exists())
+
+
+def _seed(value: bool | int) -> int:
+    """`seed_everything` as the seed of the rollouts."""
+    if isinstance(value, bool):
+        raise ValueError("--seed_everything must be a whole number: every random draw is derived from it")
+    return value

@@ -1,0 +1,120 @@
+"""The LightningDataModule: which window of which rollout comes next, and the images that tasks draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from l2l_lightning.data import ImageSplits, load_images
+from l2l_lightning.data.images import Images
+from l2l_lightning.tasks.base import Task
+
+
+class WindowIndex(NamedTuple):
+    """Which window a training step runs."""
+
+    rollout: int
+    """Index of the rollout in the run."""
+    start: int
+    """Inner steps of the rollout that came before."""
+
+
+class WindowLoader:
+    """Every window of every rollout in order; resumable between any two windows.
+
+    Sized and stateful, which is what makes Lightning's resume in mid-rollout exact.
+    """
+
+    def __init__(self, num_rollouts: int, horizon: int, unroll: int) -> None:
+        self.num_rollouts = num_rollouts
+        self.starts = range(0, horizon, unroll)
+        self._next = 0
+
+    def __len__(self) -> int:
+        return self.num_rollouts * len(self.starts)
+
+    def __iter__(self) -> Iterator[WindowIndex]:
+        while self._next < len(self):
+            rollout, window = divmod(self._next, len(self.starts))
+            self._next += 1
+            yield WindowIndex(rollout, self.starts[window])
+        self._next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position."""
+        return {"next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a position."""
+        self._next = state["next"]
+
+
+class MetaData(LightningDataModule):
+    """The data of a meta-training run.
+
+    Args:
+        root: Folder of the full data set, as torchvision lays it out; None is the variable L2L_DATA, or else
+            the real subset that the package ships.
+        download: Let torchvision download what is missing under `root`.
+        num_rollouts: Length of the meta-training: rollouts, each of `num_tasks` optimizees per process and of
+            ceil(horizon / unroll) meta-steps.
+
+    Raises:
+        DataNotFoundError: The data set is not where `root` says (when the data is loaded).
+        ValueError: num_rollouts < 1.
+    """
+
+    def __init__(self, root: str | None = None, download: bool = False, num_rollouts: int = 100) -> None:
+        super().__init__()
+        if num_rollouts < 1:
+            raise ValueError(f"num_rollouts must be at least 1, got {num_rollouts}")
+        self.root = root
+        self.download = download
+        self.num_rollouts = num_rollouts
+        self.splits: ImageSplits | None = None
+        self._on_device: dict[tuple[str, torch.device], Images] = {}
+
+    def load(self, task: Task) -> None:
+        """Loads what the task needs, once; a task without a data set needs nothing."""
+        if task.dataset is not None and self.splits is None:
+            self.splits = load_images(task.dataset, self.root, self.download)
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values."""
+        return {"root": self.root, "download": self.download, "num_rollouts": self.num_rollouts}
+
+    @property
+    def source(self) -> str:
+        """Where the data came from, for the record."""
+        return "none (synthetic task)" if self.splits is None else self.splits.train.source
+
+    def images(self, split: str, device: torch.device | str) -> Images | None:
+        """A split ("train", "validation", "test") on a device, moved there once; None for a synthetic task."""
+        if self.splits is None:
+            return None
+        key = (split, torch.device(device))
+        if key not in self._on_device:
+            self._on_device[key] = getattr(self.splits, split).to(device)
+        return self._on_device[key]
+
+    def setup(self, stage: str) -> None:
+        """Loads the images if the model's task needs them."""
+        assert self.trainer is not None
+        self.load(self.trainer.lightning_module.task)  # type: ignore[arg-type]
+
+    def train_dataloader(self) -> WindowLoader:
+        """Every window of the run."""
+        assert self.trainer is not None
+        model: Any = self.trainer.lightning_module
+        return WindowLoader(self.num_rollouts, model.horizon, model.unroll)
+
+    def val_dataloader(self) -> list[int]:
+        """One step: all validation optimizees run side by side."""
+        return [0]
+
+    def test_dataloader(self) -> list[int]:
+        """One step: all test optimizees run side by side."""
+        return [0]

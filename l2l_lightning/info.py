@@ -1,0 +1,29 @@
+"""`python -m l2l_lightning info`: what is installed, which kernel backends run here, which presets there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from l2l_kernels import BACKEND_VARIABLE, BACKENDS
+from l2l_kernels.backends import choose, why_not
+from rich.console import Console
+from rich.table import Table
+
+from l2l_lightning.provenance import commit, device_name, versions
+
+
+def print_info(presets: Mapping[str, Path]) -> None:
+    """Prints versions, devices, kernel backends and presets."""
+    devices = [torch.device("cpu")]
+    devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    console = Console()
+    console.print(f"commit {commit()}; " + ", ".join(f"{name} {v}" for name, v in versions().items()))
+    table = Table("device", "name", "kernel backend", *(f"{name} runs" for name in BACKENDS))
+    for device in devices:
+        runs = (why_not(name, device) or "yes" for name in BACKENDS)
+        table.add_row(str(device), device_name(device), choose(device), *runs)
+    console.print(table)
+    console.print(f"Another backend: variable {BACKEND_VARIABLE}, or --model.rule.backend NAME.")
+    console.print("Presets for --config: " + ", ".join(presets))

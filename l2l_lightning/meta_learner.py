@@ -1,0 +1,219 @@
+"""The LightningModule: it owns the update rule and turns windows of rollouts into training steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from l2l_lightning.baselines import final_losses
+from l2l_lightning.config import class_config
+from l2l_lightning.data_module import MetaData, WindowIndex
+from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.tasks.base import Task
+
+CHECKPOINT_VERSION = 1
+"""Of what MetaLearner adds to Lightning's checkpoints."""
+
+
+class MetaLearner(LightningModule):
+    """Meta-trains an update rule on a task: min_φ E Σ_t w_t f_t(θ_t), by Adam on the windows' meta-gradients.
+
+    A training step is one window of `num_tasks` rollouts; θ, the rule's state and the random streams are
+    carried from window to window, and the meta-gradient is truncated in between.
+
+    Args:
+        task: The distribution of optimizees.
+        rule: m_φ, the rule to learn.
+        horizon: Inner steps of a rollout.
+        unroll: Inner steps of a window (a rollout's last window may be shorter).
+        num_tasks: K, the optimizees per meta-step and process; the meta-gradient is their mean.
+        learning_rate: The meta-optimizer's (Adam's) rate.
+        warmup_steps: Meta-steps over which the rate grows linearly from 0.
+        lr_schedule: "constant", or "cosine" from the full rate to 0 at the end of the run.
+        loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts).
+        second_order: Differentiate through the optimizee's gradients as well (slow; see Rollout.window).
+        num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs.
+        seed: Seed of every rollout's random draws.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
+
+    Source: Andrychowicz et al. 2016, equation 3 and section 2.1.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, Quadratic
+        >>> model = MetaLearner(Quadratic(), CoordinatewiseLSTM(preprocessing="identity", output_scale=1.0))
+        >>> trainer = Trainer(max_epochs=1, inference_mode=False)
+        >>> trainer.fit(model, datamodule=MetaData(num_rollouts=10))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        rule: UpdateRule,
+        horizon: int = 100,
+        unroll: int = 20,
+        num_tasks: int = 8,
+        learning_rate: float = 0.003,
+        warmup_steps: int = 0,
+        lr_schedule: Literal["constant", "cosine"] = "cosine",
+        loss_weights: Literal["uniform", "final"] = "uniform",
+        second_order: bool = False,
+        num_validation_optimizees: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        at_least_one = {
+            "horizon": horizon,
+            "unroll": unroll,
+            "num_tasks": num_tasks,
+            "num_validation_optimizees": num_validation_optimizees,
+        }
+        for name, value in at_least_one.items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if unroll > horizon:
+            raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+        self.task = task
+        self.rule = rule
+        self.horizon = horizon
+        self.unroll = unroll
+        self.num_tasks = num_tasks
+        self.learning_rate = learning_rate
+        self.warmup_steps = warmup_steps
+        self.lr_schedule = lr_schedule
+        self.loss_weights = loss_weights
+        self.second_order = second_order
+        self.num_validation_optimizees = num_validation_optimizees
+        self.seed = seed
+        self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
+        self._rollout: Rollout | None = None
+        self._workspace = Workspace()
+        self._carried: dict[str, Any] | None = None
+
+    @property
+    def data(self) -> MetaData:
+        """The run's data module."""
+        module: MetaData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return module
+
+    def weights(self, T: int) -> Tensor:
+        """w_t of a window's loss terms, [T+1]."""
+        weights = torch.ones(T + 1)
+        if self.loss_weights == "final":
+            weights[:-1] = 0
+        return weights
+
+    def start_rollout(self, index: int) -> Rollout:
+        """The run's index-th rollout on this process, from its beginning; no other process draws its streams."""
+        process = index * self.trainer.world_size + self.trainer.global_rank
+        indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
+        images = self.data.images("train", self.device)
+        optimizees = Optimizees(self.task, images, self.seed, "train", indices, self.device)
+        return Rollout(self.rule, optimizees, self._workspace)
+
+    def abandon_rollout(self) -> None:
+        """Forgets the rollout in progress; the next window starts a fresh one."""
+        self._rollout = None
+
+    def training_step(self, window: WindowIndex, batch_idx: int) -> Tensor:
+        """One window of the current rollout; returns its meta-loss."""
+        if window.start == 0 or self._rollout is None:
+            self._rollout = self.start_rollout(window.rollout)
+            if self._carried is not None:
+                self._rollout.load_state_dict(self._carried)
+        self._carried = None
+        T = min(self.unroll, self.horizon - window.start)
+        result = self._rollout.window(T, self.weights(T), self.second_order)
+        if window.start + T >= self.horizon:
+            self._rollout = None
+        self.log("meta_loss", result.meta_loss.detach(), prog_bar=True, on_step=True, batch_size=1)
+        return result.meta_loss
+
+    def _evaluate(self, stream: Literal["validation", "test"]) -> None:
+        # Every process runs its own share; the metrics' means are synchronised.
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        indices = range(rank, max(self.num_validation_optimizees, rank + 1), world)
+        optimizees = Optimizees(
+            self.task, self.data.images(stream, self.device), self.seed, stream, indices, self.device
+        )
+        losses = run_rule(self.rule, optimizees, self.horizon)
+        self.initial_loss.update(losses[0])
+        self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
+        self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
+        prefix = "val" if stream == "validation" else "test"
+        self.log(f"{prefix}/initial_loss", self.initial_loss)
+        self.log(f"{prefix}/final_loss", self.final_loss, prog_bar=True)
+        self.log(f"{prefix}/sum_loss", self.sum_loss, prog_bar=True)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Runs the rule on fresh optimizees from the validation images, always the same ones."""
+        self._evaluate("validation")
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Runs the rule on fresh optimizees from the test images."""
+        self._evaluate("test")
+
+    def configure_optimizers(self) -> Any:
+        """Adam on φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
+        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
+        total = max(int(self.trainer.estimated_stepping_batches), 1)
+
+        def factor(step: int) -> float:
+            warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+            if self.lr_schedule == "constant":
+                return warmup
+            return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def settings(self) -> dict[str, Any]:
+        """The constructor's arguments, but for the seed, as plain values."""
+        return {
+            "task": class_config(self.task),
+            "rule": class_config(self.rule),
+            "horizon": self.horizon,
+            "unroll": self.unroll,
+            "num_tasks": self.num_tasks,
+            "learning_rate": self.learning_rate,
+            "warmup_steps": self.warmup_steps,
+            "lr_schedule": self.lr_schedule,
+            "loss_weights": self.loss_weights,
+            "second_order": self.second_order,
+            "num_validation_optimizees": self.num_validation_optimizees,
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the settings (plain values: nothing is ever unpickled) and the rollouts in progress."""
+        carried = None if self._rollout is None else self._rollout.state_dict()
+        everyone = [carried]
+        if self.trainer.world_size > 1:
+            everyone = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(everyone, carried)
+        checkpoint["rollouts"] = everyone
+        checkpoint["l2l_lightning"] = {
+            "version": CHECKPOINT_VERSION,
+            "seed_everything": self.seed,
+            "model": self.settings(),
+            "data": self.data.settings(),
+            "data_source": self.data.source,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Takes up this process's rollout in progress."""
+        rollouts = checkpoint.get("rollouts", [])
+        rank = self.trainer.global_rank if self._trainer is not None else 0
+        self._carried = rollouts[rank] if rank < len(rollouts) else None

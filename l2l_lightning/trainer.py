@@ -1,0 +1,174 @@
+"""A Trainer that also tunes the baselines and compares a trained rule with them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from l2l_lightning.baselines import BASELINES, TunedBaseline, tune
+from l2l_lightning.data_module import MetaData
+from l2l_lightning.evaluation import (
+    LEARNED,
+    Comparison,
+    Contender,
+    baseline_contender,
+    compare,
+    comparison_table,
+    write_comparison,
+)
+from l2l_lightning.meta_learner import MetaLearner
+from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout import run_rule
+from l2l_lightning.wandb_curves import log_comparison
+
+
+@dataclass(frozen=True)
+class ComparisonSettings:
+    """How the learned optimizer is compared with the baselines.
+
+    Args:
+        num_optimizees: Fresh optimizees from the test data, the same for every optimizer.
+        num_tuning_optimizees: Optimizees from the validation data that each learning rate is scored on.
+        horizon: Steps per rollout; None is the one that the rule was trained for.
+        baselines: Which hand-designed optimizers.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
+    """
+
+    num_optimizees: int = 32
+    num_tuning_optimizees: int = 20
+    horizon: int | None = None
+    baselines: list[str] = field(default_factory=lambda: list(BASELINES))
+
+    def __post_init__(self) -> None:
+        for name in ("num_optimizees", "num_tuning_optimizees", "horizon"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"comparison.{name} must be at least 1, got {value}")
+        unknown = sorted(set(self.baselines) - set(BASELINES))
+        if unknown:
+            raise ValueError(
+                f"unknown comparison.baselines {', '.join(unknown)}: choose from {', '.join(BASELINES)}"
+            )
+
+
+class MetaTrainer(Trainer):
+    """Lightning's Trainer, with `tune` and `compare` beside fit, validate and test."""
+
+    def tune(
+        self,
+        model: MetaLearner,
+        datamodule: MetaData,
+        comparison: ComparisonSettings | None = None,
+        tuning_dir: str | None = None,
+    ) -> dict[str, TunedBaseline]:
+        """Finds the best learning rate of every baseline on a task, and prints them.
+
+        Args:
+            model: Names the task, the horizon and the seed.
+            datamodule: Its validation images are what the baselines are tuned on.
+            comparison: Which baselines, and on how many optimizees.
+            tuning_dir: Where finished searches are kept and found again; None is "tuning" under the
+                default_root_dir.
+        """
+        comparison = comparison or ComparisonSettings()
+        datamodule.load(model.task)
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, transient=True) as progress:
+            bar = progress.add_task("Tuning the baselines", total=None)
+
+            def report(name: str, rate: float, score: float) -> None:
+                progress.update(bar, description=f"Tuning {name}: learning rate {rate:g} gives {score:.4g}")
+
+            tuned = tune(
+                model.task,
+                datamodule.images("validation", self.strategy.root_device),
+                comparison.horizon or model.horizon,
+                model.seed,
+                num_optimizees=comparison.num_tuning_optimizees,
+                baselines=[BASELINES[name] for name in comparison.baselines],
+                cache_dir=tuning_dir or Path(self.default_root_dir) / "tuning",
+                device=self.strategy.root_device,
+                progress=report,
+            )
+        _console().print(tuning_table(tuned.values(), model.task.describe()))
+        return tuned
+
+    def compare(
+        self,
+        model: MetaLearner,
+        datamodule: MetaData,
+        comparison: ComparisonSettings | None = None,
+        ckpt_path: str | None = None,
+        out: str = "comparison",
+        tuning_dir: str | None = None,
+    ) -> Comparison:
+        """Compares a trained rule with tuned baselines on fresh optimizees, and writes curves and a summary.
+
+        Args:
+            model: Holds the rule, the task, the horizon and the seed.
+            datamodule: Baselines are tuned on its validation images; everything is compared on its test images.
+            comparison: On how many optimizees, over how many steps, with which baselines.
+            ckpt_path: Checkpoint to take φ from; None compares the rule as it is.
+            out: Folder for curves.csv, curves.png and summary.json.
+            tuning_dir: As for `tune`.
+        """
+        comparison = comparison or ComparisonSettings()
+        if ckpt_path:
+            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+            model.load_state_dict(saved["state_dict"])
+        tuned = self.tune(model, datamodule, comparison, tuning_dir)
+        device = self.strategy.root_device
+        model.to(device).eval()
+        make_optimizees = functools.partial(
+            Optimizees,
+            model.task,
+            datamodule.images("test", device),
+            model.seed,
+            "test",
+            range(comparison.num_optimizees),
+            device,
+        )
+        learned = Contender(LEARNED, functools.partial(run_rule, model.rule))
+        contenders = [learned, *(baseline_contender(t) for t in tuned.values())]
+        result = compare(contenders, make_optimizees, comparison.horizon or model.horizon, seed=model.seed)
+        write_comparison(result, Path(out))
+        for logger in self.loggers:
+            if isinstance(logger, WandbLogger):
+                log_comparison(logger, result)
+        console = _console()
+        console.print(comparison_table(result))
+        console.print(f"Data: {datamodule.source}. Curves and summary: {out}", soft_wrap=True)
+        return result
+
+
+def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
+    """One row per baseline: its best learning rate and what it gives on the tuning optimizees."""
+    table = Table(title=f"Tuned on {task}")
+    table.add_column("baseline")
+    for column in ("learning rate", "final loss", "rates tried"):
+        table.add_column(column, justify="right")
+    for baseline in tuned:
+        table.add_row(
+            baseline.baseline.name,
+            f"{baseline.learning_rate:g}",
+            f"{baseline.scores[baseline.learning_rate]:.4g}",
+            str(len(baseline.scores)),
+        )
+    return table
+
+
+def _console() -> Console:
+    """A console that doesn't cut tables short where the output is a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=140)

@@ -1,0 +1,245 @@
+"""The command line as a user meets it: presets, run folders, checkpoints, and one clear message per mistake."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from l2l_lightning.cli import main, presets
+
+TINY_TASKS = {
+    # Presets whose optimizees are large are run on small ones.
+    "mnist": ["--model.task.batch_size=4"],
+    "mnist_relu": ["--model.task.batch_size=4"],
+    "deepmind_code_mnist": ["--model.task.batch_size=4"],
+}
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_runs_to_its_comparison(preset, tiny_fit, capsys):
+    folder = tiny_fit(f"--config={preset}", *TINY_TASKS.get(preset, []))
+    printed = capsys.readouterr().out
+    assert "learned" in printed
+    assert "Data: " in printed
+    assert folder.parent.name == preset
+
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert config["model"]["horizon"] == 6
+    rows = list(csv.DictReader((folder / "curves.csv").open()))
+    assert list(rows[0]) == ["task", "optimizer", "seed", "step", "loss"]
+    assert {row["optimizer"] for row in rows} == {"learned", "sgd", "adam"}
+    assert len(rows) == 3 * 3 * 6
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["horizon"] == 6
+    assert summary["num_optimizees"] == 3
+    assert summary["data_source"]
+    assert summary["commit"]
+    learned = summary["optimizers"]["learned"]
+    finals = [float(row["loss"]) for row in rows if row["optimizer"] == "learned"]
+    assert learned["final_loss"]["mean"] == pytest.approx(sum(finals) / len(finals), rel=1e-5)
+    low, high = learned["final_loss"]["ci95"]
+    assert low <= learned["final_loss"]["mean"] <= high
+    assert learned["sum_loss"]["mean"] == pytest.approx(sum(finals) / 3, rel=1e-5)
+    assert learned["learning_rate"] is None
+    assert summary["optimizers"]["adam"]["learning_rate"] > 0
+
+
+def test_fit_without_a_config_runs_the_quadratic_preset(tiny_fit):
+    assert tiny_fit().parent.name == "quadratic"
+
+
+def test_a_config_can_be_a_path(tiny_fit, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(presets()["quadratic"].read_text())
+    assert tiny_fit("--config", str(path)).parent.name == "mine"
+
+
+def test_two_runs_with_one_seed_give_the_same_curves_and_another_seed_others(tiny_fit):
+    first, second, other = tiny_fit(), tiny_fit(), tiny_fit("--seed_everything=1")
+    assert first != second
+    assert (first / "curves.csv").read_text() == (second / "curves.csv").read_text()
+    assert (first / "curves.csv").read_text() != (other / "curves.csv").read_text()
+    weights = [
+        torch.load(f / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for f in (first, second)
+    ]
+    for a, b in zip(weights[0].values(), weights[1].values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_validate_test_and_compare_take_everything_from_the_checkpoint(tiny_fit, tmp_path, capsys):
+    folder = tiny_fit("--model.task.dim=7")
+    checkpoint = f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"
+    runs = [f"--trainer.default_root_dir={tmp_path / 'elsewhere'}", "--trainer.accelerator=cpu"]
+    capsys.readouterr()
+    main(["validate", checkpoint, *runs])
+    assert "val/final_loss" in capsys.readouterr().out
+    main(["test", checkpoint, *runs])
+    assert "test/final_loss" in capsys.readouterr().out
+    out = tmp_path / "compared"
+    main(
+        [
+            "compare",
+            checkpoint,
+            f"--out={out}",
+            "--comparison.num_optimizees=3",
+            "--comparison.num_tuning_optimizees=2",
+            "--comparison.baselines=[sgd,adam]",
+            *runs,
+        ]
+    )
+    again = json.loads((out / "summary.json").read_text())["optimizers"]["learned"]
+    assert (
+        again["final_loss"]
+        == json.loads((folder / "summary.json").read_text())["optimizers"]["learned"]["final_loss"]
+    )
+
+
+def test_compare_on_another_task_is_one_argument(tiny_fit, tmp_path):
+    folder = tiny_fit()
+    out = tmp_path / "transfer"
+    main(
+        [
+            "compare",
+            f"--ckpt_path={folder / 'checkpoints/last.ckpt'}",
+            "--model.task=NoisyScaledSquare",
+            f"--out={out}",
+            "--comparison.num_optimizees=2",
+            "--comparison.num_tuning_optimizees=2",
+            "--comparison.baselines=[sgd]",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    assert "NoisyScaledSquare" in json.loads((out / "summary.json").read_text())["task"]
+
+
+def test_tune_prints_every_baseline(tmp_path, capsys):
+    main(
+        [
+            "tune",
+            "--comparison.num_tuning_optimizees=2",
+            "--model.horizon=5",
+            "--model.unroll=5",
+            "--comparison.baselines=[sgd,rmsprop]",
+            f"--trainer.default_root_dir={tmp_path}",
+        ]
+    )
+    printed = capsys.readouterr().out
+    assert "sgd" in printed
+    assert "rmsprop" in printed
+    assert len(list((tmp_path / "tuning").glob("*.json"))) == 2
+
+
+def test_resuming_in_mid_rollout_gives_the_uninterrupted_runs_weights(tiny_fit, tmp_path):
+    whole = tiny_fit("--data.num_rollouts=3", "--averaging.decay=0")
+    # Three windows: one and a half rollouts.
+    part = tiny_fit(
+        "--data.num_rollouts=3",
+        "--averaging.decay=0",
+        "--trainer.max_steps=3",
+        "--checkpoint.every_n_train_steps=3",
+    )
+    checkpoint = part / "checkpoints/last.ckpt"
+    saved = torch.load(checkpoint, weights_only=True)
+    assert saved["global_step"] == 3
+    assert saved["rollouts"][0]["steps_done"] == 3
+    resumed = tiny_fit(
+        "--data.num_rollouts=3", "--averaging.decay=0", f"--ckpt_path={checkpoint}", "--trainer.max_steps=-1"
+    )
+    expected = torch.load(whole / "checkpoints/last.ckpt", weights_only=True)
+    actual = torch.load(resumed / "checkpoints/last.ckpt", weights_only=True)
+    assert actual["global_step"] == expected["global_step"] == 6
+    for name, value in expected["state_dict"].items():
+        assert torch.equal(actual["state_dict"][name], value), name
+
+
+def test_wandb_offline_logs_the_overlaid_curves_and_the_table(tiny_fit):
+    folder = tiny_fit(wandb="offline")
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    assert list(run.glob("*.wandb"))
+    assert list(run.glob("files/media/table/comparison/table_*.json"))
+    assert list(run.glob("files/media/table/comparison/curves*_table_*.json"))
+    assert (folder / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fit", "--config=mnst"], ["mnst", "presets", "mnist", "quadratic"]),
+        (["fit", "--model.task=Quadratik"], ["Quadratik"]),
+        (["fit", "--model.unroll=0"], ["unroll", "at least 1"]),
+        (["fit", "--model.unroll=200"], ["unroll (200)", "horizon (100)"]),
+        (["fit", "--model.rule.hidden_size=65"], ["hidden_size", "1 to 64", "65"]),
+        (["fit", "--model.rule.num_layers=4"], ["num_layers", "1 to 3"]),
+        (["fit", "--model.num_tasks=many"], ["num_tasks", "many"]),
+        (["fit", "--data.num_rollouts=0"], ["num_rollouts"]),
+        (["fit", "--comparison.baselines=[lbfgs]"], ["lbfgs", "adam"]),
+        (["fit", "--averaging.decay=1"], ["averaging.decay"]),
+        (["fit", "--no_such_option=1"], ["no_such_option"]),
+        (["fit", "--seed_everything=true"], ["seed_everything"]),
+        (["fit", "--model.rule.backend=cuda"], ["backend", "cuda", "triton"]),
+        (
+            ["fit", "--config=mnist", "--data.root=/no/such/folder"],
+            ["--data.root", "/no/such/folder", "--data.download"],
+        ),
+        (["validate"], ["--ckpt_path"]),
+        (["compare"], ["--ckpt_path"]),
+        (["test", "--ckpt_path=/no/such.ckpt"], ["/no/such.ckpt", "--ckpt_path"]),
+        (["fly"], ["fly"]),
+    ],
+)
+def test_a_mistake_is_named_and_leaves_nothing_behind(arguments, words, fails, tmp_path):
+    root = tmp_path / "runs"
+    if arguments[0] == "fit":
+        arguments = [*arguments, f"--trainer.default_root_dir={root}"]
+    printed = fails(*arguments)
+    for word in words:
+        assert word in printed
+    assert "Traceback" not in printed
+    assert not root.exists()
+
+
+def test_a_foreign_checkpoint_is_named(fails, tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"state_dict": {}}, path)
+    assert "not a checkpoint of this program" in fails("test", f"--ckpt_path={path}")
+    path.write_bytes(b"nonsense")
+    assert "not a checkpoint of this program" in fails("test", f"--ckpt_path={path}")
+
+
+def test_a_rule_that_does_not_fit_the_checkpoint_is_refused(tiny_fit, fails, tmp_path):
+    checkpoint = tiny_fit() / "checkpoints/last.ckpt"
+    printed = fails(
+        "test",
+        f"--ckpt_path={checkpoint}",
+        "--model.rule.hidden_size=7",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    assert "hidden_size" in printed or "size mismatch" in printed
+
+
+def test_info_names_backends_and_presets(capsys):
+    main(["info"])
+    printed = capsys.readouterr().out
+    for word in ("cpu", "triton", "reference", "quadratic", "torch"):
+        assert word in printed
+
+
+def test_the_module_runs_as_a_program(tmp_path):
+    environment = {**os.environ, "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, "-m", "l2l_lightning", "fit", "--help"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "--model.num_tasks" in done.stdout

@@ -1,0 +1,199 @@
+"""Meta-training in Lightning: what a training step does, what is logged, and what a collapse does."""
+
+import math
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+
+from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, Optimizees, Quadratic, Rollout, run_rule
+from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning.data_module import WindowIndex, WindowLoader
+
+
+def make_rule(**arguments):
+    torch.manual_seed(0)
+    return CoordinatewiseLSTM(hidden_size=6, preprocessing="identity", **arguments)
+
+
+def make_model(task=None, rule=None, **arguments):
+    settings = {
+        "horizon": 6,
+        "unroll": 4,
+        "num_tasks": 3,
+        "learning_rate": 0.01,
+        "num_validation_optimizees": 3,
+        "lr_schedule": "constant",
+    }
+    return MetaLearner(task or Quadratic(dim=3), rule or make_rule(), **{**settings, **arguments})
+
+
+def fit(model, folder, *callbacks, num_rollouts=2, ckpt_path=None, **arguments):
+    trainer = Trainer(
+        **{
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "inference_mode": False,
+            "num_sanity_val_steps": 0,
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
+            "default_root_dir": folder,
+            "callbacks": list(callbacks),
+            **arguments,
+        }
+    )
+    trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts), ckpt_path=ckpt_path)
+    return trainer
+
+
+def test_fit_is_adam_on_the_windows_meta_gradients(tmp_path):
+    """Lightning's automatic optimisation against the same loop written out by hand."""
+    model = make_model(seed=5)
+    fit(model, tmp_path, gradient_clip_val=0.5, limit_val_batches=0)
+
+    rule = make_rule()
+    adam = torch.optim.Adam(rule.parameters(), lr=0.01)
+    for rollout in range(2):
+        optimizees = Optimizees(model.task, None, 5, "train", range(3 * rollout, 3 * rollout + 3))
+        inner = Rollout(rule, optimizees)
+        for unroll in (4, 2):  # the last window is what the horizon leaves
+            adam.zero_grad()
+            inner.window(unroll).meta_loss.backward()
+            torch.nn.utils.clip_grad_norm_(rule.parameters(), 0.5)
+            adam.step()
+    for ours, by_hand in zip(model.rule.parameters(), rule.parameters(), strict=True):
+        torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-7)
+
+
+def test_final_weighting_counts_the_last_loss_only():
+    assert make_model(loss_weights="final").weights(3).tolist() == [0, 0, 0, 1]
+    assert make_model().weights(3).tolist() == [1, 1, 1, 1]
+
+
+def test_the_learning_rate_warms_up_and_decays(tmp_path):
+    rates = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            rates.append(trainer.lr_scheduler_configs[0].scheduler.get_last_lr()[0])
+
+    model = make_model(learning_rate=1.0, warmup_steps=3, lr_schedule="cosine")
+    fit(model, tmp_path, Record(), num_rollouts=4, limit_val_batches=0)
+    expected = [min(1, (t + 1) / 4) * 0.5 * (1 + math.cos(math.pi * t / 8)) for t in range(1, 9)]
+    assert rates == pytest.approx(expected, abs=1e-12)
+
+
+def test_validation_runs_the_rule_on_held_out_optimizees(tmp_path):
+    model = make_model()
+    trainer = fit(model, tmp_path)
+    losses = run_rule(model.rule, Optimizees(model.task, None, 0, "validation", range(3)), 6)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["val/sum_loss"] == pytest.approx(float(losses.sum(0).mean()), rel=1e-5)
+    assert logged["val/final_loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
+    assert logged["val/initial_loss"] == pytest.approx(float(losses[0].mean()), rel=1e-5)
+
+
+def test_the_average_of_phi_is_what_is_validated_and_kept(tmp_path):
+    averaging = PhiAveraging(decay=0.5)
+    history = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            history.append(pl_module.rule.head_weight.detach().clone())
+
+    model = make_model()
+    fit(model, tmp_path, Record(), averaging, limit_val_batches=0)
+    average = history[0]
+    for value in history[1:]:
+        average = 0.5 * average + 0.5 * value
+    torch.testing.assert_close(model.rule.head_weight.detach(), average)
+
+
+def test_early_stopping_and_the_best_checkpoint(tmp_path):
+    best = ModelCheckpoint(tmp_path, monitor="val/sum_loss", save_on_train_epoch_end=False)
+    stop = EarlyStopping("val/sum_loss", patience=2, check_on_train_epoch_end=False)
+    # A rate this small changes nothing, so that the third validation is the second without improvement.
+    model = make_model(learning_rate=1e-30)
+    trainer = fit(model, tmp_path, best, stop, num_rollouts=50, val_check_interval=2)
+    assert trainer.global_step == 6
+    assert best.best_model_path
+
+
+class Broken(Quadratic):
+    """A task whose gradient is NaN from the given evaluation on."""
+
+    def __init__(self, good_evaluations=0):
+        super().__init__(dim=3)
+        self.evaluations_left = good_evaluations
+
+    def losses(self, thetas, batches):
+        self.evaluations_left -= 1
+        return thetas.square().sum(1) * (math.nan if self.evaluations_left < 0 else 1.0)
+
+
+def test_nan_gradients_stop_with_a_clear_error_after_the_restarts(tmp_path):
+    with pytest.raises(MetaTrainingError, match=r"after 2 restarts.*NaN or infinite.*--model.learning_rate"):
+        fit(
+            make_model(Broken()), tmp_path, CollapseGuard(max_restarts=2), limit_val_batches=0, num_rollouts=9
+        )
+
+
+def test_a_nan_gradient_never_reaches_phi_and_a_restart_halves_the_rate(tmp_path):
+    model = make_model(Broken(good_evaluations=5))
+    before = [p.clone() for p in model.parameters()]
+    guard = CollapseGuard(max_restarts=1)
+    with pytest.raises(MetaTrainingError):
+        fit(model, tmp_path, guard, limit_val_batches=0, num_rollouts=9)
+    assert guard.restarts == 1
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert any(not torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+
+
+def test_a_run_at_chance_restarts_and_says_so(tmp_path):
+    class AtChance(Quadratic):
+        """No rule can lower this."""
+
+        def losses(self, thetas, batches):
+            return 1 + 0 * thetas.sum(1)
+
+    guard = CollapseGuard(patience=2, max_restarts=1)
+    with pytest.raises(MetaTrainingError, match="no better than chance"):
+        fit(make_model(AtChance()), tmp_path, guard, num_rollouts=20, val_check_interval=2)
+    assert guard.restarts == 1
+
+
+def test_stop_is_an_action(tmp_path):
+    with pytest.raises(MetaTrainingError, match="after 0 restarts"):
+        fit(make_model(Broken()), tmp_path, CollapseGuard(action="stop"), limit_val_batches=0)
+
+
+def test_windows_come_in_order_and_resume_anywhere():
+    loader = WindowLoader(num_rollouts=2, horizon=7, unroll=3)
+    everything = list(loader)
+    assert everything == [WindowIndex(r, s) for r in range(2) for s in (0, 3, 6)]
+    assert len(loader) == 6
+    iterator = iter(loader)
+    head = [next(iterator) for _ in range(4)]
+    resumed = WindowLoader(num_rollouts=2, horizon=7, unroll=3)
+    resumed.load_state_dict(loader.state_dict())
+    assert head + list(resumed) == everything
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("horizon", 0),
+        ("unroll", 0),
+        ("unroll", 7),
+        ("num_tasks", 0),
+        ("num_validation_optimizees", 0),
+        ("learning_rate", 0.0),
+        ("warmup_steps", -1),
+    ],
+)
+def test_impossible_settings_are_named(argument, value):
+    with pytest.raises(ValueError, match=argument):
+        make_model(**{argument: value})
