@@ -71,10 +71,12 @@ class Optimizees:
 
     def _stack(self, batches: list[Batch]) -> Batch:
         def stack(*leaves: Tensor) -> Tensor:
-            stacked = torch.stack(leaves).to(self.device)
-            return stacked.to(self.dtype) if stacked.is_floating_point() else stacked
+            return self._in_dtype(torch.stack(leaves).to(self.device))
 
         return tree_map(stack, *batches)
+
+    def _in_dtype(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
     def next_batches(self) -> Batch:
         """The minibatches [K, …] of the next evaluation, gathered; advances every optimizee's generator."""
@@ -83,7 +85,8 @@ class Optimizees:
         else:
             drawn = zip(self._instances, self.generators, strict=True)
             batches = self._stack([self.task.batch(i, self.images, g) for i, g in drawn])
-        return self.task.gather(batches, self.images)
+        # Images are float32; the task computes in θ's dtype.
+        return tree_map(self._in_dtype, self.task.gather(batches, self.images))
 
     def losses_and_grads(self) -> tuple[Tensor, Tensor]:
         """f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches; neither carries a graph."""
@@ -105,7 +108,8 @@ class Optimizees:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state_dict of optimizees of the same task and number."""
-        self.theta = state["theta"].to(self.device, self.dtype)
+        # A copy: θ is advanced in place, and the saved state must stay what it is.
+        self.theta = state["theta"].to(self.device, self.dtype, copy=True)
         self._instances = state["instances"]
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved.cpu())

@@ -21,9 +21,9 @@ class Task(ABC):
     An optimizee is a flat vector θ [N]. Its randomness comes from one torch.Generator (always on the CPU,
     so that every device draws the same), in this order: `init`, `instance`, then one `batch` per evaluation.
 
-    A subclass sets `num_coordinates` and implements `init` and `loss`; it overrides `instance` if an optimizee
-    has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own minibatch, and
-    `losses` if it can beat torch.func.vmap. A task knows nothing of update rules.
+    A subclass sets `num_coordinates` and implements `init` and `loss`; it overrides `instance` if an
+    optimizee has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own
+    minibatch, and `losses` if it can beat torch.func.vmap. A task knows nothing of update rules.
     """
 
     dataset: ClassVar[str | None] = None
@@ -49,17 +49,17 @@ class Task(ABC):
         return instance
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Turns stacked batches [K, …], already on the device, into what `losses` reads (indices to images)."""
+        """Turns stacked batches [K, …], already on the device, into what `losses` reads (pixels)."""
         return batches
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """f of K optimizees at once: θ [K, N] and gathered batches [K, …] to [K]."""
+        """The losses [K] of K optimizees at once, from θ [K, N] and gathered batches [K, …]."""
         result: Tensor = torch.func.vmap(self.loss)(thetas, batches)
         return result
 
     @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, so that a checkpoint or a result file can name them."""
+        """The constructor's arguments as plain values, for checkpoints and result files."""
 
     def describe(self) -> str:
         """One line for a table or a file name."""
@@ -70,5 +70,5 @@ class Task(ABC):
 def split_vector(theta: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """Views of a flat θ [..., N] with the given shapes, in order: [..., *shape] each."""
     sizes = [torch.Size(shape).numel() for shape in shapes]
-    parts = theta.split(sizes, dim=-1)
+    parts = torch.split(theta, sizes, dim=-1)
     return [part.reshape(*theta.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -1,0 +1,107 @@
+"""Small multilayer perceptrons on MNIST: the paper's second experiment, and its transfer targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from l2l_lightning.data.images import Images
+from l2l_lightning.tasks.base import Batch, Task, split_vector
+from l2l_lightning.tasks.checks import check_at_least, need_images
+
+ACTIVATIONS = {"sigmoid": torch.sigmoid, "relu": torch.relu, "tanh": torch.tanh, "elu": F.elu}
+
+
+class MNISTMLP(Task):
+    r"""A multilayer perceptron that classifies MNIST digits: f_t(θ) = mean cross-entropy of a minibatch.
+
+    z_0 = pixels [784], z_l = act(z_{l-1} W_l + b_l), and the last layer's 10 outputs are the logits. θ is
+    (W_1, b_1, W_2, b_2, …), each W_l [inputs, outputs] in row-major order; 784-20-10 has N = 15,910.
+    Every evaluation draws its minibatch with replacement.
+
+    Args:
+        hidden_sizes: Units of each hidden layer; [] is a linear classifier.
+        activation: "sigmoid", "relu", "tanh" or "elu".
+        batch_size: B, images in a minibatch.
+        init_std: θ0 ~ N(0, init_std²), weights and biases alike.
+
+    Raises:
+        ValueError: An argument out of its range.
+
+    Example:
+        >>> from l2l_lightning.data import load_images
+        >>> from l2l_lightning.optimizees import Optimizees
+        >>> task, images = MNISTMLP(hidden_sizes=[20]), load_images("mnist").train
+        >>> optimizees = Optimizees(task, images, seed=0, stream="train", indices=[0, 1])
+        >>> losses, grads = optimizees.losses_and_grads()
+        >>> losses.shape, grads.shape
+        (torch.Size([2]), torch.Size([2, 15910]))
+
+    Source: Andrychowicz et al. 2016, section 3.2; `problems.mnist` of
+    github.com/google-deepmind/learning-to-learn.
+    """
+
+    dataset = "mnist"
+
+    def __init__(
+        self,
+        hidden_sizes: Sequence[int] = (20,),
+        activation: Literal["sigmoid", "relu", "tanh", "elu"] = "sigmoid",
+        batch_size: int = 128,
+        init_std: float = 0.01,
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(1, **{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
+        check_at_least(0, init_std=init_std)
+        self.hidden_sizes = list(hidden_sizes)
+        self.activation = activation
+        self.batch_size = batch_size
+        self.init_std = init_std
+        layers = pairwise([784, *hidden_sizes, 10])
+        self.shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
+        self.num_coordinates = sum(rows * columns for rows, columns in self.shapes)
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """θ0 ~ N(0, init_std²), [N]."""
+        return self.init_std * torch.randn(self.num_coordinates, generator=generator)
+
+    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+        """The indices of a minibatch, [B]."""
+        return need_images(images, self).sample_indices(self.batch_size, generator)
+
+    def gather(self, batches: Batch, images: Images | None) -> Batch:
+        """Indices [K, B] to pixels [K, B, 784] and labels [K, B]."""
+        return need_images(images, self).gather(batches)
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """f(θ) on pixels [B, 784] and labels [B]."""
+        pixels, labels = batch
+        return self.losses(theta.unsqueeze(0), (pixels.unsqueeze(0), labels.unsqueeze(0))).squeeze(0)
+
+    def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
+        """The losses of K optimizees at once, [K]: one batched product a layer."""
+        z, labels = batches
+        activation = ACTIVATIONS[self.activation]
+        parameters = split_vector(thetas, self.shapes)
+        weights, biases = parameters[::2], parameters[1::2]
+        for W, b in zip(weights[:-1], biases[:-1], strict=True):
+            z = activation(torch.baddbmm(b, z, W))  # [K, B, outputs]
+        logits = torch.baddbmm(biases[-1], z, weights[-1])
+        per_image = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return per_image.view_as(labels).mean(-1)
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "hidden_sizes": self.hidden_sizes,
+            "activation": self.activation,
+            "batch_size": self.batch_size,
+            "init_std": self.init_std,
+        }
