@@ -1,0 +1,292 @@
+"""The fused backward through a window: one launch per layer, from the top layer to the bottom.
+
+All layers' weight gradients at once do not fit in a GPU's registers; one layer's do. So each pass runs its
+layer's BPTT over all T steps and leaves the cotangent of its input, [T, H, N], for the pass below.
+"""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from l2l_kernels.spec import LSTMSpec
+from l2l_kernels.triton import configs
+from l2l_kernels.triton.cell import bias_row, dot, preprocess, sigmoid, tanh, weight_tile
+
+
+@triton.jit
+def _weight(
+    weight, USE: tl.constexpr, GATE: tl.constexpr, H: tl.constexpr, IN: tl.constexpr, HP: tl.constexpr,
+    KP: tl.constexpr,
+):  # fmt: skip
+    """One gate's W^T [KP, HP] (USE "z"), or W_h or (above the first layer) W_x, [HP, HP] ("d_h", "d_x")."""
+    K: tl.constexpr = IN + H
+    across, down = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
+    if USE == "z":
+        return weight_tile(weight, GATE, 0, K, H, K, across, tl.arange(0, KP)[:, None])
+    else:
+        return weight_tile(weight, GATE, IN if USE == "d_h" else 0, H, H, K, down, across)
+
+
+@triton.jit
+def _resident(
+    weight, FIRST: tl.constexpr, H: tl.constexpr, IN: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr
+):
+    """All the layer's weights: for each gate z, then d_h, then d_x."""
+    USE_X: tl.constexpr = "d_h" if FIRST else "d_x"  # the first layer has no d_x: its entries are not read
+    return (
+        _weight(weight, "z", 0, H, IN, HP, KP),
+        _weight(weight, "z", 1, H, IN, HP, KP),
+        _weight(weight, "z", 2, H, IN, HP, KP),
+        _weight(weight, "z", 3, H, IN, HP, KP),
+        _weight(weight, "d_h", 0, H, IN, HP, KP),
+        _weight(weight, "d_h", 1, H, IN, HP, KP),
+        _weight(weight, "d_h", 2, H, IN, HP, KP),
+        _weight(weight, "d_h", 3, H, IN, HP, KP),
+        _weight(weight, USE_X, 0, H, IN, HP, KP),
+        _weight(weight, USE_X, 1, H, IN, HP, KP),
+        _weight(weight, USE_X, 2, H, IN, HP, KP),
+        _weight(weight, USE_X, 3, H, IN, HP, KP),
+    )
+
+
+@triton.jit
+def _dot_weight(
+    x, acc, resident, weight, USE: tl.constexpr, GATE: tl.constexpr, H: tl.constexpr, IN: tl.constexpr,
+    HP: tl.constexpr, KP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Adds to acc x times a gate's weight, from shared memory (resident) or from global memory (weight)."""
+    if RESIDENT:
+        FIRST_USE: tl.constexpr = 0 if USE == "z" else (4 if USE == "d_h" else 8)
+        tile = resident[FIRST_USE + GATE]
+    else:
+        tile = _weight(weight, USE, GATE, H, IN, HP, KP)
+    return dot(x, tile, acc, PRECISION)
+
+
+@triton.jit
+def _store_gate(
+    partial,
+    d_w,
+    d_b,
+    GATE: tl.constexpr,
+    H: tl.constexpr,
+    K: tl.constexpr,
+    HP: tl.constexpr,
+    KP: tl.constexpr,
+):
+    """Writes one gate's dW^T [KP, HP] and db (d_b [BLOCK, HP] is still to be summed) where φ has W and b."""
+    unit, col = tl.arange(0, HP)[None, :], tl.arange(0, KP)[:, None]
+    tl.store(partial + (GATE * H + unit) * K + col, d_w, mask=(unit < H) & (col < K))
+    tl.store(partial + 4 * H * K + GATE * H + unit, tl.sum(d_b, 0)[None, :], mask=unit < H)
+
+
+@triton.jit
+def bptt_layer_bwd_kernel(
+    grads,  # [T, N]; read by the first layer
+    history,  # [T+1, L, 2, H, N], from this layer's h of s_0 on
+    d_above,  # cotangents: of the update, [T, N], for the top layer, else of this layer's h, [T, H, N]
+    d_input,  # [T, H, N]: where the cotangent of h of the layer below goes; not used by the first layer
+    d_final_state,  # [2, H, N] of this layer, or None for zeros
+    d_initial_state,  # [2, H, N] of this layer
+    phi,  # [P], from this layer's weight on
+    partials,  # [programs, P], from this layer's weight on
+    T,
+    N,
+    P,
+    inverse_p,
+    exp_p,
+    output_scale,
+    zero,  # 0: see RESIDENT
+    L: tl.constexpr,
+    H: tl.constexpr,
+    LOG_SIGN: tl.constexpr,
+    FIRST: tl.constexpr,
+    TOP: tl.constexpr,
+    HP: tl.constexpr,
+    KP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+    RESIDENT: tl.constexpr,
+):
+    """One layer's BPTT; each program strides over blocks and leaves its share of the weights' gradient.
+
+    With the operand a_t = [x_t | h_{t-1}], [BLOCK, KP], a gate's z = a W^T + b and dW^T = Σ a^T dz, [KP, HP],
+    which is summed on chip over steps and blocks.
+
+    RESIDENT weights are loaded once and stay in shared memory. Where they do not fit (configs.py), each step
+    loads them, at an address that the compiler cannot know to be the same: it would hoist the loads.
+    """
+    IN: tl.constexpr = (2 if LOG_SIGN else 1) if FIRST else H
+    K: tl.constexpr = IN + H
+    HEAD: tl.constexpr = 4 * H * (K + 1)
+    stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
+    step_stride = L * 2 * H * stride  # from s_t to s_{t+1}
+    unit, col = tl.arange(0, HP)[None, :], tl.arange(0, KP)[None, :]
+
+    b_i, b_f = bias_row(phi, 0, H, K, unit), bias_row(phi, 1, H, K, unit)
+    b_g, b_o = bias_row(phi, 2, H, K, unit), bias_row(phi, 3, H, K, unit)
+    resident = _resident(phi, FIRST, H, IN, HP, KP) if RESIDENT else ()
+    dw_i = tl.zeros([KP, HP], tl.float32)
+    dw_f = tl.zeros([KP, HP], tl.float32)
+    dw_g = tl.zeros([KP, HP], tl.float32)
+    dw_o = tl.zeros([KP, HP], tl.float32)
+    # Sums over coordinates that are left to the end.
+    db_i = tl.zeros([BLOCK, HP], tl.float32)
+    db_f = tl.zeros([BLOCK, HP], tl.float32)
+    db_g = tl.zeros([BLOCK, HP], tl.float32)
+    db_o = tl.zeros([BLOCK, HP], tl.float32)
+    if TOP:
+        w_out = output_scale * tl.load(phi + HEAD + unit, mask=unit < H, other=0.0)
+        dw_out = tl.zeros([BLOCK, HP], tl.float32)
+        db_out = tl.zeros([BLOCK], tl.float32)
+
+    # The operand's columns relative to this layer's h in s_t: x_t is h of the layer below in s_{t+1}.
+    if FIRST:
+        a_columns = (col - IN) * stride
+        stored = (col >= IN) & (col < K)
+    else:
+        a_columns = tl.where(col < IN, step_stride + (col - 2 * H) * stride, (col - IN) * stride)
+        stored = col < K
+
+    for block in range(tl.program_id(0), tl.cdiv(N, BLOCK), tl.num_programs(0)):
+        n = tl.cast(block, tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        live = n < N
+        tile = live[:, None] & (unit < H)
+        h_offsets = unit * stride + n[:, None]  # [BLOCK, HP]
+        c_offsets = h_offsets + H * stride
+        d_h = tl.zeros([BLOCK, HP], tl.float32)
+        d_c = tl.zeros([BLOCK, HP], tl.float32)
+        if d_final_state is not None:
+            d_h += tl.load(d_final_state + h_offsets, mask=tile, other=0.0).to(tl.float32)
+            d_c += tl.load(d_final_state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+        for step in range(T):
+            t = tl.cast(T - 1 - step, tl.int64)
+            state = history + t * step_stride
+            a = tl.load(state + a_columns + n[:, None], mask=live[:, None] & stored, other=0.0).to(tl.float32)
+            c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+            if FIRST:
+                g_t = tl.load(grads + t * stride + n, mask=live, other=0.0)
+                x0, x1 = preprocess(g_t, inverse_p, exp_p, LOG_SIGN)
+                a = tl.where(col == 0, x0[:, None], a)
+                if LOG_SIGN:
+                    a = tl.where(col == 1, x1[:, None], a)
+            if TOP:
+                d_update = tl.load(d_above + t * stride + n, mask=live, other=0.0)[:, None]
+                h_new = tl.load(state + step_stride + h_offsets, mask=tile, other=0.0).to(tl.float32)
+                d_h += d_update * w_out
+                dw_out += d_update * h_new
+                db_out += tl.sum(d_update, 1)
+            else:
+                d_h += tl.load(d_above + t * (H * stride) + h_offsets, mask=tile, other=0.0)
+
+            weight = phi + t * zero
+            i = sigmoid(
+                _dot_weight(a, None, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION) + b_i
+            )
+            f = sigmoid(
+                _dot_weight(a, None, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION) + b_f
+            )
+            g = tanh(_dot_weight(a, None, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION) + b_g)
+            o = sigmoid(
+                _dot_weight(a, None, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION) + b_o
+            )
+            tanh_c = tanh(f * c + i * g)
+            d_c += d_h * o * (1 - tanh_c * tanh_c)
+            dz_i = d_c * g * i * (1 - i)  # [BLOCK, HP]
+            dz_f = d_c * c * f * (1 - f)
+            dz_g = d_c * i * (1 - g * g)
+            dz_o = d_h * tanh_c * o * (1 - o)
+            d_c *= f
+
+            a_t = tl.trans(a)
+            db_i += dz_i
+            dw_i = dot(a_t, dz_i, dw_i, PRECISION)
+            db_f += dz_f
+            dw_f = dot(a_t, dz_f, dw_f, PRECISION)
+            db_g += dz_g
+            dw_g = dot(a_t, dz_g, dw_g, PRECISION)
+            db_o += dz_o
+            dw_o = dot(a_t, dz_o, dw_o, PRECISION)
+            d_h = _dot_weight(dz_i, None, resident, weight, "d_h", 0, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _dot_weight(dz_f, d_h, resident, weight, "d_h", 1, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _dot_weight(dz_g, d_h, resident, weight, "d_h", 2, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _dot_weight(dz_o, d_h, resident, weight, "d_h", 3, H, IN, HP, KP, RESIDENT, PRECISION)
+            if not FIRST:
+                d_x = _dot_weight(dz_i, None, resident, weight, "d_x", 0, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _dot_weight(dz_f, d_x, resident, weight, "d_x", 1, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _dot_weight(dz_g, d_x, resident, weight, "d_x", 2, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _dot_weight(dz_o, d_x, resident, weight, "d_x", 3, H, IN, HP, KP, RESIDENT, PRECISION)
+                tl.store(d_input + t * (H * stride) + h_offsets, d_x, mask=tile)
+        tl.store(d_initial_state + h_offsets, d_h, mask=tile)
+        tl.store(d_initial_state + c_offsets, d_c, mask=tile)
+
+    partial = partials + tl.program_id(0).to(tl.int64) * P
+    _store_gate(partial, dw_i, db_i, 0, H, K, HP, KP)
+    _store_gate(partial, dw_f, db_f, 1, H, K, HP, KP)
+    _store_gate(partial, dw_g, db_g, 2, H, K, HP, KP)
+    _store_gate(partial, dw_o, db_o, 3, H, K, HP, KP)
+    if TOP:
+        tl.store(partial + HEAD + unit, output_scale * tl.sum(dw_out, 0)[None, :], mask=unit < H)
+        tl.store(partial + HEAD + H, output_scale * tl.sum(db_out, 0))
+
+
+def bptt(
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    spec: LSTMSpec,
+) -> tuple[Tensor, Tensor]:
+    """As reference.bptt; beside the arguments it needs [T, H, N] floats above one layer (twice above two)."""
+    states = (
+        {"history": history}
+        if d_final_state is None
+        else {"history": history, "d_final_state": d_final_state}
+    )
+    configs.check_dtypes({"grads": grads, "d_updates": d_updates, "phi": phi}, states)
+    T, N = grads.shape
+    L, H, P = spec.num_layers, spec.hidden_size, spec.num_parameters
+    d_initial_state = torch.empty(history.shape[1:], dtype=phi.dtype, device=phi.device)
+    if N == 0:
+        return torch.zeros_like(phi), d_initial_state
+    grads, history, phi = grads.contiguous(), history.contiguous(), phi.contiguous()
+    d_final_state = None if d_final_state is None else d_final_state.contiguous()
+    # Every program writes its own row: the sum's order, and so its rounding, depends on nothing else.
+    partials = torch.empty(configs.num_programs(spec, N, phi.device), P, dtype=phi.dtype, device=phi.device)
+    starts = [0]
+    for layer in range(L):
+        starts.append(starts[-1] + 4 * H * (spec.layer_inputs(layer) + H + 1))
+    d_above = d_updates.contiguous()
+    for layer in reversed(range(L)):
+        # A new buffer, not d_above itself, which other threads of the program may still be reading.
+        d_input = torch.empty(T, H, N, dtype=phi.dtype, device=phi.device) if layer else d_above
+        constants, options = configs.bptt_config(spec, layer)
+        with torch.cuda.device_of(phi):
+            bptt_layer_bwd_kernel[(partials.shape[0],)](
+                grads,
+                history[0, layer],
+                d_above,
+                d_input,
+                None if d_final_state is None else d_final_state[layer],
+                d_initial_state[layer],
+                phi[starts[layer] :],
+                partials[0, starts[layer] :],
+                T,
+                N,
+                P,
+                1.0 / spec.p,
+                math.exp(spec.p),
+                spec.output_scale,
+                0,
+                **constants,
+                **options,
+            )
+        d_above = d_input
+    return partials.sum(0), d_initial_state

@@ -1,0 +1,147 @@
+"""The fused step: preprocessing, every layer, the head and the update of θ in one launch."""
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from l2l_kernels.spec import LSTMSpec
+from l2l_kernels.triton import configs
+from l2l_kernels.triton.cell import bias_row, dot, preprocess, sigmoid, tanh, weight_tile
+
+
+@triton.jit
+def _gate(
+    h,  # [BLOCK, HP]
+    below,  # [BLOCK, HP]: h of the layer below; not used by the first layer
+    x0,  # [BLOCK]: the first layer's inputs
+    x1,
+    weight,
+    GATE: tl.constexpr,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    X: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One gate's z = W [x; h] + b, [BLOCK, HP]. X is the number of inputs of the first layer, else 0."""
+    IN: tl.constexpr = X if X > 0 else H
+    K: tl.constexpr = IN + H
+    unit, col = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
+    row = GATE * H + unit  # [1, HP]
+    z = dot(h, weight_tile(weight, GATE, IN, H, H, K, unit, col), None, PRECISION)
+    if X == 0:
+        z = dot(below, weight_tile(weight, GATE, 0, H, H, K, unit, col), z, PRECISION)
+    else:
+        # Two inputs are too few for a matrix product: exact float32 multiply-adds.
+        z += x0[:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
+        if X == 2:
+            z += x1[:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
+    return z + bias_row(weight, GATE, H, K, unit)
+
+
+@triton.jit
+def _layer(
+    state,  # [2, H, N] of this layer
+    new_state,  # [2, H, N] of this layer
+    weight,  # this layer's slice of φ
+    below,
+    x0,
+    x1,
+    n,
+    live,
+    stride,
+    H: tl.constexpr,
+    HP: tl.constexpr,
+    X: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One layer on a block of coordinates: writes the new (h, c), returns the new h [BLOCK, HP]."""
+    unit = tl.arange(0, HP)[None, :]
+    tile = live[:, None] & (unit < H)
+    h_offsets = unit * stride + n[:, None]  # [BLOCK, HP]
+    c_offsets = h_offsets + H * stride
+    h = tl.load(state + h_offsets, mask=tile, other=0.0).to(tl.float32)
+    c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+    i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, PRECISION))
+    i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, PRECISION))
+    c = i + c * sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, PRECISION))
+    h = tanh(c) * sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, PRECISION))
+    # new_state may be state, and a thread may store what another one loads.
+    tl.debug_barrier()
+    tl.store(new_state + h_offsets, h, mask=tile)
+    tl.store(new_state + c_offsets, c, mask=tile)
+    # An infinite gradient makes the padding NaN, and 0 · NaN would reach the units of the layer above.
+    return tl.where(unit < H, h, 0.0)
+
+
+@triton.jit
+def step_fwd_kernel(
+    theta,  # [N]
+    grad,  # [N]
+    state,  # [L, 2, H, N]
+    new_state,  # [L, 2, H, N]; may be state
+    phi,  # [P]
+    N,
+    inverse_p,
+    exp_p,
+    output_scale,
+    L: tl.constexpr,
+    H: tl.constexpr,
+    LOG_SIGN: tl.constexpr,
+    HP: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
+    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    live = n < N
+    stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
+    X: tl.constexpr = 2 if LOG_SIGN else 1
+    x0, x1 = preprocess(tl.load(grad + n, mask=live, other=0.0), inverse_p, exp_p, LOG_SIGN)
+    h = tl.zeros([BLOCK, HP], tl.float32)
+    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, PRECISION)
+    phi += 4 * H * (X + H + 1)
+    for _ in tl.static_range(1, L):
+        state += 2 * H * stride
+        new_state += 2 * H * stride
+        h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, PRECISION)
+        phi += 4 * H * (H + H + 1)
+    unit = tl.arange(0, HP)
+    w_out = tl.load(phi + unit, mask=unit < H, other=0.0)
+    update = output_scale * (tl.sum(h * w_out[None, :], 1) + tl.load(phi + H))
+    tl.store(theta + n, tl.load(theta + n, mask=live) + update, mask=live)
+
+
+def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
+    """As backends.Backend.step_, in one launch: every state is read once and written once."""
+    configs.check_dtypes({"theta": theta, "grad": grad, "phi": phi}, {"state": state, "new_state": new_state})
+    N = theta.shape[0]
+    if N == 0:
+        return
+    out_theta, out_state = theta.contiguous(), new_state
+    if not new_state.is_contiguous():
+        out_state = torch.empty(new_state.shape, dtype=new_state.dtype, device=new_state.device)
+    constants, options = configs.step_config(spec)
+    with torch.cuda.device_of(theta):
+        step_fwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
+            out_theta,
+            grad.contiguous(),
+            state.contiguous(),
+            out_state,
+            phi.contiguous(),
+            N,
+            1.0 / spec.p,
+            math.exp(spec.p),
+            spec.output_scale,
+            **constants,
+            **options,
+        )
+    if out_theta is not theta:
+        theta.copy_(out_theta)
+    if out_state is not new_state:
+        new_state.copy_(out_state)
