@@ -1,0 +1,369 @@
+"""Paired comparison of optimizers: the same optimizees, the same minibatches, an interval on every mean."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+
+from l2l_lightning.baselines import FINAL_STEPS, TunedBaseline, final_losses, run_baseline
+from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.plots import Curve, curves_figure, png
+from l2l_lightning.provenance import commit, device_name, versions, write_atomically, write_json
+
+LEARNED = "learned"
+"""The learned optimizer's name: what the others are compared with."""
+
+
+@functools.cache
+def student_t_quantile(degrees_of_freedom: int) -> float:
+    """The t that a Student variable stays within, on either side of 0, with probability 0.95.
+
+    For a whole number ν of degrees of freedom P(|T| ≤ t) is a finite sum (Abramowitz and Stegun, 26.7.3–4):
+    with θ = atan(t/√ν),
+
+        sin θ (1 + 1/2 cos²θ + 1·3/(2·4) cos⁴θ + … up to cos^(ν−2) θ)            for even ν,
+        2/π (θ + sin θ cos θ (1 + 2/3 cos²θ + 2·4/(3·5) cos⁴θ + …, the same))     for odd ν,
+
+    which is inverted by bisection.
+
+    Example:
+        >>> [round(student_t_quantile(n), 3) for n in (1, 2, 19)]
+        [12.706, 4.303, 2.093]
+    """
+    odd = degrees_of_freedom % 2
+
+    def probability(t: float) -> float:
+        angle = math.atan(t / math.sqrt(degrees_of_freedom))
+        sine, cosine = math.sin(angle), math.cos(angle)
+        total, term = 0.0, cosine if odd else 1.0
+        for k in range(1 + odd, degrees_of_freedom, 2):
+            total += term
+            term *= k / (k + 1) * cosine**2
+        return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+    low, high = 0.0, 16.0  # 12.7, at one degree of freedom, is the greatest
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
+    return high
+
+
+def mean_and_half_width(values: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean over the last axis and its 95% interval's half width t·s/√K: [..., K] to two of [...].
+
+    Nothing is dropped: where a value is not finite neither are the mean and the half width. One value has
+    no interval: its half width is NaN.
+    """
+    number = values.shape[-1]
+    mean = values.mean(dim=-1)
+    if number == 1:
+        return mean, torch.full_like(mean, math.nan)
+    return mean, values.std(dim=-1) * (student_t_quantile(number - 1) / math.sqrt(number))
+
+
+class Interval(NamedTuple):
+    """A mean over optimizees with its 95% interval (Student's t)."""
+
+    mean: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Tensor) -> Interval:
+        """The mean of K values [K], and where it lies with 95% confidence."""
+        mean, half = (float(x) for x in mean_and_half_width(values))
+        return cls(mean, mean - half, mean + half)
+
+    def as_json(self) -> dict[str, Any]:
+        """{"mean", "ci95": [low, high]}; null for what is not finite."""
+        mean, low, high = (x if math.isfinite(x) else None for x in self)
+        return {"mean": mean, "ci95": [low, high]}
+
+    def __str__(self) -> str:
+        """To the half width's second digit, as what follows it is noise: "0.358 ± 0.012"."""
+        half = self.high - self.mean
+        if not math.isfinite(self.mean):
+            return "not finite"
+        if not math.isfinite(half):
+            return f"{self.mean:.4g}"
+        if not 1e-6 < half < 1e6:
+            return f"{self.mean:.3g} ± {half:.2g}"
+        decimals = max(0, 1 - math.floor(math.log10(half)))
+        return f"{self.mean:.{decimals}f} ± {half:.{decimals}f}"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An optimizer to compare: `run(optimizees, horizon)` gives the losses [horizon, K], f_t(θ_t) in row t.
+
+    `run` takes one minibatch a step from the optimizees, so that all contenders see the same ones.
+
+    Example:
+        >>> Contender("learned", lambda optimizees, horizon: run_rule(rule, optimizees, horizon)).name
+        'learned'
+    """
+
+    name: str
+    run: Callable[[Optimizees, int], Tensor]
+    learning_rate: float | None = None
+
+
+def baseline_contender(tuned: TunedBaseline) -> Contender:
+    """A baseline at its tuned learning rate."""
+    run = functools.partial(run_baseline, tuned.baseline, tuned.learning_rate)
+    return Contender(tuned.baseline.name, run, tuned.learning_rate)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one optimizer did to the K optimizees."""
+
+    losses: Tensor
+    """[horizon, K] float64 on the CPU."""
+    seconds: float
+    """Wall-clock of the whole rollout, all K optimizees side by side, losses and gradients included."""
+    learning_rate: float | None
+
+    @property
+    def final_losses(self) -> Tensor:
+        """Mean of each optimizee's last min(10, horizon) losses, [K]."""
+        return final_losses(self.losses)
+
+    @property
+    def final_loss(self) -> Interval:
+        """The final loss over optimizees."""
+        return Interval.of(self.final_losses)
+
+    @property
+    def sum_loss(self) -> Interval:
+        """The sum of a rollout's losses, over optimizees."""
+        return Interval.of(self.losses.sum(dim=0))
+
+    @property
+    def diverged(self) -> int:
+        """How many optimizees met a loss that is not finite, or end higher than they began.
+
+        They are counted and never dropped: one loss that is not finite leaves the means undefined.
+        """
+        finite = self.losses.isfinite().all(dim=0)
+        return int((~finite | (self.final_losses > self.losses[0])).sum())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Optimizers on the same optimizees, in the order in which they ran, and where the numbers come from."""
+
+    task: str
+    horizon: int
+    num_optimizees: int
+    data_source: str
+    seed: int
+    device: str
+    dtype: str
+    results: dict[str, Result]
+
+    @property
+    def ranking(self) -> list[str]:
+        """The optimizers' names by mean final loss, the best first; those without one last."""
+
+        def key(name: str) -> float:
+            mean = self.results[name].final_loss.mean
+            return mean if math.isfinite(mean) else math.inf
+
+        return sorted(self.results, key=key)
+
+    def difference(self, name: str) -> Interval:
+        """Final loss of the learned optimizer minus another's, optimizee by optimizee; negative is ahead.
+
+        Pairing removes what the optimizees share, so this interval is narrower than the two of the losses.
+        """
+        return Interval.of(self.results[LEARNED].final_losses - self.results[name].final_losses)
+
+    def learned_is_ahead(self, name: str) -> bool:
+        """Whether the learned optimizer's interval of the final loss lies wholly below another's."""
+        return self.results[LEARNED].final_loss.high < self.results[name].final_loss.low
+
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds."""
+        return {
+            "task": self.task,
+            "horizon": self.horizon,
+            "num_optimizees": self.num_optimizees,
+            "data_source": self.data_source,
+            "commit": commit(),
+            "seed": self.seed,
+            "device": self.device,
+            "dtype": self.dtype,
+            "versions": versions(),
+            "optimizers": {
+                name: {
+                    "final_loss": result.final_loss.as_json(),
+                    "sum_loss": result.sum_loss.as_json(),
+                    "diverged": result.diverged,
+                    "learning_rate": result.learning_rate,
+                    "seconds": result.seconds,
+                }
+                for name, result in self.results.items()
+            },
+        }
+
+
+def compare(
+    contenders: Sequence[Contender],
+    make_optimizees: Callable[[], Optimizees],
+    horizon: int,
+    *,
+    seed: int,
+) -> Comparison:
+    """Runs every contender on the same optimizees.
+
+    Args:
+        contenders: The optimizers; the learned one is named "learned".
+        make_optimizees: Fresh optimizees, the same at every call: same θ0, same minibatches to come.
+        horizon: Steps per rollout.
+        seed: What the optimizees were derived from, for the record.
+
+    Raises:
+        ValueError: Two contenders have one name, a contender's losses are not [horizon, K], or the comparison
+            is not paired: two contenders met another θ0 or another first minibatch.
+
+    Example:
+        >>> make = functools.partial(Optimizees, task, images, 0, "test", range(20))  # doctest: +SKIP
+        >>> learned = Contender("learned", functools.partial(run_rule, rule))  # doctest: +SKIP
+        >>> baselines = [baseline_contender(t) for t in tuned.values()]  # doctest: +SKIP
+        >>> comparison = compare([learned, *baselines], make, horizon=100, seed=0)  # doctest: +SKIP
+        >>> write_comparison(comparison, Path("runs/mnist"))  # doctest: +SKIP
+    """
+    names = [contender.name for contender in contenders]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two contenders have one name: {names}")
+    reference = make_optimizees()
+    first_losses: Tensor | None = None
+    results = {}
+    for contender in contenders:
+        contender.run(make_optimizees(), 1)  # kernels compile and caches fill before the clock starts
+        optimizees = make_optimizees()
+        if not torch.equal(optimizees.theta, reference.theta):
+            raise ValueError("make_optimizees gives another θ0 at every call: the comparison is not paired")
+        losses, seconds = _timed(contender, optimizees, horizon)
+        if losses.shape != (horizon, len(reference)):
+            expected = (horizon, len(reference))
+            raise ValueError(f"{contender.name} gave losses {tuple(losses.shape)}, not {expected}")
+        first_losses = losses[0] if first_losses is None else first_losses
+        if not torch.allclose(losses[0], first_losses, rtol=1e-4, equal_nan=True):
+            raise ValueError(
+                f"{contender.name} and {names[0]} differ in their first losses: the comparison is not paired"
+            )
+        results[contender.name] = Result(losses, seconds, contender.learning_rate)
+    return Comparison(
+        task=reference.task.describe(),
+        horizon=horizon,
+        num_optimizees=len(reference),
+        data_source="none" if reference.images is None else reference.images.source,
+        seed=seed,
+        device=device_name(reference.device),
+        dtype=str(reference.dtype).removeprefix("torch."),
+        results=results,
+    )
+
+
+def _timed(contender: Contender, optimizees: Optimizees, horizon: int) -> tuple[Tensor, float]:
+    """Losses as float64 on the CPU, and the seconds until the device had finished."""
+    on_accelerator = optimizees.device.type != "cpu"
+    if on_accelerator:
+        torch.accelerator.synchronize(optimizees.device)
+    start = time.perf_counter()
+    losses = contender.run(optimizees, horizon)
+    if on_accelerator:
+        torch.accelerator.synchronize(optimizees.device)
+    return losses.detach().double().cpu(), time.perf_counter() - start
+
+
+def write_comparison(comparison: Comparison, folder: Path | str) -> None:
+    """Writes curves.csv, curves.png and summary.json into a folder, each atomically.
+
+    curves.csv has the columns task, optimizer, seed, step, loss; seed is the optimizee's index, and a loss
+    that is not finite reads nan or inf. In summary.json such numbers are null.
+    """
+    folder = Path(folder)
+    write_atomically(folder / "curves.csv", _csv(comparison))
+    write_atomically(folder / "curves.png", png(_figure(comparison)))
+    write_json(folder / "summary.json", comparison.summary())
+
+
+def _csv(comparison: Comparison) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["task", "optimizer", "seed", "step", "loss"])
+    for name, result in comparison.results.items():
+        for index, losses in enumerate(result.losses.T.tolist()):
+            # Nine digits tell every float32 from its neighbours.
+            writer.writerows(
+                [comparison.task, name, index, t, f"{loss:.9g}"] for t, loss in enumerate(losses)
+            )
+    return buffer.getvalue()
+
+
+def _figure(comparison: Comparison) -> Figure:
+    curves = []
+    for name, result in comparison.results.items():
+        mean, half = mean_and_half_width(result.losses)
+        label = f"{name}  {result.final_loss}"
+        if result.diverged:
+            label += f"  ({result.diverged}/{comparison.num_optimizees} diverged)"
+        curves.append(
+            Curve(
+                label=label,
+                mean=mean.numpy(),
+                low=(mean - half).numpy(),
+                high=(mean + half).numpy(),
+                final=result.final_loss.mean,
+                highlight=name == LEARNED,
+            )
+        )
+    title = f"{comparison.task}\nmean of {comparison.num_optimizees} optimizees, with its 95% interval"
+    return curves_figure(curves, title, f"final loss (mean of last {min(FINAL_STEPS, comparison.horizon)})")
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """One row per optimizer, by final loss.
+
+    "learned ahead" says whether the intervals of the final losses are disjoint with the learned optimizer's
+    below; "learned − it" is the paired difference of the final losses.
+    """
+    with_learned = LEARNED in comparison.results
+    title = f"{comparison.task}, {comparison.horizon} steps, {comparison.num_optimizees} optimizees"
+    table = Table(title=escape(title))
+    table.add_column("optimizer")
+    for column in ("final loss", "sum of losses", "diverged", "learning rate", "seconds"):
+        table.add_column(column, justify="right")
+    if with_learned:
+        table.add_column("learned − it", justify="right")
+        table.add_column("learned ahead")
+    for name in comparison.ranking:
+        result = comparison.results[name]
+        row = [
+            escape(name),
+            str(result.final_loss),
+            str(result.sum_loss),
+            str(result.diverged),
+            "" if result.learning_rate is None else f"{result.learning_rate:g}",
+            f"{result.seconds:.2f}",
+        ]
+        if with_learned and name != LEARNED:
+            row += [str(comparison.difference(name)), "yes" if comparison.learned_is_ahead(name) else "no"]
+        table.add_row(*row, style="bold" if name == LEARNED else None)
+    return table

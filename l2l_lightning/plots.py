@@ -1,0 +1,128 @@
+"""Figures: arrays in, a matplotlib Figure out. Nothing here knows what is plotted, or how it came about."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+# Okabe and Ito's palette, which readers with any colour vision can tell apart.
+HIGHLIGHT = "#D55E00"
+COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Beyond six curves the colours repeat, in the next style.
+STYLES = ("-", "--", ":")
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """A line with its band; where it is not finite it has a gap, or ends."""
+
+    label: str
+    """Its words in the legend."""
+    mean: npt.NDArray[np.float64]
+    """The line, [T]."""
+    low: npt.NDArray[np.float64]
+    """The band's lower edge, [T]."""
+    high: npt.NDArray[np.float64]
+    """The band's upper edge, [T]."""
+    final: float
+    """Its place in the legend: the least comes first."""
+    highlight: bool = False
+    """Whether it is what the figure is about: on top, bold, and in a colour of its own."""
+
+
+def curves_figure(curves: Sequence[Curve], title: str, legend_title: str) -> Figure:
+    """Losses against steps, one curve per optimizer, on a log axis if every mean is positive.
+
+    Args:
+        curves: In an order that stays the same from figure to figure, as it decides the colours.
+        title: Above the axes.
+        legend_title: Above the legend, which lies beside the axes and is sorted by `Curve.final`.
+
+    Example:
+        >>> mean = np.geomspace(1, 0.1, 50)
+        >>> adam = Curve("adam", mean, 0.9 * mean, 1.1 * mean, final=0.1)
+        >>> figure = curves_figure([adam], "Quadratic", "final loss")
+        >>> len(figure.axes[0].lines)
+        1
+    """
+    figure = Figure(figsize=(8.6, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    lines = {}
+    plain = 0
+    for curve in curves:
+        if curve.highlight:
+            colour, style, width, order = HIGHLIGHT, "-", 2.6, 4.0
+        else:
+            colour, style = COLOURS[plain % len(COLOURS)], STYLES[plain // len(COLOURS) % len(STYLES)]
+            width, order = 1.5, 3.0
+            plain += 1
+        steps = np.arange(len(curve.mean))
+        # All bands lie below all lines.
+        axes.fill_between(steps, curve.low, curve.high, color=colour, alpha=0.16, lw=0, zorder=order - 2)
+        mean = np.where(np.isfinite(curve.mean), curve.mean, math.nan)
+        (lines[curve],) = axes.plot(steps, mean, color=colour, linestyle=style, lw=width, zorder=order)
+
+    _scale(axes, np.concatenate([curve.mean for curve in curves]))
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss")
+    axes.margins(x=0.01)
+    axes.grid(which="major", color="#e4e4e4", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(which="both", color="#888888")
+
+    ranked = sorted(curves, key=lambda curve: curve.final if math.isfinite(curve.final) else math.inf)
+    legend = axes.legend(
+        [lines[curve] for curve in ranked],
+        [curve.label for curve in ranked],
+        title=legend_title,
+        # Beside the axes: inside, it would lie on a curve sooner or later.
+        loc="upper left",
+        bbox_to_anchor=(1.01, 1.0),
+        borderaxespad=0.0,
+        alignment="left",
+        labelspacing=0.8,
+        fontsize=9,
+        title_fontsize=9,
+        frameon=False,
+    )
+    for text, curve in zip(legend.get_texts(), ranked, strict=True):
+        text.set_fontweight("bold" if curve.highlight else "normal")
+    return figure
+
+
+def _scale(axes: Axes, means: npt.NDArray[np.float64]) -> None:
+    """A log axis around the means, if all that are finite are positive; bands that reach zero are cut off."""
+    means = means[np.isfinite(means)]
+    if not means.size or means.min() <= 0:
+        return
+    low, high = np.log10(means.min()), np.log10(means.max())
+    margin = max(0.06 * (high - low), 0.01)
+    axes.set_yscale("log", nonpositive="clip")
+    axes.set_ylim(10 ** (low - margin), 10 ** (high + margin))
+    if high - low < 2.5:
+        # Powers of ten alone would leave one or two labels.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as a PNG file's bytes; needs no display.
+
+    Example:
+        >>> png(Figure(), dpi=20)[1:4]
+        b'PNG'
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
