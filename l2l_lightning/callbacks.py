@@ -135,7 +135,7 @@ class CollapseGuard(Callback):
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         for scheduler in trainer.lr_scheduler_configs:
-            scheduler.scheduler.base_lrs = [0.5 * lr for lr in scheduler.scheduler.base_lrs]  # type: ignore[union-attr]
+            scheduler.scheduler.base_lrs = [0.5 * lr for lr in scheduler.scheduler.base_lrs]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, PhiAveraging):
                 callback.restart()

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 import torch
 import yaml
-from l2l_kernels import BackendUnavailableError
+from l2l_kernels import BackendUnavailableError, choose
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 from l2l_lightning.data import DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
-from l2l_lightning.meta_learner import MetaLearner
+from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
@@ -107,6 +108,13 @@ class MetaLearningCLI(LightningCLI):
             # What runs on a checkpoint reports; it leaves no run behind.
             self.save_config_callback = None
 
+    def instantiate_classes(self) -> None:
+        """Turns a constructor's complaint about a value into a message for the user."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise CommandLineError(str(error)) from error
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the loggers, unless the user configured others."""
         config = self.config[self.subcommand]
@@ -141,8 +149,9 @@ class MetaLearningCLI(LightningCLI):
         return loggers
 
     def before_fit(self) -> None:
-        """Loads the data before anything is written, and says which."""
+        """Finds out what could go wrong before anything is written, and says what runs on what."""
         self.datamodule.load(self.model.task)
+        choose(self.trainer.strategy.root_device, getattr(self.model.rule, "backend", None))
         print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
 
     def after_fit(self) -> None:
@@ -162,15 +171,15 @@ class MetaLearningCLI(LightningCLI):
             tuning_dir=str(self.root / "tuning"),
         )
 
-    def tune(self, tuning_dir: str | None) -> None:
+    def tune(self, **arguments: Any) -> None:
         """Runs MetaTrainer.tune with the command line's settings."""
         trainer: Any = self.trainer
-        trainer.tune(self.model, self.datamodule, self._comparison, tuning_dir)
+        trainer.tune(comparison=self._comparison, **arguments)
 
-    def compare(self, ckpt_path: str | None, out: str, tuning_dir: str | None) -> None:
+    def compare(self, **arguments: Any) -> None:
         """Runs MetaTrainer.compare with the command line's settings."""
         trainer: Any = self.trainer
-        trainer.compare(self.model, self.datamodule, self._comparison, ckpt_path, out, tuning_dir)
+        trainer.compare(comparison=self._comparison, **arguments)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -200,7 +209,13 @@ def main(args: Sequence[str] | None = None) -> None:
             auto_configure_optimizers=False,
             args=arguments,
         )
-    except (CommandLineError, DataNotFoundError, MetaTrainingError, BackendUnavailableError) as error:
+    except (
+        CommandLineError,
+        DataNotFoundError,
+        MetaTrainingError,
+        CheckpointMismatchError,
+        BackendUnavailableError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
 
@@ -243,7 +258,7 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
                 path = Path(value)
             else:
                 raise CommandLineError(
-                    f"--config {value}: no such file, and no such preset; the presets are {', '.join(shipped)}"
+                    f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
                 )
             configs.append(value)
             expanded += ["--config", str(path)]

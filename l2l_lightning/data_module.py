@@ -92,7 +92,7 @@ class MetaData(LightningDataModule):
         return "none (synthetic task)" if self.splits is None else self.splits.train.source
 
     def images(self, split: str, device: torch.device | str) -> Images | None:
-        """A split ("train", "validation", "test") on a device, moved there once; None for a synthetic task."""
+        """A split ("train", "validation", "test") on a device; None for a synthetic task."""
         if self.splits is None:
             return None
         key = (split, torch.device(device))

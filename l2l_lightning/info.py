@@ -1,4 +1,4 @@
-"""`python -m l2l_lightning info`: what is installed, which kernel backends run here, which presets there are."""
+"""`python -m l2l_lightning info`: what is installed, and which kernel backends run here."""
 
 from __future__ import annotations
 

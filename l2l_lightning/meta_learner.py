@@ -22,6 +22,10 @@ CHECKPOINT_VERSION = 1
 """Of what MetaLearner adds to Lightning's checkpoints."""
 
 
+class CheckpointMismatchError(ValueError):
+    """A checkpoint's rule has another shape than the one configured; the message names the options."""
+
+
 class MetaLearner(LightningModule):
     """Meta-trains an update rule on a task: min_φ E Σ_t w_t f_t(θ_t), by Adam on the windows' meta-gradients.
 
@@ -117,7 +121,7 @@ class MetaLearner(LightningModule):
         return weights
 
     def start_rollout(self, index: int) -> Rollout:
-        """The run's index-th rollout on this process, from its beginning; no other process draws its streams."""
+        """The run's index-th rollout on this process; no other process draws from its streams."""
         process = index * self.trainer.world_size + self.trainer.global_rank
         indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
         images = self.data.images("train", self.device)
@@ -213,7 +217,26 @@ class MetaLearner(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes up this process's rollout in progress."""
+        """Checks that φ fits, and takes up this process's rollout in progress.
+
+        Raises:
+            CheckpointMismatchError: The checkpoint's rule has another shape.
+        """
+        self._check_shapes(checkpoint)
         rollouts = checkpoint.get("rollouts", [])
         rank = self.trainer.global_rank if self._trainer is not None else 0
         self._carried = rollouts[rank] if rank < len(rollouts) else None
+
+    def _check_shapes(self, checkpoint: dict[str, Any]) -> None:
+        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
+        if saved == {name: value.shape for name, value in self.state_dict().items()}:
+            return
+        theirs = checkpoint.get("l2l_lightning", {}).get("model", {}).get("rule", {}).get("init_args", {})
+        ours = self.rule.config()
+        different = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+        raise CheckpointMismatchError(
+            "the checkpoint's rule does not fit the one configured: "
+            + "; ".join(
+                f"--model.rule.{name} is {ours[name]}, the checkpoint's {theirs[name]}" for name in different
+            )
+        )

@@ -117,7 +117,7 @@ class MetaTrainer(Trainer):
 
         Args:
             model: Holds the rule, the task, the horizon and the seed.
-            datamodule: Baselines are tuned on its validation images; everything is compared on its test images.
+            datamodule: Baselines are tuned on its validation images; all are compared on its test images.
             comparison: On how many optimizees, over how many steps, with which baselines.
             ckpt_path: Checkpoint to take φ from; None compares the rule as it is.
             out: Folder for curves.csv, curves.png and summary.json.
@@ -126,6 +126,7 @@ class MetaTrainer(Trainer):
         comparison = comparison or ComparisonSettings()
         if ckpt_path:
             saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
+            model.on_load_checkpoint(saved)
             model.load_state_dict(saved["state_dict"])
         tuned = self.tune(model, datamodule, comparison, tuning_dir)
         device = self.strategy.root_device

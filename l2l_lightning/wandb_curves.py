@@ -9,8 +9,10 @@ from l2l_lightning.evaluation import Comparison
 
 
 def log_comparison(logger: WandbLogger, comparison: Comparison) -> None:
-    """Logs a comparison: `comparison/curves`, the mean loss by step of every optimizer in one chart;
-    `comparison/table`, every loss (task, optimizer, seed, step, loss); and the summary's numbers.
+    """Logs a comparison to a W&B run.
+
+    `comparison/curves` is the mean loss by step of every optimizer in one chart, `comparison/table` every
+    loss (task, optimizer, seed, step, loss); final losses and sums go into the run's summary.
     """
     names = list(comparison.results)
     means = [result.losses.mean(dim=1).tolist() for result in comparison.results.values()]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from l2l_kernels import LSTMSpec, bptt, reference, step_
+from l2l_kernels import BACKENDS, LSTMSpec, bptt, reference, step_
 from l2l_kernels.spec import Preprocessing
 from torch import Tensor, nn
 
@@ -30,7 +30,7 @@ class CoordinatewiseLSTM(UpdateRule):
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
 
     Raises:
-        ValueError: A value is out of its range (see LSTMSpec).
+        ValueError: A value is out of its range (see LSTMSpec), or the backend is unknown.
 
     Source: Andrychowicz et al. 2016, section 2.1.
 
@@ -52,6 +52,8 @@ class CoordinatewiseLSTM(UpdateRule):
     ) -> None:
         super().__init__()
         self.spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.head_init_scale = head_init_scale
         self.forget_bias = forget_bias
         self.backend = backend

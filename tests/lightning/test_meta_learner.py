@@ -135,7 +135,7 @@ class Broken(Quadratic):
 
 
 def test_nan_gradients_stop_with_a_clear_error_after_the_restarts(tmp_path):
-    with pytest.raises(MetaTrainingError, match=r"after 2 restarts.*NaN or infinite.*--model.learning_rate"):
+    with pytest.raises(MetaTrainingError, match=r"after 2 restarts.*NaN or inf.*model.learning_rate"):
         fit(
             make_model(Broken()), tmp_path, CollapseGuard(max_restarts=2), limit_val_batches=0, num_rollouts=9
         )
