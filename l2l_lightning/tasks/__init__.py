@@ -1,16 +1,18 @@
 """Tasks: what is optimised."""
 
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.tasks.function import FunctionTask
 from l2l_lightning.tasks.mlp import MNISTMLP
+from l2l_lightning.tasks.module import ModuleTask
 from l2l_lightning.tasks.quadratic import Quadratic
 from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
 
-__all__ = ["MNISTMLP", "NoisyScaledSquare", "Quadratic", "SimpleSquare", "Task"]
-
-
-class FunctionTask(Task):
-    """Stand-in until the next commit, so that the package imports."""
-
-
-class ModuleTask(Task):
-    """Stand-in until the next commit, so that the package imports."""
+__all__ = [
+    "MNISTMLP",
+    "FunctionTask",
+    "ModuleTask",
+    "NoisyScaledSquare",
+    "Quadratic",
+    "SimpleSquare",
+    "Task",
+]

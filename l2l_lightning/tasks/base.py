@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ class Task(ABC):
     minibatch, and `losses` if it can beat torch.func.vmap. A task knows nothing of update rules.
     """
 
-    dataset: ClassVar[str | None] = None
+    dataset: str | None = None
     """Name of the image data set that batches are drawn from; None needs no data."""
 
     num_coordinates: int

@@ -1,6 +1,8 @@
-"""Checks of a task's arguments, with messages that name the argument and the value."""
+"""Checks of a task's arguments and values, with messages that say what was expected and what was given."""
 
 from __future__ import annotations
+
+from torch import Tensor
 
 from l2l_lightning.data.images import Images
 
@@ -25,3 +27,16 @@ def need_images(images: Images | None, task: object) -> Images:
             "pass a split of l2l_lightning.data.load_images()"
         )
     return images
+
+
+def check_scalar(value: object, name: str) -> None:
+    """Raises unless the value of one optimizee's loss is a scalar tensor.
+
+    Raises:
+        TypeError: It is not a tensor.
+        ValueError: It has dimensions.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a scalar tensor, got {type(value).__name__}")
+    if value.ndim:
+        raise ValueError(f"{name} must return a scalar tensor, got one of shape {list(value.shape)}")

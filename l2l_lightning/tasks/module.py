@@ -1,0 +1,172 @@
+"""Any nn.Module with a loss as a task."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from l2l_lightning.data.images import Images
+from l2l_lightning.tasks.base import Batch, Task, split_vector
+from l2l_lightning.tasks.checks import check_at_least, check_scalar, need_images
+from l2l_lightning.tasks.references import dotted_path, resolve
+
+
+class ModuleTask(Task):
+    """Trains any nn.Module: f_t(θ) = loss_fn(module_θ(inputs), targets), θ all the module's parameters.
+
+    θ [N] is the concatenation of the parameters in the order of `named_parameters`, each in row-major order.
+    A minibatch is (inputs, targets): MNIST images and labels drawn with replacement, or what `sample` draws.
+    The module runs K times at once under torch.func.vmap, so its forward must be traceable by it, and what it
+    computes must depend on θ and the minibatch alone: dropout and running statistics are refused.
+
+    Args:
+        module: A function without arguments (a class, a lambda) that builds the module, called anew for every
+            θ0; or its dotted path; or an nn.Module, whose submodules' `reset_parameters` then draw θ0. Only
+            what a dotted path names can be rebuilt from a checkpoint.
+        loss_fn: (output, targets) to a scalar, or its dotted path.
+        batch_size: B, images in a minibatch.
+        image_shape: What the images' 784 pixels are reshaped to, such as [1, 28, 28]; None leaves them flat.
+        sample: A function of a torch.Generator to (inputs, targets), CPU tensors, which replaces the images;
+            or its dotted path.
+        init_std: θ0 ~ N(0, init_std²) instead of the module's own initialisation.
+
+    Raises:
+        ValueError: An argument out of its range, a path that cannot be imported, a module that cannot be
+            initialised anew or keeps more than θ, or (when it is called) a loss that is not scalar.
+        TypeError: An argument of the wrong kind.
+
+    Example:
+        >>> from torch import nn
+        >>> def sample(generator):
+        ...     x = torch.randn(16, 3, generator=generator)
+        ...     return x, x.sum(-1, keepdim=True)
+        >>> task = ModuleTask(lambda: nn.Linear(3, 1), nn.functional.mse_loss, sample=sample)
+        >>> task.num_coordinates, task.init(torch.Generator().manual_seed(0)).shape
+        (4, torch.Size([4]))
+    """
+
+    def __init__(
+        self,
+        # str first: the command line then keeps a path a path, which it can write to a configuration.
+        module: str | nn.Module | Callable[[], nn.Module],
+        loss_fn: str | Callable[[Tensor, Any], Tensor] = "torch.nn.functional.cross_entropy",
+        batch_size: int = 128,
+        image_shape: Sequence[int] | None = None,
+        sample: str | Callable[[torch.Generator], Batch] | None = None,
+        init_std: float | None = None,
+    ) -> None:
+        check_at_least(1, batch_size=batch_size)
+        if init_std is not None:
+            check_at_least(0, init_std=init_std)
+        if sample is not None and image_shape is not None:
+            raise ValueError("image_shape is for the images that `sample` replaces: reshape in `sample`")
+        if image_shape is not None and math.prod(image_shape) != 784:
+            raise ValueError(f"image_shape must hold 784 pixels, got {list(image_shape)}")
+        self.named_module = resolve(module, "module")
+        self.loss_fn = resolve(loss_fn, "loss_fn")
+        self.batch_size = batch_size
+        self.image_shape = None if image_shape is None else list(image_shape)
+        self.sample = None if sample is None else resolve(sample, "sample")
+        self.init_std = init_std
+        self.dataset = "mnist" if sample is None else None
+
+        self.skeleton = self._build()  # θ replaces its parameters at every call
+        _check_stateless(self.skeleton)
+        self.shapes = {name: parameter.shape for name, parameter in self.skeleton.named_parameters()}
+        self.num_coordinates = sum(shape.numel() for shape in self.shapes.values())
+        if self.num_coordinates == 0:
+            raise ValueError("module has no parameters to optimise")
+        self.init(torch.Generator())  # fails now rather than at the first rollout
+
+    def _build(self) -> nn.Module:
+        if isinstance(self.named_module, nn.Module):
+            return copy.deepcopy(self.named_module)
+        module = self.named_module()
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"module must build an nn.Module, got {type(module).__name__}")
+        return module
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """θ0, [N]: the module's own initialisation, or N(0, init_std²)."""
+        if self.init_std is not None:
+            return self.init_std * torch.randn(self.num_coordinates, generator=generator)
+        # Modules draw from torch's global stream: seed it from the optimizee's, and put it back.
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            module = self._build()
+            if isinstance(self.named_module, nn.Module):
+                _reset_parameters(module)
+        return torch.cat([p.detach().flatten().float().cpu() for p in module.parameters()])
+
+    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+        """The indices of a minibatch of images, [B], or what `sample` draws."""
+        if self.sample is not None:
+            return self.sample(generator)
+        return need_images(images, self).sample_indices(self.batch_size, generator)
+
+    def gather(self, batches: Batch, images: Images | None) -> Batch:
+        """Indices [K, B] to pixels [K, B, *image_shape] and labels [K, B]; what `sample` draws as it is."""
+        if self.sample is not None:
+            return batches
+        pixels, labels = need_images(images, self).gather(batches)
+        return pixels.view(*labels.shape, *(self.image_shape or [-1])), labels
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """loss_fn(module_θ(inputs), targets)."""
+        inputs, targets = batch
+        parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
+        constants = {
+            name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
+            for name, buffer in self.skeleton.named_buffers()
+        }
+        output = functional_call(self.skeleton, parameters | constants, (inputs,))
+        value: Tensor = self.loss_fn(output, targets)
+        check_scalar(value, f"loss_fn = {dotted_path(self.loss_fn)}")
+        return value
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, functions and classes by their dotted paths."""
+        return {
+            "module": dotted_path(self.named_module),
+            "loss_fn": dotted_path(self.loss_fn),
+            "batch_size": self.batch_size,
+            "image_shape": self.image_shape,
+            "sample": None if self.sample is None else dotted_path(self.sample),
+            "init_std": self.init_std,
+        }
+
+
+def _reset_parameters(module: nn.Module) -> None:
+    """Draws a module's parameters anew, children first: a parent may overrule what they draw."""
+    for name, part in reversed(list(module.named_modules())):
+        if hasattr(part, "reset_parameters"):
+            part.reset_parameters()
+        elif next(part.parameters(recurse=False), None) is not None:
+            raise ValueError(
+                f"{name or 'module'} ({type(part).__name__}) has parameters and no reset_parameters to draw "
+                "them anew: pass a function that builds the module, or init_std"
+            )
+
+
+def _check_stateless(module: nn.Module) -> None:
+    """Refuses what would make f_t depend on more than θ and the minibatch."""
+    for name, part in module.named_modules():
+        if isinstance(part, _NormBase) and part.training and part.running_mean is not None:
+            raise ValueError(
+                f"{name or 'module'} ({type(part).__name__}) updates running statistics at every call, which "
+                "θ does not hold: build it with track_running_stats=False (it then uses the minibatch's)"
+            )
+        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
+            raise ValueError(
+                f"{name or 'module'} ({type(part).__name__}) draws from a stream that is not the "
+                "optimizee's, so that its losses would not repeat: remove it or set p=0"
+            )

@@ -1,0 +1,465 @@
+"""Tasks against closed forms and plain PyTorch in float64."""
+
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_map
+
+from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.data import load_images
+from l2l_lightning.optimizees import Optimizees, derive_generator
+from l2l_lightning.tasks import (
+    MNISTMLP,
+    FunctionTask,
+    ModuleTask,
+    NoisyScaledSquare,
+    Quadratic,
+    SimpleSquare,
+    Task,
+)
+from l2l_lightning.tasks.mlp import ACTIVATIONS
+
+
+def cubic(theta):
+    return (theta**3).sum()
+
+
+def halves(generator):
+    return torch.full((3,), 0.5)
+
+
+def regression(generator):
+    x = torch.randn(6, 3, generator=generator)
+    return x, x.sum(-1, keepdim=True)
+
+
+class TinyNet(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
+
+
+class ConvNet(nn.Sequential):
+    def __init__(self):
+        norm = nn.BatchNorm2d(2, track_running_stats=False)
+        super().__init__(
+            nn.Conv2d(1, 2, 5, stride=4), norm, nn.ReLU(), nn.Flatten(), nn.Linear(2 * 6 * 6, 10)
+        )
+
+
+TASKS = {
+    "quadratic": Quadratic(dim=4),
+    "quadratic-deepmind": Quadratic(dim=3, variant="deepmind", batch_size=5),
+    "simple": SimpleSquare(),
+    "simple-3": SimpleSquare(dim=3),
+    "noisy": NoisyScaledSquare(dim=4),
+    "mlp": MNISTMLP(hidden_sizes=[6], batch_size=5, init_std=0.1),
+    "mlp-deep": MNISTMLP(hidden_sizes=[5, 4], activation="elu", batch_size=5, init_std=0.1),
+    "mlp-linear": MNISTMLP(hidden_sizes=[], batch_size=5, init_std=0.1),
+    "function": FunctionTask(cubic, dim=3),
+    "function-init": FunctionTask("test_tasks.cubic", dim=3, init=halves),
+    "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),
+    "module-images": ModuleTask(ConvNet, batch_size=4, image_shape=[1, 28, 28]),
+    "module-gaussian": ModuleTask(ConvNet, batch_size=4, image_shape=[1, 28, 28], init_std=0.1),
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    return load_images("mnist").train
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    return TASKS[request.param]
+
+
+def make(task, images, indices=(0, 1, 2), dtype=torch.float64):
+    return Optimizees(task, images if task.dataset else None, 0, "train", indices, dtype=dtype)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Every task
+
+
+def test_theta0_is_a_flat_float32_vector_on_the_cpu(task):
+    theta = task.init(generator())
+    assert (theta.shape, theta.dtype, theta.device.type) == ((task.num_coordinates,), torch.float32, "cpu")
+    assert not theta.requires_grad
+
+
+def test_batched_losses_are_vmap_and_loop_over_loss(task, images):
+    optimizees = make(task, images)
+    batches, theta = optimizees.next_batches(), optimizees.theta
+    losses = task.losses(theta, batches)
+    assert losses.shape == (3,)
+    assert losses.dtype == torch.float64
+    torch.testing.assert_close(losses, torch.func.vmap(task.loss)(theta, batches))
+    torch.testing.assert_close(losses, Task.losses(task, theta, batches))
+    one_by_one = [task.loss(theta[k], tree_map(lambda leaf, k=k: leaf[k], batches)) for k in range(3)]
+    torch.testing.assert_close(losses, torch.stack(one_by_one))
+
+
+def test_can_be_differentiated_twice(task, images):
+    optimizees = make(task, images, indices=[0])
+    batches, theta = optimizees.next_batches(), optimizees.theta.requires_grad_()
+    (grad,) = torch.autograd.grad(task.losses(theta, batches).sum(), theta, create_graph=True)
+    direction = torch.randn(grad.shape, generator=generator(), dtype=grad.dtype)
+    (curvature,) = torch.autograd.grad((grad * direction).sum(), theta)
+
+    def grad_at(step):
+        moved = (theta + step * direction).detach().requires_grad_()
+        return torch.autograd.grad(task.losses(moved, batches).sum(), moved)[0]
+
+    step = 1e-6
+    torch.testing.assert_close(
+        curvature,
+        (grad_at(step) - grad_at(-step)) / (2 * step),
+        rtol=1e-4,
+        atol=1e-4 * float(curvature.abs().max()),
+    )
+
+
+def test_the_same_generator_gives_the_same_optimizee(task, images):
+    def run(seed):
+        stream = generator(seed)
+        theta, instance = task.init(stream), task.instance(stream)
+        return theta, [task.batch(instance, images, stream) for _ in range(2)]
+
+    torch.testing.assert_close(run(1), run(1), rtol=0, atol=0)
+
+
+def test_an_optimizee_draws_init_then_instance_then_batches(task, images):
+    optimizees = make(task, images, indices=[4])
+    stream = derive_generator(0, "train", 4)
+    theta, instance = task.init(stream), task.instance(stream)
+    torch.testing.assert_close(optimizees.theta[0], theta.double(), rtol=0, atol=0)
+    for _ in range(2):
+        batch = tree_map(lambda leaf: leaf.unsqueeze(0), task.batch(instance, images, stream))
+        expected = tree_map(
+            lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, task.gather(batch, images)
+        )
+        torch.testing.assert_close(optimizees.next_batches(), expected, rtol=0, atol=0)
+
+
+def test_config_rebuilds_the_task(task, images):
+    config = json.loads(json.dumps(class_config(task)))
+    rebuilt = from_class_config(config, Task)
+    assert rebuilt.describe() == task.describe()
+    ours, theirs = make(task, images), make(rebuilt, images)
+    torch.testing.assert_close(theirs.losses_and_grads(), ours.losses_and_grads(), rtol=0, atol=0)
+
+
+def test_the_command_line_builds_tasks_by_their_short_names():
+    def build(*arguments):
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--task", type=Task)
+        config = parser.parse_args(list(arguments))
+        # What is written to a run's configuration must read back as the same thing.
+        return parser.instantiate(parser.parse_string(parser.dump(config))).task
+
+    assert build("--task=MNISTMLP", "--task.hidden_sizes=[20,10]").hidden_sizes == [20, 10]
+    assert build("--task=Quadratic", "--task.variant=deepmind").num_coordinates == 1280
+    function = build("--task=FunctionTask", "--task.f=test_tasks.cubic", "--task.dim=2", "--task.init=0.5")
+    assert function.config() == {"f": "test_tasks.cubic", "dim": 2, "init": 0.5}
+    module = build(
+        "--task=ModuleTask",
+        "--task.module=test_tasks.TinyNet",
+        "--task.loss_fn=torch.nn.functional.mse_loss",
+        "--task.sample=test_tasks.regression",
+    )
+    assert module.describe() == TASKS["module"].describe()
+
+
+# Quadratics and squares
+
+
+@pytest.mark.parametrize("variant", ["paper", "deepmind"])
+def test_quadratic_is_the_mean_of_squared_residuals(variant):
+    task = Quadratic(dim=3, variant=variant, batch_size=2)
+    W, y = (leaf.double() for leaf in task.instance(generator()))
+    theta = torch.randn(6, generator=generator(1), dtype=torch.float64, requires_grad=True)
+    loss = task.loss(theta, (W, y))
+    residuals = [W[b] @ theta[3 * b : 3 * b + 3] - y[b] for b in range(2)]
+    torch.testing.assert_close(loss, sum(r @ r for r in residuals) / 2)
+    (grad,) = torch.autograd.grad(loss, theta)
+    torch.testing.assert_close(grad, torch.cat([W[b].T @ r for b, r in enumerate(residuals)]))
+
+
+def test_quadratic_variants_have_their_distributions():
+    paper, deepmind = Quadratic(), Quadratic(variant="deepmind")
+    assert (paper.num_coordinates, deepmind.num_coordinates) == (10, 1280)
+    assert [leaf.shape for leaf in deepmind.instance(generator())] == [(128, 10, 10), (128, 10)]
+    gaussian, _ = Quadratic(batch_size=200).instance(generator())
+    uniform, y = deepmind.instance(generator())
+    assert gaussian.mean().abs() < 0.03
+    assert abs(gaussian.std() - 1) < 0.03
+    assert min(uniform.min(), y.min()) >= 0
+    assert max(uniform.max(), y.max()) < 1
+    assert abs(uniform.mean() - 0.5) < 0.01
+    assert abs(deepmind.init(generator()).std() - 0.01) < 1e-3
+
+
+def test_simple_square_is_deepminds():
+    optimizees = make(SimpleSquare(), None, indices=[0])
+    losses, grads = optimizees.losses_and_grads()
+    assert (losses.tolist(), grads.tolist()) == ([1.0], [[2.0]])
+
+
+def test_noisy_scaled_square_redraws_its_scales_at_every_evaluation():
+    task = NoisyScaledSquare(dim=1000)
+    optimizees = make(task, None, indices=[0])
+    theta = optimizees.theta[0]
+    assert theta.min() >= -1
+    assert theta.max() < 1
+    assert abs(theta.square().mean() - 1 / 3) < 0.03
+    (loss,), (grad,) = optimizees.losses_and_grads()
+    scales = (grad / (2 * theta)).sqrt()  # ∇ = 2 s² θ
+    assert scales.min() >= 0.5 - 1e-6
+    assert scales.max() < 1.5 + 1e-6
+    torch.testing.assert_close(loss, (scales * theta).square().sum())
+    mean = torch.stack([optimizees.losses_and_grads()[0][0] for _ in range(100)]).mean()
+    assert abs(mean / theta.square().sum() - 13 / 12) < 0.01
+    assert not torch.equal(optimizees.losses_and_grads()[0], optimizees.losses_and_grads()[0])
+
+
+# MNIST
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("hidden_sizes", [[], [6], [5, 4]])
+def test_mlp_is_the_same_network_as_nn_sequential(activation, hidden_sizes, images):
+    task = MNISTMLP(hidden_sizes, activation, batch_size=8, init_std=0.3)
+    optimizees = make(task, images)
+    pixels, labels = optimizees.next_batches()
+    theta = optimizees.theta.requires_grad_()
+    losses = task.losses(theta, (pixels, labels))
+    (grads,) = torch.autograd.grad(losses.sum(), theta)
+    act = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}[activation]
+    sizes = [784, *hidden_sizes, 10]
+    for k in range(3):
+        net = nn.Sequential()
+        at = 0
+        for inputs, outputs in pairwise(sizes):
+            linear = nn.Linear(inputs, outputs, dtype=torch.float64)
+            with torch.no_grad():
+                linear.weight.copy_(theta[k, at : at + inputs * outputs].view(inputs, outputs).T)
+                at += inputs * outputs
+                linear.bias.copy_(theta[k, at : at + outputs])
+                at += outputs
+            net.extend([linear, act()])
+        loss = F.cross_entropy(net[:-1](pixels[k]), labels[k])
+        loss.backward()
+        flat = torch.cat([g.flatten() for m in net[::2] for g in (m.weight.grad.T, m.bias.grad)])
+        torch.testing.assert_close(losses[k], loss)
+        torch.testing.assert_close(grads[k], flat)
+    assert at == task.num_coordinates
+
+
+def test_mlp_starts_at_chance_with_the_papers_shape(images):
+    task = MNISTMLP()
+    assert task.num_coordinates == 15_910
+    optimizees = make(task, images, indices=[0])
+    pixels, labels = optimizees.next_batches()
+    assert pixels.shape == (1, 128, 784)
+    assert labels.shape == (1, 128)
+    (loss,), _ = optimizees.losses_and_grads()
+    assert abs(loss - math.log(10)) < 0.02
+    assert abs(optimizees.theta.std() - 0.01) < 1e-3
+
+
+def test_every_evaluation_has_its_own_minibatch(images):
+    optimizees = make(MNISTMLP(batch_size=16), images)
+    _, first = optimizees.next_batches()
+    _, second = optimizees.next_batches()
+    assert not torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize("task", [MNISTMLP(), ModuleTask(lambda: nn.Linear(784, 10))], ids=["mlp", "module"])
+def test_image_tasks_say_that_they_need_images(task):
+    with pytest.raises(ValueError, match=r"draws its minibatches from images.*load_images"):
+        Optimizees(task, None, 0, "train", [0]).next_batches()
+
+
+# Functions
+
+
+def test_function_task_minimises_a_bare_callable():
+    optimizees = make(TASKS["function"], None)
+    losses, grads = optimizees.losses_and_grads()
+    torch.testing.assert_close(losses, (optimizees.theta**3).sum(-1))
+    torch.testing.assert_close(grads, 3 * optimizees.theta**2)
+
+
+def test_function_task_draws_theta0_as_told():
+    assert abs(FunctionTask(cubic, dim=10_000, init=0.2).init(generator()).std() - 0.2) < 0.01
+    assert FunctionTask(cubic, dim=3, init=halves).init(generator()).tolist() == [0.5] * 3
+    with pytest.raises(ValueError, match=r"init must return θ0 of shape \[dim\] = \[4\], got \[3\]"):
+        FunctionTask(cubic, dim=4, init=halves).init(generator())
+
+
+@pytest.mark.parametrize(
+    ("f", "error", "message"),
+    [
+        (torch.square, ValueError, r"f = .*square must return a scalar tensor, got one of shape \[3\]"),
+        (lambda theta: 1.0, TypeError, "must return a scalar tensor, got float"),
+    ],
+)
+def test_function_task_refuses_what_is_not_scalar(f, error, message):
+    with pytest.raises(error, match=message):
+        make(FunctionTask(f, dim=3), None).losses_and_grads()
+
+
+# Modules
+
+
+def test_module_task_trains_the_module(images):
+    task = TASKS["module-images"]
+    optimizees = make(task, images)
+    pixels, labels = optimizees.next_batches()
+    assert pixels.shape == (3, 4, 1, 28, 28)
+    theta = optimizees.theta.requires_grad_()
+    losses = task.losses(theta, (pixels, labels))
+    (grads,) = torch.autograd.grad(losses.sum(), theta)
+    for k in range(3):
+        net = ConvNet().double()
+        torch.nn.utils.vector_to_parameters(theta[k].detach(), net.parameters())
+        loss = F.cross_entropy(net(pixels[k]), labels[k])
+        loss.backward()
+        torch.testing.assert_close(losses[k], loss)
+        torch.testing.assert_close(grads[k], torch.cat([p.grad.flatten() for p in net.parameters()]))
+
+
+def test_module_task_initialises_as_the_module_does():
+    before = torch.get_rng_state()
+    linear = ModuleTask(lambda: nn.Linear(784, 50)).init(generator())
+    again = ModuleTask(nn.Linear(784, 50)).init(generator())
+    assert linear.abs().max() <= 1 / 28
+    assert linear.abs().max() > 0.99 / 28
+    assert again.abs().max() <= 1 / 28
+    task = ModuleTask(TinyNet(), F.mse_loss, sample=regression)
+    assert not torch.equal(task.init(generator(0)), task.init(generator(1)))
+    torch.set_rng_state(before)
+    task.init(generator())
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_parents_reset_overrules_its_childrens():
+    class ZeroHead(nn.Sequential):
+        def reset_parameters(self):
+            nn.init.zeros_(self[-1].weight)
+
+    task = ModuleTask(ZeroHead(nn.Linear(3, 2), nn.Linear(2, 1)), F.mse_loss, sample=regression)
+    assert task.init(generator())[8:10].tolist() == [0.0, 0.0]
+    assert task.init(generator())[:8].all()
+
+
+def test_module_task_keeps_constant_buffers_and_tied_parameters():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(3, 3, bias=False)
+            self.second = nn.Linear(3, 3, bias=False)
+            self.second.weight = self.first.weight
+            self.register_buffer("scale", torch.tensor(2.0))
+
+        def forward(self, x):
+            return self.scale * self.second(self.first(x)).sum(-1, keepdim=True)
+
+    task = ModuleTask(Tied, F.mse_loss, sample=regression)
+    assert task.num_coordinates == 9
+    optimizees = make(task, None)
+    x, y = optimizees.next_batches()
+    W = optimizees.theta.view(3, 3, 3)
+    expected = (2 * (x @ W.mT @ W.mT).sum(-1, keepdim=True) - y).square().mean((1, 2))
+    torch.testing.assert_close(task.losses(optimizees.theta, (x, y)), expected)
+
+
+def test_module_task_is_the_mlp_where_they_meet(images):
+    mlp = MNISTMLP(batch_size=8)
+    module = ModuleTask(
+        lambda: nn.Sequential(nn.Linear(784, 20), nn.Sigmoid(), nn.Linear(20, 10)),
+        batch_size=8,
+        init_std=0.01,
+    )
+    ours, theirs = make(mlp, images), make(module, images)
+    W1, b1, W2, b2 = ours.theta.split([784 * 20, 20, 200, 10], dim=-1)
+    parts = [W1.view(-1, 784, 20).mT.flatten(1), b1, W2.view(-1, 20, 10).mT.flatten(1), b2]
+    theirs.theta = torch.cat(parts, dim=-1)
+    torch.testing.assert_close(theirs.losses_and_grads()[0], ours.losses_and_grads()[0])
+
+
+def test_module_task_refuses_a_loss_per_example():
+    task = ModuleTask(TinyNet, lambda output, target: (output - target) ** 2, sample=regression)
+    with pytest.raises(
+        ValueError, match=r"loss_fn = .* must return a scalar tensor, got one of shape \[6, 1\]"
+    ):
+        make(task, None).losses_and_grads()
+
+
+class NoReset(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 1))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_a_module_that_cannot_be_drawn_anew_has_two_ways_out():
+    with pytest.raises(ValueError, match=r"NoReset.*no reset_parameters.*function that builds.*init_std"):
+        ModuleTask(NoReset(), F.mse_loss, sample=regression)
+    assert ModuleTask(NoReset, F.mse_loss, sample=regression).init(generator()).tolist() == [1.0] * 3
+    theta = ModuleTask(NoReset(), F.mse_loss, sample=regression, init_std=0.1).init(generator())
+    assert 0 < theta.abs().max() < 1
+
+
+def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
+    for module in (NoReset(), lambda: NoReset()):
+        task = ModuleTask(module, F.mse_loss, sample=regression, init_std=1.0)
+        with pytest.raises(ValueError, match="dotted path of something at a module's top level"):
+            from_class_config(class_config(task), Task)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Quadratic(dim=0), "dim must be at least 1, got 0"),
+        (lambda: Quadratic(batch_size=0), "batch_size must be at least 1, got 0"),
+        (lambda: Quadratic(init_std=math.nan), "init_std must be at least 0, got nan"),
+        (lambda: Quadratic(variant="papers"), "variant must be 'paper' or 'deepmind', got 'papers'"),
+        (lambda: SimpleSquare(dim=-1), "dim must be at least 1, got -1"),
+        (lambda: NoisyScaledSquare(scale_low=2.0), "scale_high must be at least 2.0, got 1.5"),
+        (lambda: MNISTMLP(hidden_sizes=[20, 0]), r"hidden_sizes\[1\] must be at least 1, got 0"),
+        (
+            lambda: MNISTMLP(activation="swish"),
+            "activation must be one of sigmoid, relu, tanh, elu, got 'swish'",
+        ),
+        (lambda: FunctionTask(cubic, dim=0), "dim must be at least 1, got 0"),
+        (
+            lambda: FunctionTask("no_such_module.f", dim=2),
+            r"f='no_such_module.f' cannot be imported \(No module",
+        ),
+        (lambda: FunctionTask("f", dim=2), "f='f' cannot be imported"),
+        (lambda: FunctionTask(3, dim=2), "f must be callable or the dotted path of a callable, got 3"),
+        (lambda: FunctionTask(cubic, dim=2, init="math.nothing"), "init='math.nothing' cannot be imported"),
+        (lambda: ModuleTask(dict), "module must build an nn.Module, got dict"),
+        (lambda: ModuleTask(nn.Identity), "module has no parameters"),
+        (lambda: ModuleTask(lambda: nn.BatchNorm1d(784)), "running statistics.*track_running_stats=False"),
+        (lambda: ModuleTask(nn.Sequential(nn.Linear(784, 10), nn.Dropout())), r"1 \(Dropout\) draws from"),
+        (lambda: ModuleTask(TinyNet, image_shape=[1, 27, 28]), "image_shape must hold 784 pixels"),
+        (lambda: ModuleTask(TinyNet, image_shape=[784], sample=regression), "reshape in `sample`"),
+    ],
+)
+def test_wrong_arguments_are_named(build, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        build()
