@@ -55,9 +55,10 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
         download: Let torchvision download what is missing under `root`.
 
     Raises:
-        DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded.
+        DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded
+            (without a root, there is nowhere to download it to).
         DataCorruptedError: Its files cannot be read as images and labels.
-        ValueError: An unknown name, or a download without a root.
+        ValueError: An unknown name.
 
     Example:
         >>> splits = load_images("mnist")
@@ -70,7 +71,7 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
     if root:
         return _load_mnist(Path(root).expanduser(), download)
     if download:
-        raise ValueError(
+        raise DataNotFoundError(
             "--data.download true needs a folder to download to: "
             f"set --data.root or the variable {ROOT_VARIABLE}"
         )
