@@ -145,6 +145,22 @@ def test_any_floating_dtype_of_theta_and_state(dtype, state_dtype):
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_a_half_precision_phi_is_computed_with_in_float32():
+    phi, initial, grads, d_updates = problem(SPEC, 2, 50, torch.float32)
+    phi = phi.bfloat16()
+    history = poisoned(3, *SPEC.state_shape, 50, dtype=torch.float32)
+    theta, history = rollout(cpu.step_, torch.zeros(50), initial, grads, phi, SPEC, history)
+    expected_history = torch.empty_like(history)
+    expected_theta, expected_history = rollout(
+        cpu.step_, torch.zeros(50), initial, grads, phi.float(), SPEC, expected_history
+    )
+    assert torch.equal(theta, expected_theta)
+    assert torch.equal(history, expected_history)
+    actual = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    expected = cpu.bptt(grads, history, d_updates, None, phi.float(), SPEC)
+    assert all(torch.equal(a, b.bfloat16()) for a, b in zip(actual, expected, strict=True))
+
+
 def test_strided_arguments():
     T, N = 2, 300
     phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float64)

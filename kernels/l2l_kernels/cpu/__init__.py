@@ -1,6 +1,7 @@
 """The CPU implementation: kernels.cpp, compiled when first used, on as many threads as torch uses.
 
-Without a C++ compiler a warning says so, once, and the reference runs.
+Arithmetic is in float64 if φ is, else in float32. Without a C++ compiler a warning says so, once, and the
+reference runs.
 """
 
 from __future__ import annotations
@@ -18,24 +19,24 @@ __all__ = ["bptt", "step_"]
 def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
     """Adds u_t to θ [N] in place and writes s_{t+1} into new_state [L, 2, H, N] (may be state itself)."""
     kernels = library.load()
-    if kernels is None or phi.dtype not in (torch.float32, torch.float64):
+    if kernels is None:
         return reference.step_(theta, grad, state, new_state, phi, spec)
-    stored = _stored_dtype(state, phi)
-    grad, source, phi = _contiguous(grad, phi.dtype), _contiguous(state, stored), phi.contiguous()
-    update = theta if _fits(theta, phi.dtype) else torch.zeros_like(theta, dtype=phi.dtype).contiguous()
+    dtype, stored = _dtypes(phi, state)
+    grad, source, phi = _contiguous(grad, dtype), _contiguous(state, stored), _contiguous(phi, dtype)
+    updated = _contiguous(theta, dtype)
     target = new_state if _fits(new_state, stored) else torch.empty(new_state.shape, dtype=stored)
-    getattr(kernels, f"step_{_variant(phi, stored)}")(
+    getattr(kernels, _variant("step", dtype, stored))(
         torch.get_num_threads(),
         _constants(spec),
         theta.shape[0],
-        update.data_ptr(),
+        updated.data_ptr(),
         grad.data_ptr(),
         source.data_ptr(),
         target.data_ptr(),
         phi.data_ptr(),
     )
-    if update is not theta:
-        theta.add_(update)
+    if updated is not theta:
+        theta.copy_(updated)
     if target is not new_state:
         new_state.copy_(target)
 
@@ -50,14 +51,14 @@ def bptt(
 ) -> tuple[Tensor, Tensor]:
     """As reference.bptt: (d_phi [P], d_initial_state [L, 2, H, N])."""
     kernels = library.load()
-    if kernels is None or phi.dtype not in (torch.float32, torch.float64):
+    if kernels is None:
         return reference.bptt(grads, history, d_updates, d_final_state, phi, spec)
-    dtype, stored = phi.dtype, _stored_dtype(history, phi)
-    grads, d_updates, phi = _contiguous(grads, dtype), _contiguous(d_updates, dtype), phi.contiguous()
+    dtype, stored = _dtypes(phi, history)
+    grads, d_updates, weights = (_contiguous(tensor, dtype) for tensor in (grads, d_updates, phi))
     history = _contiguous(history, stored)
     d_final = None if d_final_state is None else _contiguous(d_final_state, dtype)
-    d_phi, d_initial_state = torch.empty_like(phi), torch.empty(history.shape[1:], dtype=dtype)
-    getattr(kernels, f"bptt_{_variant(phi, stored)}")(
+    d_phi, d_initial_state = torch.empty_like(weights), torch.empty(history.shape[1:], dtype=dtype)
+    getattr(kernels, _variant("bptt", dtype, stored))(
         torch.get_num_threads(),
         _constants(spec),
         grads.shape[1],
@@ -66,20 +67,22 @@ def bptt(
         history.data_ptr(),
         d_updates.data_ptr(),
         None if d_final is None else d_final.data_ptr(),
-        phi.data_ptr(),
+        weights.data_ptr(),
         d_phi.data_ptr(),
         d_initial_state.data_ptr(),
     )
-    return d_phi, d_initial_state
+    return d_phi.to(phi.dtype), d_initial_state.to(phi.dtype)
 
 
-def _stored_dtype(state: Tensor, phi: Tensor) -> torch.dtype:
-    """The dtype in which the kernels read the state: its own if they can, else φ's."""
-    return torch.bfloat16 if (state.dtype, phi.dtype) == (torch.bfloat16, torch.float32) else phi.dtype
+def _dtypes(phi: Tensor, state: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """The dtypes of the arithmetic and of the state that the kernels read: its own if they can."""
+    dtype = torch.float64 if phi.dtype == torch.float64 else torch.float32
+    bfloat16 = state.dtype == torch.bfloat16 and dtype == torch.float32
+    return dtype, torch.bfloat16 if bfloat16 else dtype
 
 
-def _variant(phi: Tensor, stored: torch.dtype) -> str:
-    return f"{phi.dtype}_{stored}".replace("torch.", "")
+def _variant(name: str, dtype: torch.dtype, stored: torch.dtype) -> str:
+    return f"{name}_{dtype}_{stored}".replace("torch.", "")
 
 
 def _constants(spec: LSTMSpec) -> library.Spec:
