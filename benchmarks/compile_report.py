@@ -56,18 +56,10 @@ def main() -> None:
 
 def table(reports: list[CompiledKernel]) -> Table:
     """One row per compiled kernel; spills in yellow."""
-    columns = [
-        "LSTM",
-        "kernel",
-        "target",
-        "products",
-        "block",
-        "warps",
-        "registers",
-        "spills (B)",
-        "shared (KiB)",
-    ]
-    result = Table(*columns, title="Compiled, not run: static figures per thread and per program")
+    columns = ["LSTM", "kernel", "target", "dot", "block", "warps", "regs", "spill B", "KiB"]
+    result = Table(
+        *columns, title="Compiled, not run: registers and spills per thread, shared KiB per program"
+    )
     for r in reports:
         spills = f"[yellow]{r.spill_bytes}" if r.spill_bytes else "0"
         shape = f"{r.num_layers}x{r.hidden_size}"

@@ -4,8 +4,8 @@ import pytest
 from l2l_kernels import LSTMSpec
 from l2l_kernels.triton.aot import TARGETS, compile_report
 
-# Bytes per thread that the backward spills, as measured; the compiler may drift by half as much again.
-BPTT_SPILL_BYTES = {"sm_80": 160, "sm_90": 0, "gfx942": 104}
+# Bytes per thread. With Triton 3.9: 36 on sm_80 (the upper layer), 0 elsewhere; the rest allows for drift.
+BPTT_SPILL_BYTES = 64
 REGISTERS = {"sm_80": 255, "sm_90": 255, "gfx942": 512}
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "gfx942": 64 * 1024}
 
@@ -21,7 +21,7 @@ def test_the_20x2_kernels_fit_in_registers(target, record_property):
     step, *backward = reports
     assert step.spill_bytes == 0
     for report in backward:
-        assert report.spill_bytes <= 1.5 * BPTT_SPILL_BYTES[target]
+        assert report.spill_bytes <= BPTT_SPILL_BYTES
 
 
 def test_nothing_is_compiled_in_the_interpreter(monkeypatch):

@@ -1,4 +1,4 @@
-"""What the Triton backend is tested on; as a script, runs every case in Triton's interpreter and saves the results.
+"""What the Triton backend is tested on; as a script, runs every case in Triton's interpreter and saves it.
 
 TRITON_INTERPRET must be set before the kernels are imported, and ahead-of-time compilation needs it unset, so
 the interpreter gets a process of its own: `python triton_cases.py OUT.pt`.

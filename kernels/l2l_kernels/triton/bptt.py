@@ -56,7 +56,7 @@ def _resident(
 
 
 @triton.jit
-def _dot_weight(
+def _product(
     x, acc, resident, weight, USE: tl.constexpr, GATE: tl.constexpr, H: tl.constexpr, IN: tl.constexpr,
     HP: tl.constexpr, KP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -71,19 +71,16 @@ def _dot_weight(
 
 @triton.jit
 def _store_gate(
-    partial,
-    d_w,
-    d_b,
-    GATE: tl.constexpr,
-    H: tl.constexpr,
-    K: tl.constexpr,
-    HP: tl.constexpr,
+    partial, d_w, d_b, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, HP: tl.constexpr,
     KP: tl.constexpr,
-):
-    """Writes one gate's dW^T [KP, HP] and db (d_b [BLOCK, HP] is still to be summed) where φ has W and b."""
+):  # fmt: skip
+    """Writes one gate's dW^T [KP, HP] and db where φ has W and b."""
     unit, col = tl.arange(0, HP)[None, :], tl.arange(0, KP)[:, None]
-    tl.store(partial + (GATE * H + unit) * K + col, d_w, mask=(unit < H) & (col < K))
-    tl.store(partial + 4 * H * K + GATE * H + unit, tl.sum(d_b, 0)[None, :], mask=unit < H)
+    row = GATE * H + unit
+    offsets = tl.where(col < K, row * K + col, 4 * H * K + row)
+    tl.store(partial + offsets, d_w, mask=(unit < H) & (col <= K))
+    if K == KP:
+        tl.store(partial + 4 * H * K + row, tl.sum(d_b, 0)[None, :], mask=unit < H)
 
 
 @triton.jit
@@ -116,11 +113,13 @@ def bptt_layer_bwd_kernel(
 ):
     """One layer's BPTT; each program strides over blocks and leaves its share of the weights' gradient.
 
-    With the operand a_t = [x_t | h_{t-1}], [BLOCK, KP], a gate's z = a W^T + b and dW^T = Σ a^T dz, [KP, HP],
-    which is summed on chip over steps and blocks.
+    With the operand a_t = [x_t | h_{t-1} | 1 | 0 …], [BLOCK, KP], a gate's z is a W^T + b, and its dW^T is
+    Σ a^T dz, [KP, HP], summed on chip over steps and blocks. The row of the 1, which W^T leaves at zero, is
+    db; an operand with no column to spare (K = KP) has db summed apart.
 
-    RESIDENT weights are loaded once and stay in shared memory. Where they do not fit (configs.py), each step
-    loads them, at an address that the compiler cannot know to be the same: it would hoist the loads.
+    RESIDENT weights are loaded once and stay in shared memory (on AMD: in registers). Where they do not fit
+    (configs.py), each step loads them, at an address that the compiler cannot know to be the same: it would
+    hoist the loads.
     """
     IN: tl.constexpr = (2 if LOG_SIGN else 1) if FIRST else H
     K: tl.constexpr = IN + H
@@ -136,7 +135,7 @@ def bptt_layer_bwd_kernel(
     dw_f = tl.zeros([KP, HP], tl.float32)
     dw_g = tl.zeros([KP, HP], tl.float32)
     dw_o = tl.zeros([KP, HP], tl.float32)
-    # Sums over coordinates that are left to the end.
+    # Summed over coordinates at the end; db only where K = KP.
     db_i = tl.zeros([BLOCK, HP], tl.float32)
     db_f = tl.zeros([BLOCK, HP], tl.float32)
     db_g = tl.zeros([BLOCK, HP], tl.float32)
@@ -176,6 +175,7 @@ def bptt_layer_bwd_kernel(
                 a = tl.where(col == 0, x0[:, None], a)
                 if LOG_SIGN:
                     a = tl.where(col == 1, x1[:, None], a)
+            a = tl.where(col == K, 1.0, a)
             if TOP:
                 d_update = tl.load(d_above + t * stride + n, mask=live, other=0.0)[:, None]
                 h_new = tl.load(state + step_stride + h_offsets, mask=tile, other=0.0).to(tl.float32)
@@ -186,16 +186,10 @@ def bptt_layer_bwd_kernel(
                 d_h += tl.load(d_above + t * (H * stride) + h_offsets, mask=tile, other=0.0)
 
             weight = phi + t * zero
-            i = sigmoid(
-                _dot_weight(a, None, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION) + b_i
-            )
-            f = sigmoid(
-                _dot_weight(a, None, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION) + b_f
-            )
-            g = tanh(_dot_weight(a, None, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION) + b_g)
-            o = sigmoid(
-                _dot_weight(a, None, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION) + b_o
-            )
+            i = sigmoid(_product(a, None, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION) + b_i)
+            f = sigmoid(_product(a, None, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION) + b_f)
+            g = tanh(_product(a, None, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION) + b_g)
+            o = sigmoid(_product(a, None, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION) + b_o)
             tanh_c = tanh(f * c + i * g)
             d_c += d_h * o * (1 - tanh_c * tanh_c)
             dz_i = d_c * g * i * (1 - i)  # [BLOCK, HP]
@@ -204,24 +198,25 @@ def bptt_layer_bwd_kernel(
             dz_o = d_h * tanh_c * o * (1 - o)
             d_c *= f
 
+            if K == KP:
+                db_i += dz_i
+                db_f += dz_f
+                db_g += dz_g
+                db_o += dz_o
             a_t = tl.trans(a)
-            db_i += dz_i
             dw_i = dot(a_t, dz_i, dw_i, PRECISION)
-            db_f += dz_f
             dw_f = dot(a_t, dz_f, dw_f, PRECISION)
-            db_g += dz_g
             dw_g = dot(a_t, dz_g, dw_g, PRECISION)
-            db_o += dz_o
             dw_o = dot(a_t, dz_o, dw_o, PRECISION)
-            d_h = _dot_weight(dz_i, None, resident, weight, "d_h", 0, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _dot_weight(dz_f, d_h, resident, weight, "d_h", 1, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _dot_weight(dz_g, d_h, resident, weight, "d_h", 2, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _dot_weight(dz_o, d_h, resident, weight, "d_h", 3, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _product(dz_i, None, resident, weight, "d_h", 0, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _product(dz_f, d_h, resident, weight, "d_h", 1, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _product(dz_g, d_h, resident, weight, "d_h", 2, H, IN, HP, KP, RESIDENT, PRECISION)
+            d_h = _product(dz_o, d_h, resident, weight, "d_h", 3, H, IN, HP, KP, RESIDENT, PRECISION)
             if not FIRST:
-                d_x = _dot_weight(dz_i, None, resident, weight, "d_x", 0, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _dot_weight(dz_f, d_x, resident, weight, "d_x", 1, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _dot_weight(dz_g, d_x, resident, weight, "d_x", 2, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _dot_weight(dz_o, d_x, resident, weight, "d_x", 3, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _product(dz_i, None, resident, weight, "d_x", 0, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _product(dz_f, d_x, resident, weight, "d_x", 1, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _product(dz_g, d_x, resident, weight, "d_x", 2, H, IN, HP, KP, RESIDENT, PRECISION)
+                d_x = _product(dz_o, d_x, resident, weight, "d_x", 3, H, IN, HP, KP, RESIDENT, PRECISION)
                 tl.store(d_input + t * (H * stride) + h_offsets, d_x, mask=tile)
         tl.store(d_initial_state + h_offsets, d_h, mask=tile)
         tl.store(d_initial_state + c_offsets, d_c, mask=tile)

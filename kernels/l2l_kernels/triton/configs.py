@@ -48,6 +48,13 @@ class Config(NamedTuple):
     num_warps: int
 
 
+# By padded hidden size. The step's blocks amortise the weights that each program loads, up to the registers.
+STEP = {16: Config(64, 4), 32: Config(64, 8), 64: Config(16, 8)}
+# A block of 16 lets the warps share out the units; larger ones give every warp all of them, and spill.
+# At 64 a layer's weights exceed shared memory (up to 48 KiB of float32 each for z, d_h and d_x per gate).
+BPTT = {16: Config(16, 4), 32: Config(16, 4), 64: Config(16, 8)}
+
+
 def is_hip() -> bool:
     """Whether torch was built for AMD's GPUs."""
     return torch.version.hip is not None
@@ -73,30 +80,37 @@ def num_programs(spec: LSTMSpec, N: int, device: torch.device) -> int:
 
 
 def step_config(spec: LSTMSpec, hip: bool | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The step kernel's (constants, launch options)."""
+    """The step kernel's (constants, launch options); hip is this process's own platform by default."""
     hip = is_hip() if hip is None else hip
     HP = pad(spec.hidden_size)
-    config = Config(64, 4)
-    return _shape(spec) | {
+    config = STEP[HP]
+    constants = _shape(spec) | {
         "HP": HP,
         "BLOCK": config.block,
         "PRECISION": dot_precision(precisions.step, hip),
-    }, {"num_warps": config.num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    }
+    return constants, _options(config)
 
 
 def bptt_config(spec: LSTMSpec, layer: int, hip: bool | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The backward kernel's (constants, launch options) for one layer's pass."""
+    """As step_config, for the backward kernel's pass over one layer."""
     hip = is_hip() if hip is None else hip
-    config = Config(16, 4)
-    return _shape(spec) | {
+    HP = pad(spec.hidden_size)
+    config = BPTT[HP]
+    constants = _shape(spec) | {
         "FIRST": layer == 0,
         "TOP": layer == spec.num_layers - 1,
-        "HP": pad(spec.hidden_size),
+        "HP": HP,
         "KP": pad(spec.layer_inputs(layer) + spec.hidden_size),
         "BLOCK": config.block,
         "PRECISION": dot_precision(precisions.bptt, hip),
-        "RESIDENT": pad(spec.hidden_size) < 64,
-    }, {"num_warps": config.num_warps, "num_stages": 1, "enable_fp_fusion": True}
+        "RESIDENT": HP < 64,
+    }
+    return constants, _options(config)
+
+
+def _options(config: Config) -> dict[str, Any]:
+    return {"num_warps": config.num_warps, "num_stages": 1, "enable_fp_fusion": True}
 
 
 def _shape(spec: LSTMSpec) -> dict[str, Any]:

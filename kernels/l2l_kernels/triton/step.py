@@ -98,8 +98,13 @@ def step_fwd_kernel(
     PRECISION: tl.constexpr,
 ):
     """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
-    n = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = n < N
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    theta += start
+    grad += start
+    state += start
+    new_state += start
+    n = tl.arange(0, BLOCK)
+    live = n < N - start
     stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
     X: tl.constexpr = 2 if LOG_SIGN else 1
     x0, x1 = preprocess(tl.load(grad + n, mask=live, other=0.0), inverse_p, exp_p, LOG_SIGN)
