@@ -199,7 +199,7 @@ def test_a_failed_download_is_an_error(tmp_path, monkeypatch):
 
 def test_a_download_needs_a_folder():
     with pytest.raises(
-        ValueError, match=r"--data.download true needs .* --data.root or the variable L2L_DATA"
+        DataNotFoundError, match=r"--data.download true needs .* --data.root or the variable L2L_DATA"
     ):
         load_images("mnist", download=True)
 
