@@ -18,10 +18,10 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
-from l2l_lightning.data import DataNotFoundError
+from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
 from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
@@ -212,6 +212,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (
         CommandLineError,
         DataNotFoundError,
+        DataCorruptedError,
         MetaTrainingError,
         CheckpointMismatchError,
         BackendUnavailableError,

@@ -63,7 +63,12 @@ def step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec
 
 
 def bptt(
-    grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None, phi: Tensor, spec: LSTMSpec
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    spec: LSTMSpec,
 ) -> tuple[Tensor, Tensor]:
     """Backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
 

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 
 class UpdateRule(nn.Module, ABC):
-    """A learned optimizer m_φ: (g_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ are its parameters.
+    """A learned optimizer m_φ: (g_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ its parameters.
 
-    A rule sees flat coordinates only, never tensor shapes or tasks, so that one launch serves every parameter
-    of every optimizee in the batch. Its inputs may depend on gradients and on the rule's own running statistics
-    of them, and on nothing else: along a rollout they are constants, which is what lets the meta-gradient
-    skip the unrolled graph (see `rollout`).
+    A rule sees flat coordinates only, never tensor shapes or tasks, so that one launch serves every
+    parameter of every optimizee in the batch. Its inputs may depend on gradients and on the rule's own
+    running statistics of them, and on nothing else: along a rollout they are constants, which is what lets
+    the meta-gradient skip the unrolled graph (see `rollout`).
 
     A subclass sets `state_shape` and implements `step`; it overrides `step_` and `window_gradient` where it
     has something faster.

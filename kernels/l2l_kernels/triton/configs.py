@@ -22,12 +22,12 @@ Precision = Literal["tf32", "tf32x3", "bf16"]
 class Precisions:
     """How matrix products round their operands; they accumulate in float32, and all else is float32.
 
-    "tf32x3": three TF32 products, as exact as float32. "tf32": one, 10 bits of mantissa. "bf16": 7 bits, half
+    "tf32x3": three TF32 products, nearly as exact as float32. "tf32": one, 10 bits of mantissa. "bf16": 7 bits, half
     the shared memory. AMD's matrix cores multiply float32 itself, so there "tf32" and "tf32x3" both do that.
 
     The step defaults to "tf32x3": it is bound by memory bandwidth, and its errors would compound along the
-    rollout. The backward defaults to "tf32": it is bound by arithmetic and registers, and its errors (about
-    1e-3 of the gradient, less than a minibatch's noise) go no further than one meta-gradient.
+    rollout. The backward defaults to "tf32": it is bound by arithmetic and registers, and its errors, of the
+    order of 2^-11 a product, go no further than one meta-gradient.
 
     Example:
         >>> precisions.bptt = "tf32x3"  # for a comparison with the reference
@@ -51,7 +51,7 @@ class Config(NamedTuple):
 # By padded hidden size. The step's blocks amortise the weights that each program loads, up to the registers.
 STEP = {16: Config(64, 4), 32: Config(64, 8), 64: Config(16, 8)}
 # A block of 16 lets the warps share out the units; larger ones give every warp all of them, and spill.
-# At 64 a layer's weights exceed shared memory (up to 48 KiB of float32 each for z, d_h and d_x per gate).
+# At 64 a layer's weights, 64 KiB for each of four gates, exceed shared memory: they are not RESIDENT.
 BPTT = {16: Config(16, 4), 32: Config(16, 4), 64: Config(16, 8)}
 
 
@@ -71,7 +71,7 @@ def dot_precision(precision: Precision, hip: bool) -> str:
 
 
 def num_programs(spec: LSTMSpec, N: int, device: torch.device) -> int:
-    """Programs of the backward: as many as the device runs at once, since each leaves a partial sum."""
+    """Programs of the backward: two per multiprocessor, as fit at H ≤ 32, since each leaves a partial sum."""
     blocks: int = -(-N // bptt_config(spec, 0)[0]["BLOCK"])
     if device.type != "cuda":
         return min(blocks, 2)
