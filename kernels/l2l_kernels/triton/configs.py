@@ -22,8 +22,8 @@ Precision = Literal["tf32", "tf32x3", "bf16"]
 class Precisions:
     """How matrix products round their operands; they accumulate in float32, and all else is float32.
 
-    "tf32x3": three TF32 products, nearly as exact as float32. "tf32": one, 10 bits of mantissa. "bf16": 7 bits, half
-    the shared memory. AMD's matrix cores multiply float32 itself, so there "tf32" and "tf32x3" both do that.
+    "tf32x3": three TF32 products, nearly as exact as float32. "tf32": one, of 10-bit mantissas. "bf16": 7-bit
+    ones, in half the shared memory. AMD's matrix cores multiply float32 itself: there the first two do that.
 
     The step defaults to "tf32x3": it is bound by memory bandwidth, and its errors would compound along the
     rollout. The backward defaults to "tf32": it is bound by arithmetic and registers, and its errors, of the
