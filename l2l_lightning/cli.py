@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import yaml
 from l2l_kernels import BackendUnavailableError, choose
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 from l2l_lightning.data import DataCorruptedError, DataNotFoundError

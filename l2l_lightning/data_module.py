@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,27 +20,33 @@ class WindowIndex(NamedTuple):
     """Index of the rollout in the run."""
     start: int
     """Inner steps of the rollout that came before."""
+    length: int
+    """T, the window's inner steps."""
 
 
 class WindowLoader:
     """Every window of every rollout in order; resumable between any two windows.
 
-    Sized and stateful, which is what makes Lightning's resume in mid-rollout exact.
+    Sized and stateful, which is what makes Lightning's resume in mid-rollout exact. With several unroll
+    lengths the run is divided evenly between them, in their order; a rollout's last window may be shorter.
     """
 
-    def __init__(self, num_rollouts: int, horizon: int, unroll: int) -> None:
-        self.num_rollouts = num_rollouts
-        self.starts = range(0, horizon, unroll)
+    def __init__(self, num_rollouts: int, horizon: int, unrolls: Sequence[int]) -> None:
+        self.windows = [
+            WindowIndex(rollout, start, min(unroll, horizon - start))
+            for rollout in range(num_rollouts)
+            for unroll in [unrolls[rollout * len(unrolls) // num_rollouts]]
+            for start in range(0, horizon, unroll)
+        ]
         self._next = 0
 
     def __len__(self) -> int:
-        return self.num_rollouts * len(self.starts)
+        return len(self.windows)
 
     def __iter__(self) -> Iterator[WindowIndex]:
         while self._next < len(self):
-            rollout, window = divmod(self._next, len(self.starts))
             self._next += 1
-            yield WindowIndex(rollout, self.starts[window])
+            yield self.windows[self._next - 1]
         self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class MetaData(LightningDataModule):
         """Every window of the run."""
         assert self.trainer is not None
         model: Any = self.trainer.lightning_module
-        return WindowLoader(self.num_rollouts, model.horizon, model.unroll)
+        return WindowLoader(self.num_rollouts, model.horizon, model.unrolls)
 
     def val_dataloader(self) -> list[int]:
         """One step: all validation optimizees run side by side."""

@@ -36,7 +36,9 @@ class MetaLearner(LightningModule):
         task: The distribution of optimizees.
         rule: m_φ, the rule to learn.
         horizon: Inner steps of a rollout.
-        unroll: Inner steps of a window (a rollout's last window may be shorter).
+        unroll: T, the inner steps of a window (a rollout's last window may be shorter). A list divides the
+            run evenly between its lengths: short windows give many meta-steps to begin with, long ones
+            then credit an early update with all that comes of it.
         num_tasks: K, the optimizees per meta-step and process; the meta-gradient is their mean.
         learning_rate: The meta-optimizer's (Adam's) rate.
         warmup_steps: Meta-steps over which the rate grows linearly from 0.
@@ -64,7 +66,7 @@ class MetaLearner(LightningModule):
         task: Task,
         rule: UpdateRule,
         horizon: int = 100,
-        unroll: int = 20,
+        unroll: int | list[int] = 20,
         num_tasks: int = 8,
         learning_rate: float = 0.003,
         warmup_steps: int = 0,
@@ -77,14 +79,16 @@ class MetaLearner(LightningModule):
         super().__init__()
         at_least_one = {
             "horizon": horizon,
-            "unroll": unroll,
             "num_tasks": num_tasks,
             "num_validation_optimizees": num_validation_optimizees,
         }
         for name, value in at_least_one.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if unroll > horizon:
+        self.unrolls = [unroll] if isinstance(unroll, int) else list(unroll)
+        if not self.unrolls or min(self.unrolls) < 1:
+            raise ValueError(f"unroll must be at least 1, got {unroll}")
+        if max(self.unrolls) > horizon:
             raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
@@ -93,7 +97,6 @@ class MetaLearner(LightningModule):
         self.task = task
         self.rule = rule
         self.horizon = horizon
-        self.unroll = unroll
         self.num_tasks = num_tasks
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
@@ -139,9 +142,8 @@ class MetaLearner(LightningModule):
             if self._carried is not None:
                 self._rollout.load_state_dict(self._carried)
         self._carried = None
-        T = min(self.unroll, self.horizon - window.start)
-        result = self._rollout.window(T, self.weights(T), self.second_order)
-        if window.start + T >= self.horizon:
+        result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
+        if window.start + window.length >= self.horizon:
             self._rollout = None
         self.log("meta_loss", result.meta_loss.detach(), prog_bar=True, on_step=True, batch_size=1)
         return result.meta_loss
@@ -190,7 +192,7 @@ class MetaLearner(LightningModule):
             "task": class_config(self.task),
             "rule": class_config(self.rule),
             "horizon": self.horizon,
-            "unroll": self.unroll,
+            "unroll": self.unrolls,
             "num_tasks": self.num_tasks,
             "learning_rate": self.learning_rate,
             "warmup_steps": self.warmup_steps,

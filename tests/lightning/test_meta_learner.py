@@ -171,15 +171,21 @@ def test_stop_is_an_action(tmp_path):
 
 
 def test_windows_come_in_order_and_resume_anywhere():
-    loader = WindowLoader(num_rollouts=2, horizon=7, unroll=3)
+    loader = WindowLoader(num_rollouts=2, horizon=7, unrolls=[3])
     everything = list(loader)
-    assert everything == [WindowIndex(r, s) for r in range(2) for s in (0, 3, 6)]
+    assert everything == [WindowIndex(r, start, T) for r in range(2) for start, T in ((0, 3), (3, 3), (6, 1))]
     assert len(loader) == 6
     iterator = iter(loader)
     head = [next(iterator) for _ in range(4)]
-    resumed = WindowLoader(num_rollouts=2, horizon=7, unroll=3)
+    resumed = WindowLoader(num_rollouts=2, horizon=7, unrolls=[3])
     resumed.load_state_dict(loader.state_dict())
     assert head + list(resumed) == everything
+
+
+def test_several_unroll_lengths_divide_the_run():
+    windows = list(WindowLoader(num_rollouts=4, horizon=6, unrolls=[3, 6]))
+    lengths = [[w.length for w in windows if w.rollout == rollout] for rollout in range(4)]
+    assert lengths == [[3, 3], [3, 3], [6], [6]]
 
 
 @pytest.mark.parametrize(
@@ -188,6 +194,8 @@ def test_windows_come_in_order_and_resume_anywhere():
         ("horizon", 0),
         ("unroll", 0),
         ("unroll", 7),
+        ("unroll", []),
+        ("unroll", [2, 0]),
         ("num_tasks", 0),
         ("num_validation_optimizees", 0),
         ("learning_rate", 0.0),
