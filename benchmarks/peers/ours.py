@@ -1,21 +1,19 @@
 """Our side of the comparison, through the package's own rollout: what a training step of MetaLearner does."""
 
 import torch
-import torch.nn.functional as F
-from harness import D_HID, D_IN, D_OUT, HIDDEN, META_LR, OUTPUT_SCALE, P_THRESHOLD, N, main
+from harness import HIDDEN, META_LR, OUTPUT_SCALE, P_THRESHOLD, main
 
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout
 from l2l_lightning.rules import CoordinatewiseLSTM
-from l2l_lightning.tasks.base import Task, split_vector
+from l2l_lightning.tasks import MNISTMLP
 
 
-class GivenMLP(Task):
-    """The problem's MLP: its θ0, images and minibatches are given, not drawn."""
-
-    num_coordinates = N
+class GivenMLP(MNISTMLP):
+    """The package's MLP on the problem's θ0, images and minibatches, which are given, not drawn."""
 
     def __init__(self, problem):
+        super().__init__()
         self.images = torch.from_numpy(problem["images"])
         self.labels = torch.from_numpy(problem["labels"])
         self.thetas = iter(torch.from_numpy(problem["theta"]))
@@ -33,15 +31,6 @@ class GivenMLP(Task):
 
     def gather(self, batches, images):
         return self.images[batches], self.labels[batches]
-
-    def loss(self, theta, batch):
-        images, labels = batch
-        w1, b1, w2, b2 = split_vector(theta, [(D_IN, D_HID), (D_HID,), (D_HID, D_OUT), (D_OUT,)])
-        hidden = torch.sigmoid(images @ w1 + b1)
-        return F.cross_entropy(hidden @ w2 + b2, labels)
-
-    def config(self):
-        return {}
 
 
 def prepare(problem):

@@ -209,3 +209,14 @@ def test_kernels_are_compiled_once_per_cache(monkeypatch, tmp_path):
         written = built.stat().st_mtime_ns
         assert library.load.__wrapped__() is not None
     assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
+
+
+def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(monkeypatch, tmp_path):
+    from l2l_kernels.cpu import library
+
+    if library.find_compiler() is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(library, "THREADS", "-fno-such-option")
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
+    with pytest.warns(UserWarning, match="has no OpenMP"):
+        assert library.load.__wrapped__() is not None

@@ -12,13 +12,11 @@
 // and pre-activations never exist in memory.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -237,18 +235,18 @@ struct Slices {
 };
 
 // Each thread makes a Worker (its scratch memory) and calls its slice(index, start, end), slice after slice.
+// OpenMP, because PyTorch uses it: threads of another kind would fight its waiting ones for the cores.
 template <class Worker, class Arguments> void for_slices(int64_t threads, const Arguments& arguments) {
     const Slices slices(arguments.N);
-    std::atomic<int64_t> next{0};
-    auto run = [&] {
+    const int team = std::max(int64_t(1), std::min(threads, slices.count));
+    (void)team;  // unused without OpenMP
+#pragma omp parallel num_threads(team)
+    {
         Worker worker(arguments);
-        for (int64_t i; (i = next++) < slices.count;)
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t i = 0; i < slices.count; ++i)
             worker.slice(i, i * slices.size, std::min(arguments.N, (i + 1) * slices.size));
-    };
-    std::vector<std::thread> helpers;
-    for (int64_t i = 1; i < std::min(threads, slices.count); ++i) helpers.emplace_back(run);
-    run();
-    for (auto& helper : helpers) helper.join();
+    }
 }
 
 // -------------------------------------------------------------------------------------------------- step

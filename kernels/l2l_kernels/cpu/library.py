@@ -15,7 +15,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 NATIVE = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared", "-pthread")
+FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+THREADS = "-fopenmp"
+"""Linux's libgomp.so.1 is the one that PyTorch has loaded already, so both use one pool of threads."""
 CACHE_VARIABLE = "L2L_KERNELS_CACHE"
 
 
@@ -71,7 +73,7 @@ def _open(path: Path) -> ctypes.CDLL:
 def _compile(compiler: str) -> Path:
     """Path of the compiled kernels, compiled (a few seconds) unless this machine's are in the cache."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\0".join([SOURCE.read_text(), version, *FLAGS, _instruction_set()])
+    identity = "\0".join([SOURCE.read_text(), version, *FLAGS, THREADS, _instruction_set()])
     name = f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     path = _cache_directory() / name
     if not path.exists():
@@ -79,7 +81,10 @@ def _compile(compiler: str) -> Path:
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             built = Path(directory) / name
             command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
-            subprocess.run(command, capture_output=True, text=True, check=True)
+            if subprocess.run([*command, THREADS], capture_output=True, check=False).returncode:
+                subprocess.run(command, capture_output=True, text=True, check=True)
+                message = f"l2l_kernels: the CPU kernels use one thread: {compiler} has no OpenMP"
+                warnings.warn(message, stacklevel=2)
             built.replace(path)
     return path
 
