@@ -152,6 +152,10 @@ class MetaLearningCLI(LightningCLI):
         """Finds out what could go wrong before anything is written, and says what runs on what."""
         self.datamodule.load(self.model.task)
         choose(self.trainer.strategy.root_device, getattr(self.model.rule, "backend", None))
+        windows = len(self.datamodule.windows(self.model))
+        if isinstance(self.trainer.val_check_interval, int) and self.trainer.val_check_interval > windows:
+            print(f"The run has {windows} meta-steps only: it is validated once, at its end.")
+            self.trainer.val_check_interval = windows
         print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
 
     def after_fit(self) -> None:

@@ -114,7 +114,10 @@ class MetaData(LightningDataModule):
     def train_dataloader(self) -> WindowLoader:
         """Every window of the run."""
         assert self.trainer is not None
-        model: Any = self.trainer.lightning_module
+        return self.windows(self.trainer.lightning_module)
+
+    def windows(self, model: Any) -> WindowLoader:
+        """Every window of a run of this length on a MetaLearner."""
         return WindowLoader(self.num_rollouts, model.horizon, model.unrolls)
 
     def val_dataloader(self) -> list[int]:

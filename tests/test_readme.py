@@ -1,0 +1,73 @@
+"""Every command and every example in the README runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from l2l_lightning.cli import main
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+TINY = [
+    "--data.num_rollouts=1",
+    "--model.horizon=2",
+    "--model.unroll=2",
+    "--model.num_tasks=2",
+    "--model.num_validation_optimizees=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--comparison.num_optimizees=2",
+    "--comparison.num_tuning_optimizees=2",
+    "--comparison.baselines=[sgd]",
+    "--wandb=off",
+]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = [line.partition("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    prefix = "python -m l2l_lightning "
+    return sorted({line.removeprefix(prefix) for line in lines if line.startswith(prefix)})
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    main(["fit", "--config=mnist", *TINY, "--model.task.batch_size=2", f"--trainer.default_root_dir={root}"])
+    (path,) = root.glob("*/*/checkpoints/last.ckpt")
+    return path
+
+
+# FOLDER stands for a full MNIST, which a fresh machine does not have.
+@pytest.mark.parametrize("command", [command for command in commands() if "FOLDER --" not in command])
+def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "my_problem.py").write_text(next(b for b in blocks("python") if "# my_problem.py" in b))
+    if command.endswith("--data.root FOLDER"):
+        command = command.removesuffix("--data.root FOLDER")
+    arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
+    tiny = [] if {"info", "--help"} & set(arguments) else TINY
+    try:
+        main([*arguments, *tiny])
+    except SystemExit as stopped:
+        assert stopped.code == 0, capsys.readouterr().err
+    assert capsys.readouterr().out
+
+
+def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = (block for block in blocks("python") if "MetaLearner" in block)
+    variables = {}
+    exec(example, variables)
+    assert "learned" in variables["comparison"].results
+
+
+def test_the_readme_names_every_preset():
+    from l2l_lightning.cli import presets
+
+    assert all(f"`{name}`" in README for name in presets())
