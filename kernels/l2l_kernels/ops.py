@@ -1,4 +1,4 @@
-"""The operators `step_`, `step` and `bptt`, registered with torch.library: fake, autograd, dispatch by device.
+"""The operators `step_`, `step` and `bptt`, registered with torch.library (fake, autograd, by device).
 
 `step_` updates in place and is what a rollout or a deployed optimizer calls; `step` is its functional,
 differentiable twin; `bptt` is the backward of a whole window. N coordinates, T steps; states [L, 2, H, N].
