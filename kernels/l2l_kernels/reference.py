@@ -23,7 +23,8 @@ def preprocess(grad: Tensor, spec: LSTMSpec) -> Tensor:
     """
     if spec.preprocessing == "identity":
         return grad[None]
-    magnitude = (grad.abs().log() / spec.p).clamp(min=-1.0)
+    # Clamped before the logarithm, whose derivative at a gradient of zero would make second orders NaN.
+    magnitude = grad.abs().clamp(min=math.exp(-spec.p)).log() / spec.p
     sign = (grad * math.exp(spec.p)).clamp(-1.0, 1.0)
     return torch.stack([magnitude, sign])
 

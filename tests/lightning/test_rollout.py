@@ -3,10 +3,19 @@
 import pytest
 import torch
 
+from l2l_lightning.data import load_images
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
-from l2l_lightning.rules import CoordinatewiseLSTM
-from l2l_lightning.tasks.base import Task
+from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
+from l2l_lightning.tasks import (
+    MNISTMLP,
+    FunctionTask,
+    ModuleTask,
+    NoisyScaledSquare,
+    Quadratic,
+    SimpleSquare,
+    Task,
+)
 
 
 class Rosenbrock(Task):
@@ -27,6 +36,27 @@ class Rosenbrock(Task):
         scale, noise = batch
         valley = (theta[1:] - theta[:-1] ** 2).square().sum() + (1 - theta[:-1]).square().sum()
         return valley + (scale * theta * noise).sum().sin()
+
+    def config(self):
+        return {}
+
+
+class LearnedMomentum(UpdateRule):
+    """u = -η tanh(m), m a running mean of gradients: a rule that has nothing but the contract's `step`."""
+
+    state_shape = (1,)
+
+    def __init__(self):
+        super().__init__()
+        self.log_rate = torch.nn.Parameter(torch.tensor(-2.0))
+        self.decay = torch.nn.Parameter(torch.tensor(0.3))
+
+    def step(self, grad, state):
+        mean = self.decay.sigmoid() * state[0] + grad
+        return -self.log_rate.exp() * mean.tanh(), mean[None]
+
+    def reset_parameters(self, generator=None):
+        raise NotImplementedError
 
     def config(self):
         return {}
@@ -88,6 +118,42 @@ def test_meta_gradient_equals_the_unrolled_graph_across_windows(rule_arguments, 
         assert_same_gradients(rule, expected_gradients)
         torch.testing.assert_close(optimizees.theta, twin.theta, rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(rollout.state, state, rtol=1e-12, atol=1e-14)
+
+
+TASKS = {
+    "quadratic": lambda: Quadratic(dim=3),
+    "quadratic of DeepMind's code": lambda: Quadratic(dim=2, variant="deepmind", batch_size=3),
+    "noisy scaled square": lambda: NoisyScaledSquare(dim=3),
+    "simple square": SimpleSquare,
+    "function": lambda: FunctionTask(lambda theta: (theta[0] * theta[1] - 1) ** 2 + theta[2] ** 4, dim=3),
+    "module": lambda: ModuleTask(lambda: torch.nn.Linear(784, 2), batch_size=3, loss_fn=first_two_classes),
+    **{
+        f"MNIST MLP, {activation}": lambda activation=activation: MNISTMLP([2, 3], activation, batch_size=4)
+        for activation in ("sigmoid", "relu", "tanh", "elu")
+    },
+}
+
+
+def first_two_classes(output, targets):
+    return torch.nn.functional.cross_entropy(output, targets % 2)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("make_rule", [lambda: CoordinatewiseLSTM(hidden_size=3), LearnedMomentum])
+@pytest.mark.parametrize("name", TASKS)
+def test_meta_gradient_equals_the_unrolled_graph_on_every_task(name, make_rule, second_order):
+    torch.manual_seed(1)
+    task, rule = TASKS[name](), make_rule().double()
+    images = load_images("mnist").train if task.dataset else None
+    optimizees, twin = (Optimizees(task, images, 3, "train", range(2), dtype=torch.float64) for _ in range(2))
+    rollout, state = Rollout(rule, optimizees), rule.init_state(twin.theta.numel())
+    for T in (2, 3):
+        weights = torch.rand(T + 1, dtype=torch.float64)
+        expected, twin.theta, state = unrolled_meta_loss(rule, twin, state, T, weights, second_order)
+        expected_gradients = torch.autograd.grad(expected, list(rule.parameters()))
+        rule.zero_grad()
+        rollout.window(T, weights, second_order).meta_loss.backward()
+        assert_same_gradients(rule, expected_gradients)
 
 
 def test_the_generic_window_gradient_equals_the_fused_one():
