@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from datetime import datetime
 from importlib import resources
@@ -193,6 +194,10 @@ def main(args: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["info"]:
         print_info(presets())
         return
+    # The folder is the run's own and new; what is in it are this run's other files.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # Lightning's own affair.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
     # Saturated sigmoids at a search's largest learning rates make subnormal numbers, ten times as slow.
     torch.set_flush_denormal(True)
     try:
@@ -232,6 +237,9 @@ def main(args: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         raise SystemExit(1) from error
+    finally:
+        if wandb.run is not None:
+            wandb.finish()
 
 
 def _prepare(arguments: list[str]) -> tuple[list[str], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.data.images import Images
+from l2l_lightning.data.loading import ROOT_VARIABLE
 from l2l_lightning.tasks.base import Task
 
 
@@ -77,7 +79,8 @@ class MetaData(LightningDataModule):
         super().__init__()
         if num_rollouts < 1:
             raise ValueError(f"num_rollouts must be at least 1, got {num_rollouts}")
-        self.root = root
+        # The variable is looked up once, so that a checkpoint records the data it was trained on.
+        self.root = root or os.environ.get(ROOT_VARIABLE)
         self.download = download
         self.num_rollouts = num_rollouts
         self.splits: ImageSplits | None = None

@@ -162,7 +162,7 @@ def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
     for baseline in tuned:
         table.add_row(
             baseline.baseline.name,
-            f"{baseline.learning_rate:g}",
+            f"{baseline.learning_rate:g}" + (" (edge of the search)" if baseline.at_edge else ""),
             f"{baseline.scores[baseline.learning_rate]:.4g}",
             str(len(baseline.scores)),
         )

@@ -51,11 +51,8 @@ def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, ca
     if command.endswith("--data.root FOLDER"):
         command = command.removesuffix("--data.root FOLDER")
     arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
-    tiny = [] if {"info", "--help"} & set(arguments) else TINY
-    try:
-        main([*arguments, *tiny])
-    except SystemExit as stopped:
-        assert stopped.code == 0, capsys.readouterr().err
+    tiny = [] if arguments == ["info"] else TINY
+    main([*arguments, *tiny])
     assert capsys.readouterr().out
 
 

@@ -19,6 +19,12 @@ TINY = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_data_of_the_users(monkeypatch):
+    """Tests run on the embedded subset, whatever the user's shell says."""
+    monkeypatch.delenv("L2L_DATA", raising=False)
+
+
 @pytest.fixture
 def tiny_fit(tmp_path, capsys):
     """Runs a tiny `fit` into a folder of its own; returns the run's folder."""
