@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
@@ -25,6 +25,11 @@ from l2l_lightning.provenance import commit, device_name, versions, write_atomic
 
 LEARNED = "learned"
 """The learned optimizer's name: what the others are compared with."""
+
+Measure = Literal["final_loss", "sum_loss"]
+Lead = Literal["clear", "paired", "none"]
+VALUES: dict[Measure, str] = {"final_loss": "final_losses", "sum_loss": "sum_losses"}
+"""Where a Result keeps a measure's value of every optimizee."""
 
 
 @functools.cache
@@ -143,6 +148,11 @@ class Result:
         return final_losses(self.losses)
 
     @property
+    def sum_losses(self) -> Tensor:
+        """Sum of each optimizee's losses, [K]."""
+        return self.losses.sum(dim=0)
+
+    @property
     def final_loss(self) -> Interval:
         """The final loss over optimizees."""
         return Interval.of(self.final_losses)
@@ -150,7 +160,7 @@ class Result:
     @property
     def sum_loss(self) -> Interval:
         """The sum of a rollout's losses, over optimizees."""
-        return Interval.of(self.losses.sum(dim=0))
+        return Interval.of(self.sum_losses)
 
     @property
     def diverged(self) -> int:
@@ -185,16 +195,25 @@ class Comparison:
 
         return sorted(self.results, key=key)
 
-    def difference(self, name: str) -> Interval:
-        """Final loss of the learned optimizer minus another's, optimizee by optimizee; negative is ahead.
+    def difference(self, name: str, measure: Measure = "final_loss") -> Interval:
+        """The learned optimizer's final or summed loss minus another's, optimizee by optimizee.
 
-        Pairing removes what the optimizees share, so this interval is narrower than the two of the losses.
+        Negative is ahead. Pairing removes what the optimizees share, so this interval is narrower than the
+        two of the losses.
         """
-        return Interval.of(self.results[LEARNED].final_losses - self.results[name].final_losses)
+        learned, other = (getattr(self.results[n], VALUES[measure]) for n in (LEARNED, name))
+        return Interval.of(learned - other)
 
-    def learned_is_ahead(self, name: str) -> bool:
-        """Whether the learned optimizer's interval of the final loss lies wholly below another's."""
-        return self.results[LEARNED].final_loss.high < self.results[name].final_loss.low
+    def lead(self, name: str, measure: Measure = "final_loss") -> Lead:
+        """How clearly the learned optimizer is ahead of another.
+
+        "clear": its interval lies wholly below the other's; "paired": the two overlap, but the paired
+        difference's interval lies below 0; "none": neither.
+        """
+        learned, other = (getattr(self.results[n], measure) for n in (LEARNED, name))
+        if learned.high < other.low:
+            return "clear"
+        return "paired" if self.difference(name, measure).high < 0 else "none"
 
     def summary(self) -> dict[str, Any]:
         """What summary.json holds."""
@@ -341,8 +360,8 @@ def _figure(comparison: Comparison) -> Figure:
 def comparison_table(comparison: Comparison) -> Table:
     """One row per optimizer, by final loss.
 
-    "learned ahead" says whether the intervals of the final losses are disjoint with the learned optimizer's
-    below; "learned − it" is the paired difference of the final losses.
+    "learned − it" is the paired difference of the final losses; "lead" says how clearly the learned optimizer
+    is ahead (see Comparison.lead) in the final loss, then in the sum.
     """
     with_learned = LEARNED in comparison.results
     title = f"{comparison.task}, {comparison.horizon} steps, {comparison.num_optimizees} optimizees"
@@ -352,7 +371,7 @@ def comparison_table(comparison: Comparison) -> Table:
         table.add_column(column, justify="right")
     if with_learned:
         table.add_column("learned − it", justify="right")
-        table.add_column("learned ahead")
+        table.add_column("lead")
     for name in comparison.ranking:
         result = comparison.results[name]
         row = [
@@ -364,6 +383,7 @@ def comparison_table(comparison: Comparison) -> Table:
             f"{result.seconds:.2f}",
         ]
         if with_learned and name != LEARNED:
-            row += [str(comparison.difference(name)), "yes" if comparison.learned_is_ahead(name) else "no"]
+            leads = (comparison.lead(name, measure) for measure in VALUES)
+            row += [str(comparison.difference(name)), " / ".join(leads)]
         table.add_row(*row, style="bold" if name == LEARNED else None)
     return table

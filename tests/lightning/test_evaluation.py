@@ -12,6 +12,7 @@ from l2l_lightning import provenance
 from l2l_lightning.baselines import BASELINES, TunedBaseline, run_baseline
 from l2l_lightning.data.images import Images
 from l2l_lightning.evaluation import (
+    Comparison,
     Contender,
     Interval,
     Result,
@@ -179,11 +180,21 @@ def test_diverged_are_counted_and_not_dropped():
 def test_ranking_and_differences(comparison):
     assert comparison.ranking == ["learned", "slow", "lost"]
     assert comparison.results["lost"].diverged == 5
-    assert comparison.learned_is_ahead("slow")
-    assert not comparison.learned_is_ahead("lost")  # nothing can be said of a mean that does not exist
+    assert comparison.lead("slow") == "clear"
+    assert comparison.lead("lost") == "none"  # nothing can be said of a mean that does not exist
     learned, slow = (comparison.results[name].final_losses for name in ("learned", "slow"))
     assert comparison.difference("slow") == Interval.of(learned - slow)
     assert comparison.difference("slow").high < 0
+    sums = [comparison.results[name].losses.sum(0) for name in ("learned", "slow")]
+    assert comparison.difference("slow", "sum_loss") == Interval.of(sums[0] - sums[1])
+
+
+def test_a_lead_that_only_pairing_shows():
+    """Optimizees differ by far more than the optimizers do; each of them is better off by one."""
+    other = torch.arange(20.0, dtype=torch.float64).expand(3, 20)
+    results = {"learned": Result(other - 1, 1.0, None), "other": Result(other, 1.0, 0.1)}
+    comparison = Comparison("task", 3, 20, "none", 0, "cpu", "float64", results)
+    assert comparison.lead("other") == comparison.lead("other", "sum_loss") == "paired"
 
 
 def test_summary_json(comparison, tmp_path):
@@ -246,7 +257,7 @@ def test_table(comparison):
     assert "activation=[relu]" in text  # not taken for rich's markup
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows] == ["learned", "slow", "lost"]
-    assert "yes" in rows[1]
+    assert "clear / clear" in rows[1]
     assert "not finite" in rows[2]
 
 
