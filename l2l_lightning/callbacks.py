@@ -44,14 +44,16 @@ class PhiAveraging(EMAWeightAveraging):
 class CollapseGuard(Callback):
     """Restarts or stops a meta-training that has collapsed to chance or to NaN.
 
-    A run has collapsed when a meta-gradient is not finite, or when the final loss of `patience` validations
-    in a row is no better than `chance` times the loss before the first step. A restart takes φ from the best
-    checkpoint (or draws it anew if there is none better than chance), empties Adam's moments, abandons the
-    rollouts in progress and halves the meta-learning rate.
+    A validation is at chance when its final loss is no better than `chance` times the loss before the first
+    step. A run has collapsed when a meta-gradient is not finite, when it has fallen back to chance for
+    `patience` validations in a row, or when it has not left chance in its first `start_patience`. A restart
+    takes φ from the best checkpoint (or draws it anew if none was better than chance), empties Adam's
+    moments, abandons the rollouts in progress and halves the meta-learning rate.
 
     Args:
         action: "restart" or "stop".
-        patience: Validations in a row that must be at chance.
+        patience: Validations in a row at chance, after better ones, that are a collapse.
+        start_patience: Validations at chance that a run may begin with: some take long to get going.
         chance: Fraction of the initial loss that counts as chance.
         max_restarts: Restarts before the run stops with an error.
     """
@@ -60,11 +62,13 @@ class CollapseGuard(Callback):
         self,
         action: Literal["restart", "stop"] = "restart",
         patience: int = 3,
+        start_patience: int = 10,
         chance: float = 0.97,
         max_restarts: int = 3,
     ) -> None:
         self.action = action
         self.patience = patience
+        self.start_patience = start_patience
         self.chance = chance
         self.max_restarts = max_restarts
         self.restarts = 0
@@ -112,11 +116,11 @@ class CollapseGuard(Callback):
         at_chance = not final < initial - (1 - self.chance) * abs(initial)
         self._at_chance = self._at_chance + 1 if at_chance else 0
         self._ever_better |= not at_chance
-        if self._at_chance >= self.patience:
+        if self._at_chance >= (self.patience if self._ever_better else self.start_patience):
             self._collapsed(
                 trainer,
                 pl_module,
-                f"the final loss of {self.patience} validations in a row ({final:.4g}) is no better than "
+                f"the final loss of {self._at_chance} validations in a row ({final:.4g}) is no better than "
                 f"chance ({initial:.4g} before the first step)",
             )
 

@@ -86,7 +86,7 @@ class MetaLearningCLI(LightningCLI):
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_on_train_epoch_end": False,
                 "early_stopping.monitor": "val/sum_loss",
-                "early_stopping.patience": 1000,
+                "early_stopping.patience": 30,
                 "early_stopping.check_finite": False,
             }
         )

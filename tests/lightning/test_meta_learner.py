@@ -159,8 +159,8 @@ def test_a_run_at_chance_restarts_and_says_so(tmp_path):
         def losses(self, thetas, batches):
             return 1 + 0 * thetas.sum(1)
 
-    guard = CollapseGuard(patience=2, max_restarts=1)
-    with pytest.raises(MetaTrainingError, match="no better than chance"):
+    guard = CollapseGuard(start_patience=2, max_restarts=1)
+    with pytest.raises(MetaTrainingError, match=r"2 validations in a row.*no better than chance"):
         fit(make_model(AtChance()), tmp_path, guard, num_rollouts=20, val_check_interval=2)
     assert guard.restarts == 1
 
