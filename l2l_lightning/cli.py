@@ -146,6 +146,8 @@ class MetaLearningCLI(LightningCLI):
                     offline=mode == "offline",
                     group=self.run_name,
                     job_type="meta-train",
+                    # Offline, its messages would bury the table that a run ends with.
+                    settings=wandb.Settings(quiet=mode == "offline"),
                 )
             )
         return loggers
