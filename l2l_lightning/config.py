@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 
 class Configurable(Protocol):
@@ -13,16 +13,13 @@ class Configurable(Protocol):
         """The constructor's arguments as plain values."""
 
 
-T = TypeVar("T")
-
-
 def class_config(instance: Configurable) -> dict[str, Any]:
     """{"class_path", "init_args"}: jsonargparse's form of an object."""
     cls = type(instance)
     return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": instance.config()}
 
 
-def from_class_config(config: dict[str, Any], base: type[T]) -> T:
+def from_class_config(config: dict[str, Any], base: type) -> Any:
     """The object that `class_config` described.
 
     Raises:

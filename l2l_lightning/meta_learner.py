@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from l2l_lightning.baselines import final_losses
-from l2l_lightning.config import class_config
+from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
@@ -109,6 +110,26 @@ class MetaLearner(LightningModule):
         self._rollout: Rollout | None = None
         self._workspace = Workspace()
         self._carried: dict[str, Any] | None = None
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> MetaLearner:
+        """The learner that a checkpoint holds, its task, rule, settings and φ, on the CPU.
+
+        Raises:
+            KeyError: The file is not a checkpoint of a MetaLearner.
+            RuntimeError: A weight is missing, left over, or of another shape.
+
+        Example:
+            >>> rule = MetaLearner.from_checkpoint("best-2800.ckpt").rule  # doctest: +SKIP
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        saved = checkpoint["l2l_lightning"]
+        settings = dict(saved["model"])
+        task: Task = from_class_config(settings.pop("task"), Task)
+        rule: UpdateRule = from_class_config(settings.pop("rule"), UpdateRule)
+        model = cls(task, rule, **settings, seed=saved["seed_everything"])
+        model.load_state_dict(checkpoint["state_dict"])
+        return model
 
     @property
     def data(self) -> MetaData:

@@ -170,6 +170,17 @@ def test_stop_is_an_action(tmp_path):
         fit(make_model(Broken()), tmp_path, CollapseGuard(action="stop"), limit_val_batches=0)
 
 
+def test_a_checkpoint_gives_the_learner_back(tmp_path):
+    model = make_model(unroll=[2, 6], seed=9)
+    trainer = fit(model, tmp_path, ModelCheckpoint(tmp_path), limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    again = MetaLearner.from_checkpoint(tmp_path / "whole.ckpt")
+    assert again.settings() == model.settings()
+    assert again.seed == 9
+    gradient, state = torch.randn(4), torch.randn(*model.rule.state_shape, 4)
+    torch.testing.assert_close(again.rule.step(gradient, state), model.rule.step(gradient, state))
+
+
 def test_windows_come_in_order_and_resume_anywhere():
     loader = WindowLoader(num_rollouts=2, horizon=7, unrolls=[3])
     everything = list(loader)
