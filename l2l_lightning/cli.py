@@ -233,6 +233,9 @@ def main(args: Sequence[str] | None = None) -> None:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except OSError as error:
+        print(f"error: {error} (--trainer.default_root_dir says where a run is written)", file=sys.stderr)
+        raise SystemExit(1) from error
     except wandb.Error as error:
         print(
             f"error: Weights & Biases: {error} (--wandb offline needs no account, --wandb off logs nothing)",

@@ -205,6 +205,14 @@ def test_a_mistake_is_named_and_leaves_nothing_behind(arguments, words, fails, t
     assert not root.exists()
 
 
+def test_an_output_that_cannot_be_written_is_named(fails, tmp_path):
+    (tmp_path / "file").touch()
+    root = tmp_path / "file" / "runs"
+    printed = fails("fit", "--wandb=off", "--data.num_rollouts=1", f"--trainer.default_root_dir={root}")
+    assert "Not a directory" in printed
+    assert "--trainer.default_root_dir" in printed
+
+
 def test_a_foreign_checkpoint_is_named(fails, tmp_path):
     path = tmp_path / "foreign.ckpt"
     torch.save({"state_dict": {}}, path)
