@@ -65,6 +65,8 @@ CASES = [
     Case(1, 20, "log_sign", N=31, T=2, in_place=True),
     Case(1, 64, "identity", N=31, T=1),
     Case(2, 20, "log_sign", N=31, T=20),
+    Case(2, 20, "log_sign", N=1, T=2),
+    Case(2, 20, "log_sign", N=1023, T=20),
     Case(2, 20, "log_sign", N=1023, T=1, final=False, in_place=True),
     Case(2, 20, "log_sign", N=31, T=2, state_dtype=torch.bfloat16),
     Case(2, 20, "log_sign", N=31, T=2, final=False, contiguous=False),

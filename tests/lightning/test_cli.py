@@ -65,6 +65,12 @@ def test_a_config_can_be_a_path(tiny_fit, tmp_path):
     assert tiny_fit("--config", str(path)).parent.name == "mine"
 
 
+def test_a_runs_own_config_repeats_it(tiny_fit):
+    first = tiny_fit("--seed_everything=5", "--model.task.dim=4")
+    again = tiny_fit(f"--config={first / 'config.yaml'}")
+    assert (first / "curves.csv").read_text() == (again / "curves.csv").read_text()
+
+
 def test_two_runs_with_one_seed_give_the_same_curves_and_another_seed_others(tiny_fit):
     first, second, other = tiny_fit(), tiny_fit(), tiny_fit("--seed_everything=1")
     assert first != second
