@@ -1,45 +1,88 @@
 """Time and memory of one meta-training step against peers, in one run on one machine.
 
     python benchmarks/meta_step.py [--unroll 20 100] [--threads 1] [--jax-python PATH] [--json FILE]
+    python benchmarks/meta_step.py --device cuda [--threads all] [--json FILE]
 
 Every program gets the same φ, θ0, minibatches and cores, and runs in a process of its own, so that its peak
-resident memory is its own. A ratio is given only if meta-loss and meta-gradient agree.
+memory is its own: all that was resident, and what its work took beyond its imports (on a GPU, the device's).
+A ratio is the peer's time over ours, and is given only if meta-loss and meta-gradient agree.
 """
+
+from __future__ import annotations
 
 import argparse
 import importlib.util
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-import torch
+from measuring import origin, start_table, write_json
 from peers.harness import make_problem
-from rich.console import Console
-from rich.table import Table
 
 PROGRAMS = Path(__file__).with_name("peers")
 
-TOLERANCE = 1e-3
-"""Largest relative difference of the first meta-loss and meta-gradient (float32 sums in other orders)."""
+TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
+"""Largest relative difference of the first meta-loss and meta-gradient: on the CPU float32 sums in other
+orders; on a GPU also matrix products that round their operands to TF32's 11 bits."""
+
+TARGETS = {"cuda": {"autograd": 20.0, "jax": 3.0}}
+"""The least ratios that are asked for, by device."""
 
 
-def measure(python: str, script: Path, problem: Path, threads: int) -> dict:
-    """One program on the first `threads` cores that this process may use: its report, loss and gradient."""
+class Program(NamedTuple):
+    """One of the measured programs and what it is run with."""
+
+    name: str
+    python: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+
+
+def programs(device: str, jax_python: str | None) -> list[Program]:
+    """Ours first, then its peers."""
+    ours = Program("ours", sys.executable, "ours.py")
+    autograd = Program("autograd", sys.executable, "autograd_unroll.py")
+    if device == "cpu":
+        found = [ours]
+        jax_precisions = {"jax": ()}
+    else:
+        found = [ours, ours._replace(name="ours_eager", arguments=("--no-cuda-graphs",))]
+        # On a GPU JAX multiplies float32 in TF32, which may differ by more than the tolerance.
+        jax_precisions = {"jax": (), "jax_float32": (("JAX_DEFAULT_MATMUL_PRECISION", "highest"),)}
+    if jax_python:
+        # Without preallocation its peak is what it uses.
+        common = (("JAX_PLATFORMS", device), ("XLA_PYTHON_CLIENT_PREALLOCATE", "false"))
+        for name, precision in jax_precisions.items():
+            found.append(Program(name, jax_python, "jax_scan.py", (), common + precision))
+    return [*found, autograd]
+
+
+def measure(program: Program, problem: Path, device: str, threads: int) -> dict:
+    """A program on the first `threads` cores that this process may use: its report, loss and gradient."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
-    output = problem.with_name(f"{script.stem}.npz")
+    output = problem.with_name(f"{program.name}.npz")
+    command = [program.python, str(PROGRAMS / program.script), "--problem", str(problem)]
     result = subprocess.run(
-        [python, str(script), "--problem", str(problem), "--output", str(output)],
-        env={**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)},
+        [*command, "--output", str(output), "--device", device, *program.arguments],
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "MKL_NUM_THREADS": str(threads),
+            **dict(program.environment),
+        },
         preexec_fn=lambda: os.sched_setaffinity(0, cores),  # limits XLA's thread pool, too
         stdout=subprocess.PIPE,
         text=True,
-        check=True,
+        check=False,
     )
+    if result.returncode != 0:
+        return {"failure": f"exit status {result.returncode}"}
     with np.load(output) as first:
         return {**json.loads(result.stdout.splitlines()[-1]), **first}
 
@@ -51,82 +94,90 @@ def disagreement(a: dict, b: dict) -> float:
     )
 
 
-def machine(jax_version: str | None) -> dict:
-    """What the numbers depend on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor()
-    git = ["git", "-C", str(PROGRAMS), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "torch": torch.__version__,
-        "jax": jax_version,
-        "commit": commit or None,
+def compare(reports: dict[str, dict], device: str) -> dict:
+    """Times, memory and ratios of programs on one problem; no ratio to one that failed or disagrees."""
+    ran = {name: report for name, report in reports.items() if "failure" not in report}
+    row = {
+        "ms": {name: round(report["ms"], 3) for name, report in ran.items()},
+        "ratio": {},
+        "disagreement": {},
+        "peak_mib": {name: round(report["peak_mib"]) for name, report in ran.items()},
+        "working_mib": {name: round(report["working_mib"]) for name, report in ran.items()},
+        "device_mib": {name: round(r["device_mib"], 1) for name, r in ran.items() if r["device_mib"]},
+        "failures": {name: r["failure"] for name, r in reports.items() if "failure" in r},
+        "meets_target": {},
     }
+    if "ours" not in ran:
+        return row
+    for name, report in ran.items():
+        if name == "ours":
+            continue
+        difference = disagreement(ran["ours"], report)
+        row["disagreement"][name] = difference if np.isfinite(difference) else None
+        if difference < TOLERANCE[device]:
+            ratio = row["ratio"][name] = round(report["ms"] / ran["ours"]["ms"], 3)
+            if least := TARGETS.get(device, {}).get(name.removesuffix("_float32")):
+                row["meets_target"][name] = ratio >= least
+    return row
+
+
+def number_of_threads(text: str) -> int:
+    """A number, or "all" for every core that this process may use."""
+    return len(os.sched_getaffinity(0)) if text == "all" else int(text)
 
 
 def main() -> None:
     """Measures every combination of threads, window and number of tasks; prints a table, writes JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", choices=list(TOLERANCE), default="cpu")
     parser.add_argument("--unroll", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--num-tasks", type=int, nargs="+", default=[1])
-    parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--threads", type=number_of_threads, nargs="+", default=[1], help='numbers, or "all"')
     parser.add_argument("--reps", type=int, default=9)
     parser.add_argument("--jax-python", default=sys.executable, help="an interpreter that has jax")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    console = Console()
 
-    peers = {"autograd": (sys.executable, PROGRAMS / "autograd_unroll.py")}
-    if args.jax_python != sys.executable or importlib.util.find_spec("jax"):
-        peers = {"jax": (args.jax_python, PROGRAMS / "jax_scan.py"), **peers}
-    else:
-        console.print("jax is not installed: no ratio to it (pip install jax, or --jax-python)")
+    has_jax = args.jax_python != sys.executable or importlib.util.find_spec("jax")
+    if not has_jax:
+        print("jax is not installed: no ratio to it (pip install jax, or --jax-python)")
+    measured = programs(args.device, args.jax_python if has_jax else None)
+    names = [program.name for program in measured]
 
-    table = Table(title="One meta-step: 15,910 coordinates per task, 2x20 LSTM, batch 128")
-    columns = ["threads", "unroll", "tasks", "ours\nms"]
-    columns += [f"{name}\n/ ours" for name in peers] + [f"{name}\nMiB" for name in ("ours", *peers)]
-    for column in columns:
-        table.add_column(column, justify="right")
+    print(f"One meta-step on {args.device}: 15,910 coordinates per task, 2x20 LSTM, batch 128")
+    columns = ["threads", "unroll", "tasks", "ours ms", *(f"{name}/ours" for name in names[1:])]
+    kinds = ["peak_mib", "working_mib"] if args.device == "cpu" else ["device_mib"]
+    order = ", ".join(names)
+    columns += [f"{kind.replace('_mib', ' MiB')}: {order}" for kind in kinds]
+    print_row = start_table(columns)
 
-    rows, jax_version = [], None
+    document = {"origin": origin(args.device) | {"jax": None}, "tolerance": TOLERANCE[args.device]}
+    document["targets"] = TARGETS.get(args.device, {})
+    document["rows"] = rows = []
     for threads in args.threads:
         for unroll in args.unroll:
             for num_tasks in args.num_tasks:
                 with tempfile.TemporaryDirectory() as directory:
                     problem = Path(directory) / "problem.npz"
                     make_problem(problem, unroll, num_tasks, args.reps)
-                    ours = measure(sys.executable, PROGRAMS / "ours.py", problem, threads)
-                    reports = {name: measure(*peer, problem, threads) for name, peer in peers.items()}
-                jax_version = reports.get("jax", {}).get("version")
-                ratio = {}
-                for name, report in reports.items():
-                    if (difference := disagreement(ours, report)) < TOLERANCE:
-                        ratio[name] = round(report["ms"] / ours["ms"], 3)
-                    else:
-                        console.print(
-                            f"[red]{name} disagrees by {difference:.1e} at unroll {unroll}: no ratio"
-                        )
-                memory = {name: round(r["peak_mib"]) for name, r in {"ours": ours, **reports}.items()}
-                row = {
-                    "threads": threads,
-                    "unroll": unroll,
-                    "num_tasks": num_tasks,
-                    "ours_ms": round(ours["ms"], 1),
-                    "ratio": ratio,
-                    "peak_mib": memory,
-                }
+                    reports = {p.name: measure(p, problem, args.device, threads) for p in measured}
+                document["origin"]["jax"] = reports.get("jax", {}).get("version")
+                row = {"threads": threads, "unroll": unroll, "num_tasks": num_tasks}
+                row |= compare(reports, args.device)
                 rows.append(row)
-                ratios = [f"{ratio[name]:.2f}" if name in ratio else "-" for name in peers]
-                cells = [threads, unroll, num_tasks, row["ours_ms"], *ratios, *memory.values()]
-                table.add_row(*map(str, cells))
-    console.print(table)
-    if args.json:
-        args.json.write_text(json.dumps({"machine": machine(jax_version), "rows": rows}, indent=2) + "\n")
+                cells = [threads, unroll, num_tasks, row["ms"].get("ours", "-")]
+                cells += [row["ratio"].get(name, "-") for name in names[1:]]
+                cells += [", ".join(str(row[kind].get(name, "-")) for name in names) for kind in kinds]
+                print_row(cells)
+                for name, failure in row["failures"].items():
+                    print(f"{name} failed: {failure}")
+                for name in row["disagreement"].keys() - row["ratio"].keys():
+                    print(f"{name} disagrees by {row['disagreement'][name]}: no ratio")
+                write_json(args.json, document)
+    # JAX may be unable to run on this device, or to agree in TF32; the others must.
+    needed = [name for name in names[1:] if not name.startswith("jax")]
+    if not all(name in row["ratio"] for row in rows for name in needed):
+        raise SystemExit("a program failed or disagrees: see above")
 
 
 if __name__ == "__main__":

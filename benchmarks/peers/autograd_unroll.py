@@ -23,11 +23,12 @@ def lstm_cell(weight, bias, x, h, c):  # [n, .] -> [n, H]
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
-def prepare(problem):
-    images, labels = torch.from_numpy(problem["images"]), torch.from_numpy(problem["labels"])
-    theta = torch.from_numpy(problem["theta"])
+def prepare(problem, options):
+    images, labels, theta, phi = (
+        torch.from_numpy(problem[name]).to(options.device) for name in ("images", "labels", "theta", "phi")
+    )
     sizes = [torch.Size(shape).numel() for shape in PHI_SHAPES]
-    parts = torch.from_numpy(problem["phi"]).split(sizes)
+    parts = phi.split(sizes)
     phi = [
         part.reshape(shape).clone().requires_grad_() for part, shape in zip(parts, PHI_SHAPES, strict=True)
     ]
@@ -49,7 +50,7 @@ def prepare(problem):
         nonlocal theta, state
         theta, state = theta.detach().requires_grad_(), [s.detach() for s in state]
         meta_loss = theta.new_zeros(())
-        for t, index in enumerate(torch.from_numpy(indices)):
+        for t, index in enumerate(torch.from_numpy(indices).to(options.device)):
             losses = losses_of(theta, images[index], labels[index])
             meta_loss = meta_loss + losses.mean()
             if t + 1 < len(indices):
@@ -65,4 +66,4 @@ def prepare(problem):
 
 
 if __name__ == "__main__":
-    main("torch", prepare)
+    main("torch", prepare, torch.cuda.max_memory_allocated)

@@ -8,7 +8,6 @@ gradient in φ with the optimizee's gradients as constants, Adam on φ; θ and t
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import time
@@ -37,34 +36,49 @@ def make_problem(path, unroll, num_tasks, reps, seed=0):
     )
 
 
-def main(name, prepare):
+def resident_mib():
+    """Memory of this process that is in RAM now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def main(name, prepare, peak_device_bytes):
     """Runs one program on the problem named on the command line and prints one line of JSON.
+
+    Every program has imported its libraries by now; memory above that is what its work takes, what its
+    library compiles included.
 
     Args:
         name: The library, as it is imported; its version is reported.
-        prepare: Takes the problem's arrays and returns meta_step(indices [T+1, K, B]), which performs one
-            meta-step, waits for it, and returns the meta-loss and the meta-gradient [P].
+        prepare: Takes the problem's arrays and the options (device, cuda_graphs) and returns
+            meta_step(indices [T+1, K, B]), which performs one meta-step, waits for it, and returns the
+            meta-loss and the meta-gradient [P].
+        peak_device_bytes: Gives the most memory that was in use on the GPU; called on a GPU only.
     """
+    imported_mib = resident_mib()
     parser = argparse.ArgumentParser()
     parser.add_argument("--problem", required=True)
     parser.add_argument("--output", required=True, help="where the first meta-loss and meta-gradient go")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-cuda-graphs", action="store_false", dest="cuda_graphs")
     args = parser.parse_args()
     with np.load(args.problem) as file:
         problem = dict(file)
-    meta_step = prepare(problem)
+    meta_step = prepare(problem, args)
     first, *warmup_and_timed = problem["indices"]
     loss, gradient = meta_step(first)
-    np.savez(args.output, loss=np.asarray(loss), gradient=np.asarray(gradient))
+    np.savez(args.output, loss=np.asarray(loss), gradient=np.asarray(gradient.tolist()))
     times = []
     for indices in warmup_and_timed:
         start = time.perf_counter()
         meta_step(indices)
         times.append(1e3 * (time.perf_counter() - start))
-    peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     report = {
         "ms": statistics.median(times[WARMUP:]),
-        "peak_mib": peak_kib / 1024,
+        "peak_mib": peak_mib,
+        "working_mib": peak_mib - imported_mib,
+        "device_mib": None if args.device == "cpu" else peak_device_bytes() / 2**20,
         "version": __import__(name).__version__,
-        "cores": len(os.sched_getaffinity(0)),
     }
     print(json.dumps(report))

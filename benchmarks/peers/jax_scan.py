@@ -98,7 +98,9 @@ def jitted(phi, adam, theta, state, images, labels, indices):
     return (phi, (m, v, t), theta, state), loss, gradient
 
 
-def prepare(problem):
+def prepare(problem, options):
+    platform = jax.default_backend()  # chosen by JAX_PLATFORMS
+    assert platform == ("cpu" if options.device == "cpu" else "gpu"), f"JAX runs on {platform}"
     step = jax.jit(jitted, donate_argnums=(0, 1, 2, 3))
     phi, theta, images = (jnp.asarray(problem[name]) for name in ("phi", "theta", "images"))
     labels = jnp.asarray(problem["labels"], jnp.int32)
@@ -117,4 +119,4 @@ def prepare(problem):
 
 
 if __name__ == "__main__":
-    main("jax", prepare)
+    main("jax", prepare, lambda: jax.local_devices()[0].memory_stats()["peak_bytes_in_use"])

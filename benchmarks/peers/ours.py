@@ -12,10 +12,10 @@ from l2l_lightning.tasks import MNISTMLP
 class GivenMLP(MNISTMLP):
     """The package's MLP on the problem's θ0, images and minibatches, which are given, not drawn."""
 
-    def __init__(self, problem):
+    def __init__(self, problem, device):
         super().__init__()
-        self.images = torch.from_numpy(problem["images"])
-        self.labels = torch.from_numpy(problem["labels"])
+        self.images = torch.from_numpy(problem["images"]).to(device)
+        self.labels = torch.from_numpy(problem["labels"]).to(device)
         self.thetas = iter(torch.from_numpy(problem["theta"]))
         self.tasks = iter(range(len(problem["theta"])))
         self.indices = torch.from_numpy(problem["indices"]).flatten(0, 1)  # [evaluations, K, B]
@@ -33,13 +33,17 @@ class GivenMLP(MNISTMLP):
         return self.images[batches], self.labels[batches]
 
 
-def prepare(problem):
-    rule = CoordinatewiseLSTM(2, HIDDEN, "log_sign", P_THRESHOLD, OUTPUT_SCALE)
+def prepare(problem, options):
+    device = options.device
+    rule = CoordinatewiseLSTM(2, HIDDEN, "log_sign", P_THRESHOLD, OUTPUT_SCALE).to(device)
     parameters = list(rule.parameters())
-    torch.nn.utils.vector_to_parameters(torch.from_numpy(problem["phi"]), parameters)
+    torch.nn.utils.vector_to_parameters(torch.from_numpy(problem["phi"]).to(device), parameters)
     adam = torch.optim.Adam(parameters, lr=META_LR)
-    optimizees = Optimizees(GivenMLP(problem), None, 0, "test", range(len(problem["theta"])))
-    rollout = Rollout(rule, optimizees)
+    tasks = range(len(problem["theta"]))
+    optimizees = Optimizees(GivenMLP(problem, device), None, 0, "test", tasks, device)
+    # True rather than the default: a graph that cannot be recorded is an error, not another measurement.
+    graphs = {} if device == "cpu" else {"cuda_graphs": options.cuda_graphs}
+    rollout = Rollout(rule, optimizees, **graphs)
 
     def meta_step(indices):
         adam.zero_grad()
@@ -53,4 +57,4 @@ def prepare(problem):
 
 
 if __name__ == "__main__":
-    main("torch", prepare)
+    main("torch", prepare, torch.cuda.max_memory_allocated)
