@@ -2,10 +2,10 @@
 
     python benchmarks/time_to_quality.py [--device cuda] [--budget-s 45] [--data-root FOLDER] [--json FILE]
 
-The recipe is that of the preset `mnist`, in a plain loop and scaled to a budget of seconds: windows of 20 steps
-for its first tenth, whole rollouts for the rest, Adam on φ with a cosine rate, clipping, averaged φ. The clock
-counts meta-training alone, neither tuning nor evaluation; the first evaluation compiles the step. Both
-optimizers run on the same validation optimizees; Adam's learning rate is tuned on others.
+The recipe is that of the preset `mnist`, in a plain loop and scaled to a budget of seconds: windows of 20
+steps for its first tenth, whole rollouts for the rest, Adam on φ with a cosine rate, clipping, averaged φ.
+The clock counts meta-training alone, neither tuning nor evaluation; the first evaluation compiles the step.
+Both optimizers run on the same validation optimizees; Adam's learning rate is tuned on others.
 """
 
 from __future__ import annotations
