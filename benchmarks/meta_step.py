@@ -88,10 +88,9 @@ def measure(program: Program, problem: Path, device: str, threads: int) -> dict:
 
 
 def disagreement(a: dict, b: dict) -> float:
-    """The larger relative difference of two programs' first meta-losses and meta-gradients."""
-    return max(
-        float(np.linalg.norm(a[name] - b[name]) / np.linalg.norm(b[name])) for name in ("loss", "gradient")
-    )
+    """The larger relative difference of two programs' first meta-losses and meta-gradients, or NaN."""
+    differences = [np.linalg.norm(a[key] - b[key]) / np.linalg.norm(b[key]) for key in ("loss", "gradient")]
+    return float(np.max(differences))  # Python's max would drop a NaN
 
 
 def compare(reports: dict[str, dict], device: str) -> dict:
