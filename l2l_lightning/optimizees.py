@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from l2l_lightning.data.images import Images
 from l2l_lightning.tasks.base import Batch, Task
@@ -27,6 +28,45 @@ def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
     """
     entropy = np.random.SeedSequence([seed, STREAMS[stream], index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; the host does not wait for the transfer, nor for what the device is at."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
+def unstack(batches: Batch, count: int) -> list[Batch]:
+    """The minibatches [K, …] of `count` evaluations, from what `Optimizees.draw` gives; views, no copies."""
+    leaves, structure = tree_flatten(batches)
+    rows = [leaf.expand(count, *leaf.shape[1:]).unbind() for leaf in leaves]
+    return [tree_unflatten([row[t] for row in rows], structure) for t in range(count)]
+
+
+def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype) -> Batch:
+    """What `task.losses` reads, in θ's dtype, from one evaluation's minibatches [K, …]."""
+    gathered = task.gather(batches, images)
+    if gathered is batches:
+        return batches
+    # Images are float32; the task computes in θ's dtype.
+    return tree_map(lambda tensor: _in_dtype(tensor, dtype), gathered)
+
+
+def evaluate(task: Task, images: Images | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
+    """f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …]; neither carries a graph."""
+    # A leaf of its own for every evaluation: autocast may keep a leaf's conversion, and θ moves in place.
+    theta = theta.detach().requires_grad_()
+    gathered = gather(task, images, batches, theta.dtype)
+    with torch.enable_grad():
+        losses = task.losses(theta, gathered)
+        # Optimizees share nothing, so the gradient of the losses' sum holds each one's own.
+        (grads,) = torch.autograd.grad(losses, theta, torch.ones_like(losses))
+    return losses.detach(), grads
 
 
 class Optimizees:
@@ -64,39 +104,43 @@ class Optimizees:
         self.theta = torch.stack([task.init(g) for g in self.generators]).to(self.device, dtype)  # [K, N]
         self._instances = [task.instance(g) for g in self.generators]
         self._batches_are_constant = type(task).batch is Task.batch
-        self._constant_batches = self._stack(self._instances) if self._batches_are_constant else None
+        self._constant_batches = self._stack([self._instances]) if self._batches_are_constant else None
 
     def __len__(self) -> int:
         return len(self.generators)
 
-    def _stack(self, batches: list[Batch]) -> Batch:
+    def _stack(self, evaluations: list[list[Batch]]) -> Batch:
         def stack(*leaves: Tensor) -> Tensor:
-            return self._in_dtype(torch.stack(leaves).to(self.device))
+            stacked = torch.stack(leaves).view(len(evaluations), len(self), *leaves[0].shape)
+            return to_device(_in_dtype(stacked, self.dtype), self.device)
 
-        return tree_map(stack, *batches)
+        return tree_map(stack, *itertools.chain(*evaluations))
 
-    def _in_dtype(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+    def draw(self, count: int) -> Batch:
+        """The minibatches of the next `count` evaluations, not yet gathered: [count, K, …] on the device.
+
+        Advances every optimizee's generator as `count` calls with 1 would, and moves the draws in one
+        transfer. Where all evaluations have the same batch, [1, K, …].
+        """
+        if self._batches_are_constant:
+            return self._constant_batches
+        return self._stack(
+            [
+                [
+                    self.task.batch(i, self.images, g)
+                    for i, g in zip(self._instances, self.generators, strict=True)
+                ]
+                for _ in range(count)
+            ]
+        )
 
     def next_batches(self) -> Batch:
         """The minibatches [K, …] of the next evaluation, gathered; advances every optimizee's generator."""
-        if self._batches_are_constant:
-            batches = self._constant_batches
-        else:
-            drawn = zip(self._instances, self.generators, strict=True)
-            batches = self._stack([self.task.batch(i, self.images, g) for i, g in drawn])
-        # Images are float32; the task computes in θ's dtype.
-        return tree_map(self._in_dtype, self.task.gather(batches, self.images))
+        return gather(self.task, self.images, unstack(self.draw(1), 1)[0], self.dtype)
 
     def losses_and_grads(self) -> tuple[Tensor, Tensor]:
         """f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches; neither carries a graph."""
-        theta = self.theta.detach().requires_grad_()
-        batches = self.next_batches()
-        with torch.enable_grad():
-            losses = self.task.losses(theta, batches)
-            # Optimizees share nothing, so the sum's gradient holds each one's own.
-            (grads,) = torch.autograd.grad(losses.sum(), theta)
-        return losses.detach(), grads
+        return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
 
     def state_dict(self) -> dict[str, Any]:
         """θ, the instances and the generators' states: what resuming in mid-rollout needs."""
@@ -114,4 +158,4 @@ class Optimizees:
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved.cpu())
         if self._batches_are_constant:
-            self._constant_batches = self._stack(self._instances)
+            self._constant_batches = self._stack([self._instances])

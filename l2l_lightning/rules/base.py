@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""(θ [n], g_t [n], s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
 
 
 class UpdateRule(nn.Module, ABC):
@@ -17,7 +21,7 @@ class UpdateRule(nn.Module, ABC):
     running statistics of them, and on nothing else: along a rollout they are constants, which is what lets
     the meta-gradient skip the unrolled graph (see `rollout`).
 
-    A subclass sets `state_shape` and implements `step`; it overrides `step_` and `window_gradient` where it
+    A subclass sets `state_shape` and implements `step`; it overrides `stepper` and `window_gradient` where it
     has something faster.
     """
 
@@ -32,12 +36,23 @@ class UpdateRule(nn.Module, ABC):
     def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(g_t [n], s_t) to (u_t [n], s_{t+1}), differentiable in every argument and in φ."""
 
+    def stepper(self) -> Step:
+        """`step_` for many steps with one φ: what depends on φ alone is computed here, once.
+
+        Call it under torch.no_grad, and take another one when φ has changed.
+        """
+
+        def step(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
+            update, updated = self.step(grad, state)
+            theta.add_(update)
+            new_state.copy_(updated)
+
+        return step
+
     @torch.no_grad()
     def step_(self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
         """In place and without a graph: θ [n] += u_t; s_{t+1} goes into new_state (which may be `state`)."""
-        update, updated = self.step(grad, state)
-        theta.add_(update)
-        new_state.copy_(updated)
+        self.stepper()(theta, grad, state, new_state)
 
     def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
         """d/dφ of Σ_t <d_updates_t, u_t> along a window: one tensor per parameter, in their order.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from l2l_kernels import BACKENDS, LSTMSpec, bptt, reference, step_
 from l2l_kernels.spec import Preprocessing
 from torch import Tensor, nn
 
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import Step, UpdateRule
 
 
 class CoordinatewiseLSTM(UpdateRule):
@@ -90,9 +91,9 @@ class CoordinatewiseLSTM(UpdateRule):
         return reference.step(torch.zeros_like(grad), grad, state, self.phi(), self.spec)
 
     @torch.no_grad()
-    def step_(self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
-        """θ += u_t and new_state = s_{t+1}, in one fused launch."""
-        step_(theta, grad, state, new_state, self.phi(), self.spec, self.backend)
+    def stepper(self) -> Step:
+        """θ += u_t and new_state = s_{t+1} in one fused launch a step; φ is packed here."""
+        return functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
 
     @torch.no_grad()
     def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:

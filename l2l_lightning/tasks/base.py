@@ -23,7 +23,9 @@ class Task(ABC):
 
     A subclass sets `num_coordinates` and implements `init` and `loss`; it overrides `instance` if an
     optimizee has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own
-    minibatch, and `losses` if it can beat torch.func.vmap. A task knows nothing of update rules.
+    minibatch, and `losses` if it can beat torch.func.vmap. `gather` and `losses` are functions of their
+    arguments: where the device allows it they are recorded once and replayed. A task knows nothing of update
+    rules.
     """
 
     dataset: str | None = None
@@ -45,7 +47,10 @@ class Task(ABC):
         return ()
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """What the next evaluation of the loss is computed on (CPU tensors, small: indices, not images)."""
+        """What the next evaluation of the loss is computed on (CPU tensors, small: indices, not images).
+
+        The shapes are the same at every evaluation: those of a whole window are drawn ahead and stacked.
+        """
         return instance
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:

@@ -80,6 +80,7 @@ class ModuleTask(Task):
 
         self.skeleton = self._build()  # θ replaces its parameters at every call
         _check_stateless(self.skeleton)
+        self._constants: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
         self.shapes = {name: parameter.shape for name, parameter in self.skeleton.named_parameters()}
         self.num_coordinates = sum(shape.numel() for shape in self.shapes.values())
         if self.num_coordinates == 0:
@@ -124,14 +125,21 @@ class ModuleTask(Task):
         """loss_fn(module_θ(inputs), targets)."""
         inputs, targets = batch
         parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
-        constants = {
-            name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
-            for name, buffer in self.skeleton.named_buffers()
-        }
+        constants = self._constants_as(theta)
         output = functional_call(self.skeleton, parameters | constants, (inputs,))
         value: Tensor = self.loss_fn(output, targets)
         check_scalar(value, f"loss_fn = {dotted_path(self.loss_fn)}")
         return value
+
+    def _constants_as(self, theta: Tensor) -> dict[str, Tensor]:
+        """The module's buffers in θ's dtype, on its device; kept, as the host waits for a transfer."""
+        key = (theta.device, theta.dtype)
+        if key not in self._constants:
+            self._constants[key] = {
+                name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
+                for name, buffer in self.skeleton.named_buffers()
+            }
+        return self._constants[key]
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, functions and classes by their dotted paths."""
