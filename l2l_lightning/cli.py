@@ -23,6 +23,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning.cuda_graphs import CaptureError, check_available
 from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
@@ -155,7 +156,9 @@ class MetaLearningCLI(LightningCLI):
     def before_fit(self) -> None:
         """Finds out what could go wrong before anything is written, and says what runs on what."""
         self.datamodule.load(self.model.task)
-        choose(self.trainer.strategy.root_device, getattr(self.model.rule, "backend", None))
+        device = self.trainer.strategy.root_device
+        choose(device, getattr(self.model.rule, "backend", None))
+        check_available(self.model.cuda_graphs, device)
         windows = len(self.datamodule.windows(self.model))
         if isinstance(self.trainer.val_check_interval, int) and self.trainer.val_check_interval > windows:
             print(f"The run has {windows} meta-steps only: it is validated once, at its end.")
@@ -230,6 +233,7 @@ def main(args: Sequence[str] | None = None) -> None:
         MetaTrainingError,
         CheckpointMismatchError,
         BackendUnavailableError,
+        CaptureError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error

@@ -46,6 +46,9 @@ class MetaLearner(LightningModule):
         lr_schedule: "constant", or "cosine" from the full rate to 0 at the end of the run.
         loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts).
         second_order: Differentiate through the optimizee's gradients as well (slow; see Rollout.window).
+        cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
+            faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
+            then says why); True: or else an error; False: never.
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs.
         seed: Seed of every rollout's random draws.
 
@@ -74,6 +77,7 @@ class MetaLearner(LightningModule):
         lr_schedule: Literal["constant", "cosine"] = "cosine",
         loss_weights: Literal["uniform", "final"] = "uniform",
         second_order: bool = False,
+        cuda_graphs: bool | None = None,
         num_validation_optimizees: int = 32,
         seed: int = 0,
     ) -> None:
@@ -95,6 +99,8 @@ class MetaLearner(LightningModule):
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
+        if second_order and cuda_graphs:
+            raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
         self.task = task
         self.rule = rule
         self.horizon = horizon
@@ -104,6 +110,7 @@ class MetaLearner(LightningModule):
         self.lr_schedule = lr_schedule
         self.loss_weights = loss_weights
         self.second_order = second_order
+        self.cuda_graphs = cuda_graphs
         self.num_validation_optimizees = num_validation_optimizees
         self.seed = seed
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
@@ -150,7 +157,7 @@ class MetaLearner(LightningModule):
         indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
         images = self.data.images("train", self.device)
         optimizees = Optimizees(self.task, images, self.seed, "train", indices, self.device)
-        return Rollout(self.rule, optimizees, self._workspace)
+        return Rollout(self.rule, optimizees, self._workspace, self.cuda_graphs)
 
     def abandon_rollout(self) -> None:
         """Forgets the rollout in progress; the next window starts a fresh one."""
@@ -176,7 +183,7 @@ class MetaLearner(LightningModule):
         optimizees = Optimizees(
             self.task, self.data.images(stream, self.device), self.seed, stream, indices, self.device
         )
-        losses = run_rule(self.rule, optimizees, self.horizon)
+        losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
         self.initial_loss.update(losses[0])
         self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
         self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
@@ -220,6 +227,7 @@ class MetaLearner(LightningModule):
             "lr_schedule": self.lr_schedule,
             "loss_weights": self.loss_weights,
             "second_order": self.second_order,
+            "cuda_graphs": self.cuda_graphs,
             "num_validation_optimizees": self.num_validation_optimizees,
         }
 

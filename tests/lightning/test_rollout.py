@@ -235,11 +235,12 @@ def test_a_rollout_resumes_bit_identically_in_the_middle():
 def test_inputs_of_the_rule_carry_no_gradient():
     """The contract behind the missing graph: what reaches the rule is detached."""
     rule, optimizees = make()
-    seen = []
-    original = rule.step_
-    rule.step_ = lambda theta, grad, state, new: (
-        seen.append((theta.requires_grad, grad.requires_grad, state.requires_grad)),
-        original(theta, grad, state, new),
+    seen, step = [], rule.stepper()
+    rule.stepper = lambda: (
+        lambda theta, grad, state, new: (
+            seen.append((theta.requires_grad, grad.requires_grad, state.requires_grad)),
+            step(theta, grad, state, new),
+        )
     )
     Rollout(rule, optimizees).window(2)
     assert seen == [(False, False, False)] * 2

@@ -1,0 +1,199 @@
+"""Records a function of tensors once and replays it: one launch instead of thousands (CUDA graphs).
+
+A graph repeats its kernels on the addresses that they were recorded with. So the function runs on static
+copies of its arguments, which are filled before every replay, and whatever else it touches must stay where it
+is: its addresses belong to the key that a graph is kept under.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from l2l_lightning.tasks.base import Task
+
+CAPACITY = 8
+"""Graphs kept at once: a few window lengths, in training and in validation. Each holds memory of its own."""
+
+
+class CaptureError(RuntimeError):
+    """CUDA graphs were asked for and cannot be used; the message says why and names the option."""
+
+
+class Graph(Protocol):
+    """What has been recorded."""
+
+    def replay(self) -> None:
+        """Repeats it, on the buffers that it was recorded with."""
+
+
+class Recorder:
+    """Records with torch.cuda.CUDAGraph."""
+
+    def __init__(self) -> None:
+        self._stream: torch.cuda.Stream | None = None
+
+    def why_not(self, device: torch.device) -> str | None:
+        """Why nothing can be recorded on a device, or None if it can."""
+        return None if device.type == "cuda" else f"they need a CUDA device, and θ is on {device}"
+
+    def record(self, function: Callable[[], None], device: torch.device) -> Graph:
+        """Calls the function three times and records the last, which the device does not execute.
+
+        Raises:
+            CaptureError: What the function does cannot be recorded.
+        """
+        with torch.cuda.device(device):
+            if self._stream is None:
+                # One for all recordings: cuBLAS keeps a workspace for every stream it has seen.
+                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream = self._stream
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream), _no_autocast_cache():
+                function()  # what compiles or allocates on first use must do so before the recording
+                graph = torch.cuda.CUDAGraph()
+                try:
+                    # A function that waits for the device cannot be recorded. Finding out like this leaves
+                    # nothing behind, which a recording that breaks off might.
+                    with _waiting_is_an_error():
+                        function()
+                    # Other threads' calls (NCCL's watchdog) don't concern this recording.
+                    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                        function()
+                except Exception as error:  # whatever the function or CUDA happens to raise
+                    self._stream = None
+                    raise CaptureError(str(error).partition("\n")[0]) from error
+            torch.cuda.current_stream().wait_stream(stream)
+        return graph
+
+
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Within it, an operation that makes the host wait for the device raises."""
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
+@contextmanager
+def _no_autocast_cache() -> Iterator[None]:
+    """Within it, autocast converts φ anew at every use: a graph would go on reading a stale conversion."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(enabled)
+
+
+class _Recorded:
+    """A graph and the static copies of its arguments."""
+
+    def __init__(
+        self, recorder: Recorder, function: Callable[..., None], arguments: Sequence[Tensor]
+    ) -> None:
+        self.static = [argument.clone() for argument in arguments]
+        # The graph knows addresses only: keeping the function keeps what it refers to where it is.
+        self.function = function
+        self.graph = recorder.record(lambda: function(*self.static), arguments[0].device)
+
+    def replay(self, arguments: Sequence[Tensor]) -> None:
+        for static, argument in zip(self.static, arguments, strict=True):
+            static.copy_(argument)
+        self.graph.replay()
+
+
+class GraphCache:
+    """Runs functions through their graphs, where they can be recorded; keeps the most recently used graphs.
+
+    Args:
+        recorder: What records and replays; tests have one that needs no device.
+        capacity: Graphs kept at once.
+    """
+
+    def __init__(self, recorder: Recorder | None = None, capacity: int = CAPACITY) -> None:
+        self.recorder = recorder or Recorder()
+        self.capacity = capacity
+        self._recorded: dict[Hashable, _Recorded] = {}  # the least recently used first
+        self._refused: list[Task] = []
+
+    def __len__(self) -> int:
+        return len(self._recorded)
+
+    def run(
+        self,
+        function: Callable[..., None],
+        key: Hashable,
+        carried: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        task: Task,
+        cuda_graphs: bool | None,
+    ) -> None:
+        """function(*carried, *inputs), which updates `carried` in place and does not change `inputs`.
+
+        Args:
+            function: What to run.
+            key: All that determines what it does, but for its arguments: objects it refers to by their id,
+                tensors by their address.
+            carried: Arguments that it updates.
+            inputs: Arguments that it reads.
+            task: What messages name.
+            cuda_graphs: True: through its graph; None: through its graph if it has one, with a warning if
+                the task's cannot be recorded; False: as it is.
+
+        Raises:
+            CaptureError: cuda_graphs is True, and there is no CUDA device or the task cannot be recorded.
+        """
+        device = carried[0].device
+        check_available(cuda_graphs, device, self.recorder)
+        refused = any(task is other for other in self._refused)
+        if cuda_graphs is False or self.recorder.why_not(device) or (cuda_graphs is None and refused):
+            function(*carried, *inputs)
+            return
+        arguments = [*carried, *inputs]
+        try:
+            recorded = self._find(function, key, arguments)
+        except CaptureError as error:
+            message = f"{task.describe()} cannot be recorded as a CUDA graph ({error})"
+            if cuda_graphs:
+                raise CaptureError(
+                    f"{message}: cuda_graphs (--model.cuda_graphs) must not be true"
+                ) from error
+            warnings.warn(
+                f"{message} and runs without one; cuda_graphs=False (--model.cuda_graphs false) never tries",
+                stacklevel=4,
+            )
+            self._refused.append(task)
+            function(*carried, *inputs)
+            return
+        recorded.replay(arguments)
+        for value, static in zip(carried, recorded.static, strict=False):
+            value.copy_(static)
+
+    def _find(self, function: Callable[..., None], key: Hashable, arguments: Sequence[Tensor]) -> _Recorded:
+        signature = tuple((argument.shape, argument.dtype) for argument in arguments)
+        device = arguments[0].device
+        autocast = torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type)
+        key = (key, signature, device, autocast)
+        recorded = self._recorded.pop(key, None)
+        if recorded is None:
+            while len(self._recorded) >= self.capacity:
+                del self._recorded[next(iter(self._recorded))]
+            recorded = _Recorded(self.recorder, function, arguments)
+        self._recorded[key] = recorded
+        return recorded
+
+
+def check_available(cuda_graphs: bool | None, device: torch.device, recorder: Recorder | None = None) -> None:
+    """Raises CaptureError if CUDA graphs are asked for (True) on a device that has none."""
+    reason = (recorder or Recorder()).why_not(device)
+    if cuda_graphs and reason:
+        raise CaptureError(f"cuda_graphs (--model.cuda_graphs) must not be true here: {reason}")
