@@ -1,12 +1,19 @@
-"""Learned optimizers of the LSTM kind: meta-train them in PyTorch Lightning, on fused kernels."""
+"""Learned optimizers of the LSTM kind: meta-train them in PyTorch Lightning, on fused kernels.
 
-from l2l_lightning.data_module import MetaData
-from l2l_lightning.meta_learner import MetaLearner
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import Rollout, run_rule
-from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
-from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic, Task
-from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
+Names are imported when they are first used: rules, tasks and rollouts need torch alone, not Lightning.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from l2l_lightning.data_module import MetaData
+    from l2l_lightning.meta_learner import MetaLearner
+    from l2l_lightning.optimizees import Optimizees
+    from l2l_lightning.rollout import Rollout, run_rule
+    from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
+    from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic, Task
+    from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 __all__ = [
     "MNISTMLP",
@@ -25,3 +32,25 @@ __all__ = [
     "UpdateRule",
     "run_rule",
 ]
+
+_MODULES = {
+    "data_module": ("MetaData",),
+    "meta_learner": ("MetaLearner",),
+    "optimizees": ("Optimizees",),
+    "rollout": ("Rollout", "run_rule"),
+    "rules": ("CoordinatewiseLSTM", "UpdateRule"),
+    "tasks": ("MNISTMLP", "FunctionTask", "ModuleTask", "NoisyScaledSquare", "Quadratic", "Task"),
+    "trainer": ("ComparisonSettings", "MetaTrainer"),
+}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of these
+
+    def __getattr__(name):
+        for module, names in _MODULES.items():
+            if name in names:
+                value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                return value
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__():
+        return sorted({*globals(), *__all__})

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import wandb
 import yaml
 from l2l_kernels import BackendUnavailableError, choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -138,19 +137,27 @@ class MetaLearningCLI(LightningCLI):
 
     def _loggers(self, mode: str) -> list[Logger]:
         loggers: list[Logger] = [CSVLogger(self.run_folder, name="", version="")]
-        if mode != "off":
-            loggers.append(
-                WandbLogger(
-                    project="l2l-lightning",
-                    name=f"{self.run_name}/{self.run_folder.name}",
-                    save_dir=self.run_folder,
-                    offline=mode == "offline",
-                    group=self.run_name,
-                    job_type="meta-train",
-                    # Offline, its messages would bury the table that a run ends with.
-                    settings=wandb.Settings(quiet=mode == "offline"),
-                )
+        if mode == "off":
+            return loggers
+        try:
+            import wandb
+        except ImportError as error:
+            if mode == "online":
+                raise CommandLineError("--wandb online needs the package wandb: pip install wandb") from error
+            print("The package wandb is not installed: nothing is logged to it (--wandb off asks for none)")
+            return loggers
+        loggers.append(
+            WandbLogger(
+                project="l2l-lightning",
+                name=f"{self.run_name}/{self.run_folder.name}",
+                save_dir=self.run_folder,
+                offline=mode == "offline",
+                group=self.run_name,
+                job_type="meta-train",
+                # Offline, its messages would bury the table that a run ends with.
+                settings=wandb.Settings(quiet=mode == "offline"),
             )
+        )
         return loggers
 
     def before_fit(self) -> None:
@@ -240,14 +247,18 @@ def main(args: Sequence[str] | None = None) -> None:
     except OSError as error:
         print(f"error: {error} (--trainer.default_root_dir says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
-    except wandb.Error as error:
+    except Exception as error:
+        wandb = sys.modules.get("wandb")
+        if wandb is None or not isinstance(error, wandb.Error):
+            raise
         print(
             f"error: Weights & Biases: {error} (--wandb offline needs no account, --wandb off logs nothing)",
             file=sys.stderr,
         )
         raise SystemExit(1) from error
     finally:
-        if wandb.run is not None:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
             wandb.finish()
 
 

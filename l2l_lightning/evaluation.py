@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from matplotlib.figure import Figure
 from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
 from l2l_lightning.baselines import FINAL_STEPS, TunedBaseline, final_losses, run_baseline
 from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.plots import Curve, curves_figure, png
 from l2l_lightning.provenance import commit, device_name, versions, write_atomically, write_json
 
 LEARNED = "learned"
@@ -319,7 +317,7 @@ def write_comparison(comparison: Comparison, folder: Path | str) -> None:
     """
     folder = Path(folder)
     write_atomically(folder / "curves.csv", _csv(comparison))
-    write_atomically(folder / "curves.png", png(_figure(comparison)))
+    write_atomically(folder / "curves.png", _picture(comparison))
     write_json(folder / "summary.json", comparison.summary())
 
 
@@ -336,7 +334,10 @@ def _csv(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
-def _figure(comparison: Comparison) -> Figure:
+def _picture(comparison: Comparison) -> bytes:
+    # Imported where it is needed: matplotlib takes long to load, and a comparison does without it.
+    from l2l_lightning.plots import Curve, curves_figure, png
+
     curves = []
     for name, result in comparison.results.items():
         mean, half = mean_and_half_width(result.losses)
@@ -354,7 +355,8 @@ def _figure(comparison: Comparison) -> Figure:
             )
         )
     title = f"{comparison.task}\nmean of {comparison.num_optimizees} optimizees, with its 95% interval"
-    return curves_figure(curves, title, f"final loss (mean of last {min(FINAL_STEPS, comparison.horizon)})")
+    legend_title = f"final loss (mean of last {min(FINAL_STEPS, comparison.horizon)})"
+    return png(curves_figure(curves, title, legend_title))
 
 
 def comparison_table(comparison: Comparison) -> Table:

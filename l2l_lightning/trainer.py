@@ -28,7 +28,6 @@ from l2l_lightning.evaluation import (
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import run_rule
-from l2l_lightning.wandb_curves import log_comparison
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,9 @@ class MetaTrainer(Trainer):
         write_comparison(result, Path(out))
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
+                # wandb is needed by those who log to it only.
+                from l2l_lightning.wandb_curves import log_comparison
+
                 log_comparison(logger, result)
         console = _console()
         console.print(comparison_table(result))
