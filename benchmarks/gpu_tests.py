@@ -35,7 +35,8 @@ class Share:
         self.count = count
         self.output = output
 
-    def _write(self, **record: object) -> None:
+    def write(self, **record: object) -> None:
+        """Adds a line of JSON to the file."""
         with self.output.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
@@ -44,33 +45,37 @@ class Share:
         """Deselects the other processes' tests."""
         items[:] = items[self.index :: self.count]
         for item in items:
-            self._write(test=item.nodeid, outcome="not run")
+            self.write(test=item.nodeid, outcome="not run")
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A file that cannot be collected is a failure, of the first process only."""
-        if report.failed and self.index == 0:
-            self._write(test=report.nodeid, outcome="failed", why=str(report.longrepr)[-2000:])
+        """A file that cannot be collected is a failure; one that needs a package not installed is skipped."""
+        if report.failed and self.index == 0:  # the other processes meet the same
+            why = str(report.longrepr)[-2000:]
+            absent = re.search(r"ModuleNotFoundError: (?!.*l2l_)(.*)", why)
+            outcome = "skipped" if absent else "failed"
+            self.write(test=report.nodeid, outcome=outcome, why=absent[1] if absent else why)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Writes what the test's call gave, or what its set-up or tear-down gave if that is no success."""
         if report.when == "call" or report.outcome != "passed":
             why = {} if report.passed else {"why": str(report.longrepr)[-2000:]}
-            self._write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, **why)
+            self.write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, **why)
 
 
 def run_share(index: int, count: int, output: Path) -> None:
-    """What each process does; ends it with pytest's exit status."""
+    """What each process does; its exit status says whether pytest worked, the records what the tests gave."""
     files = [
         str(path)
         for path in sorted(TESTS.rglob("test_*.py"))
         if re.search(r"\bmark\.gpu\b", path.read_text(encoding="utf-8"))
     ]
-    # The settings of pyproject.toml hold the marker; a cache would be shared between the processes.
-    options = ["-m", "gpu", "--continue-on-collection-errors", "-p", "no:cacheprovider", "--tb=short"]
-    status = pytest.main(
-        [*options, f"--rootdir={TESTS.parent}", *files], plugins=[Share(index, count, output)]
-    )
-    raise SystemExit(0 if status == pytest.ExitCode.NO_TESTS_COLLECTED else int(status))
+    # pyproject.toml, which declares the marker, is in the root. A conftest.py is for the command line's tests
+    # and imports all that it needs; a cache would be shared between the processes.
+    options = ["-m", "gpu", "--continue-on-collection-errors", "--tb=short", f"--rootdir={TESTS.parent}"]
+    options += ["--noconftest", "-p", "no:cacheprovider"]
+    status = pytest.main([*options, *files], plugins=[Share(index, count, output)])
+    broken = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.INTERNAL_ERROR, pytest.ExitCode.INTERRUPTED)
+    raise SystemExit(int(status) if status in broken else 0)
 
 
 def main() -> None:
@@ -113,7 +118,9 @@ def main() -> None:
     tests = {record["test"]: record for record in records}  # the last of a test's records
     counts = Counter(record["outcome"] for record in tests.values())
     for record in tests.values():
-        if record["outcome"] not in ("passed", "skipped"):
+        if record["outcome"] != "passed" and record["test"].endswith(".py"):  # a file that was not collected
+            print(f"{record['outcome']}: {record['test']}: {record['why']}")
+        elif record["outcome"] not in ("passed", "skipped"):
             print(f"{record['outcome']}: {record['test']}\n{record.get('why', '')}")
     print(f"{dict(counts)} in {time.monotonic() - start:.0f} s; exit statuses {statuses}")
     document = {

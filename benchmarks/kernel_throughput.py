@@ -147,44 +147,50 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def configured(case: Case) -> Iterator[None]:
-    """Sets the Triton kernels' precision, block and warps for one case."""
+def configured(case: Case) -> Iterator[dict[str, Any]]:
+    """Sets the Triton kernels' precision and, in a sweep, block and warps; gives those of the last launch."""
+    launched: dict[str, Any] = {}
     if case.precision == "float32":
-        yield
+        yield launched
         return
     from l2l_kernels.triton import configs
 
-    table = configs.STEP if case.kernel == "step" else configs.BPTT
-    padded = configs.pad(SPEC.hidden_size)
-    before, precision = table[padded], getattr(configs.precisions, case.kernel)
-    if case.config is not None:
-        table[padded] = configs.Config(*case.config)
+    name = f"{case.kernel}_config"
+    table, precision = getattr(configs, name), getattr(configs.precisions, case.kernel)
+
+    def config(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        constants, options = table(*arguments)
+        if case.config is not None:
+            constants["BLOCK"], options["num_warps"] = case.config
+        launched.update(block=constants["BLOCK"], num_warps=options["num_warps"])
+        return constants, options
+
+    setattr(configs, name, config)
     setattr(configs.precisions, case.kernel, case.precision)
     try:
-        yield
+        yield launched
     finally:
-        table[padded] = before
+        setattr(configs, name, table)
         setattr(configs.precisions, case.kernel, precision)
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """The beginning of a case's row: what it is, with the block and warps that it runs with."""
+    """The beginning of a case's row: what it is; block and warps where they are not the table's."""
     row: dict[str, Any] = case._asdict()
-    config = row.pop("config")
-    if case.precision != "float32":
-        from l2l_kernels.triton import configs
-
-        table = configs.STEP if case.kernel == "step" else configs.BPTT
-        row["block"], row["num_warps"] = config or table[configs.pad(SPEC.hidden_size)]
+    row["block"], row["num_warps"] = row.pop("config") or (None, None)
     return row
 
 
-def compile_case(case: Case, device: str) -> None:
-    """Leaves a case's compiled kernels in Triton's cache on disk."""
-    problem = Problem(case.kernel, COMPILED_ON, case.T, case.state_dtype, device)
-    with configured(case):
-        problem.run(backends.load("triton"))
-    torch.cuda.synchronize()
+def compile_case(case: Case, device: str) -> str | None:
+    """Leaves a case's compiled kernels in Triton's cache on disk; why not, if it cannot."""
+    try:
+        problem = Problem(case.kernel, COMPILED_ON, case.T, case.state_dtype, device)
+        with configured(case):
+            problem.run(backends.load("triton"))
+        torch.cuda.synchronize()
+    except Exception as failure:  # returned, not raised: some of Triton's exceptions cannot be pickled
+        return first_line(failure)
+    return None
 
 
 def compile_all(cases: list[Case], device: str, limit_s: float) -> dict[Case, str]:
@@ -201,12 +207,10 @@ def compile_all(cases: list[Case], device: str, limit_s: float) -> dict[Case, st
             case: pool.apply_async(compile_case, (case, device)) for case in dict.fromkeys(smallest.values())
         }
         for case, result in pending.items():
-            try:
-                result.get(max(deadline - time.monotonic(), 0.0))
-            except multiprocessing.TimeoutError:
-                failures[case] = f"not compiled in {limit_s:g} s"
-            except Exception as failure:
-                failures[case] = first_line(failure)
+            result.wait(max(deadline - time.monotonic(), 0.0))
+            failure = result.get() if result.ready() else f"not compiled in {limit_s:g} s"
+            if failure:
+                failures[case] = failure
     return {case: failures[small] for case, small in smallest.items() if small in failures}
 
 
@@ -219,8 +223,9 @@ def measure(case: Case, problem: Problem, backend: backends.Backend, device: str
     """One case's row: its error and, if that is within the tolerance, its times and shares of the bounds."""
     row = describe(case)
     try:
-        with configured(case):
+        with configured(case) as launched:
             row["errors"] = problem.errors(backend)
+            row |= launched
             tolerance = TOLERANCE[case.precision]
             tolerances = dict.fromkeys(row["errors"], tolerance)
             if "state" in tolerances:
@@ -318,8 +323,8 @@ def cells(row: dict) -> list[str]:
         row["T"],
         row["state_dtype"],
         row["precision"],
-        row.get("block", "-"),
-        row.get("num_warps", "-"),
+        row["block"] or "-",
+        row["num_warps"] or "-",
     ]
     if "ms" not in row:
         why = row.get("failure") or "disagrees with the reference: no throughput"
