@@ -5,6 +5,7 @@ one GEMM a layer, and one backward pass through the whole window.
 """
 
 import torch
+import torch._dynamo  # an import of torch.optim's, which comes with the first optimizer
 import torch.nn.functional as F
 from harness import D_HID, D_IN, META_LR, OUTPUT_SCALE, P_THRESHOLD, PHI_SHAPES, SIZES, main
 

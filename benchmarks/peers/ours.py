@@ -1,6 +1,7 @@
 """Our side of the comparison, through the package's own rollout: what a training step of MetaLearner does."""
 
 import torch
+import torch._dynamo  # an import of torch.optim's, which comes with the first optimizer
 from harness import HIDDEN, META_LR, OUTPUT_SCALE, P_THRESHOLD, main
 
 from l2l_lightning.optimizees import Optimizees
