@@ -1,0 +1,131 @@
+"""What the throughput benchmark counts, and what it and the meta-step refuse to report."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import kernel_throughput
+import meta_step
+from kernel_throughput import Case
+from l2l_kernels import LSTMSpec, backends
+
+BOUNDS = {"copy_gb_per_s": 1.0, "tflops": {"float32": 1.0}, "device": "none"}
+
+
+def test_a_step_moves_652_bytes_and_multiplies_9960_flops():
+    # 2 layers x (h, c) x 20 units x 4 bytes, in and out; θ in and out; the gradient in.
+    # 80 gates x (2 inputs + 20), 80 x (20 + 20), and the head's 20: two FLOPs each.
+    counted = kernel_throughput.work(Case("step", 1, 1, "float32", "tf32"))
+    assert counted == (320 + 320 + 4 + 4 + 4, 2 * (80 * 22 + 80 * 40 + 20))
+    assert counted == (652, 9960)
+
+
+def test_a_step_with_a_bfloat16_state_moves_half_the_state():
+    assert kernel_throughput.work(Case("step", 1, 1, "bfloat16", "tf32")) == (332, 9960)
+
+
+@pytest.mark.parametrize(("dtype", "state"), [("float32", 320), ("bfloat16", 160)])
+def test_a_window_reads_its_history_once_and_multiplies_three_times(dtype, state):
+    # 21 states, 20 gradients and cotangents of 4 bytes in, the first state's cotangent (float32) out.
+    bytes_, flops = kernel_throughput.work(Case("bptt", 1, 20, dtype, "tf32"))
+    assert 20 * bytes_ == pytest.approx(21 * state + 20 * 8 + 320)
+    gates = 80 * 22 + 80 * 40
+    weight_gradients = 80 * 22 + 80 * 40
+    cotangents = 80 * 20 + 80 * 40  # none for the first layer's input, the gradient
+    assert flops == 2 * (gates + weight_gradients + cotangents + 2 * 20)
+
+
+def test_flops_of_another_shape():
+    spec = LSTMSpec(num_layers=1, hidden_size=3, preprocessing="identity")
+    assert kernel_throughput.work(Case("step", 1, 1, "float32", "tf32"), spec) == (60, 2 * (12 * 4 + 3))
+
+
+class Wrong:
+    """A backend whose updates and gradients are all zero."""
+
+    @staticmethod
+    def step_(theta, grad, state, new_state, phi, spec):
+        new_state.zero_()
+
+    @staticmethod
+    def bptt(grads, history, d_updates, d_final_state, phi, spec):
+        return torch.zeros_like(phi), torch.full_like(history[0], torch.nan)
+
+
+@pytest.mark.parametrize(
+    "case", [Case("step", 64, 1, "float32", "float32"), Case("bptt", 64, 2, "float32", "float32")]
+)
+@pytest.mark.parametrize("backend", [Wrong, backends.load("reference")], ids=["wrong", "right"])
+def test_a_configuration_that_disagrees_gets_no_throughput(case, backend):
+    problem = kernel_throughput.Problem(*case[:4], "cpu")
+    row = kernel_throughput.measure(case, problem, backend, "cpu", BOUNDS)
+    assert row["agrees"] == (backend is not Wrong)
+    assert {"ms", "gb_per_s", "tflops"}.isdisjoint(row) == (backend is Wrong)
+    assert len(kernel_throughput.cells(row)) == len(kernel_throughput.COLUMNS)
+
+
+def test_a_configuration_that_cannot_run_says_why():
+    case = Case("step", 64, 1, "float32", "float32")
+    row = kernel_throughput.measure(case, kernel_throughput.Problem(*case[:4], "cpu"), None, "cpu", BOUNDS)
+    assert row["failure"].startswith("AttributeError")
+    assert "ms" not in row
+
+
+@pytest.mark.parametrize("kernel", ["step", "bptt"])
+def test_a_sweep_sets_block_and_warps_and_puts_them_back(kernel):
+    from l2l_kernels.triton import configs
+
+    args = argparse.Namespace(sweep=True, step_sizes=[16], bptt_sizes=[32], unroll=2)
+    arguments = (kernel_throughput.SPEC,) if kernel == "step" else (kernel_throughput.SPEC, 1)
+    before = getattr(configs, f"{kernel}_config")(*arguments), getattr(configs.precisions, kernel)
+    cases = [case for case in kernel_throughput.cases(args, []) if case.kernel == kernel]
+    assert len(set(cases)) == len(cases) > 6
+    for case in cases:
+        with kernel_throughput.configured(case) as launched:
+            constants, options = getattr(configs, f"{kernel}_config")(*arguments)
+            assert (constants["BLOCK"], options["num_warps"]) == case.config == tuple(launched.values())
+            assert constants["PRECISION"] == case.precision
+    assert before == (getattr(configs, f"{kernel}_config")(*arguments), getattr(configs.precisions, kernel))
+
+
+def report(loss=1.0, gradient=(1.0, 2.0), ms=2.0):
+    memory = {"peak_mib": 10.0, "working_mib": 5.0, "device_mib": None}
+    return {
+        "ms": ms,
+        "loss": torch.tensor(loss).numpy(),
+        "gradient": torch.tensor(gradient).numpy(),
+        **memory,
+    }
+
+
+def test_a_ratio_is_the_peers_time_over_ours():
+    row = meta_step.compare({"ours": report(), "autograd": report(ms=5.0)}, "cpu")
+    assert row["ratio"] == {"autograd": 2.5}
+    assert row["meets_target"] == {}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"loss": 1.01}, {"gradient": (1.0, 2.1)}, {"gradient": (1.0, float("nan"))}]
+)
+def test_there_is_no_ratio_to_a_peer_that_disagrees(wrong):
+    row = meta_step.compare({"ours": report(), "autograd": report(**wrong)}, "cpu")
+    assert row["ratio"] == {}
+    assert "autograd" in row["disagreement"]
+    assert row["ms"].keys() == {"ours", "autograd"}
+
+
+def test_a_program_that_failed_has_no_figures():
+    row = meta_step.compare({"ours": report(), "jax": {"failure": "exit status 1"}}, "cuda")
+    assert row["failures"] == {"jax": "exit status 1"}
+    assert row["ratio"] == {}
+    assert row["ms"].keys() == {"ours"}
+
+
+def test_on_a_gpu_the_targets_are_held_against_the_ratios():
+    row = meta_step.compare({"ours": report(), "autograd": report(ms=50.0), "jax": report(ms=3.0)}, "cuda")
+    assert row["meets_target"] == {"autograd": True, "jax": False}
