@@ -12,13 +12,18 @@
 // and pre-activations never exist in memory.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -46,6 +51,7 @@ template <class T> using Tile = Vector<T>[TILE_VECTORS];
 
 // For the functions with a product inside: inlined into their callers, they would run out of registers.
 #define KERNEL __attribute__((noinline))
+#define INLINE inline __attribute__((always_inline))
 
 template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
 template <class T> constexpr int64_t TILE = TILE_VECTORS * LANES<T>;  // coordinates
@@ -54,57 +60,78 @@ static_assert(CHUNK % TILE<float> == 0 && MIN_SLICE % CHUNK == 0);
 
 // ------------------------------------------------------------------------------------------ elementwise
 
+// What the language's operators on vectors cannot say, or not say well.
+template <class T> inline Vector<T> reciprocal(Vector<T> x) { return T(1) / x; }
+template <class T> inline Vector<T> clamp(Vector<T> x, T limit) {  // to [-limit, limit]; NaN stays NaN
+    const Vector<T> high = Vector<T>{} + limit;
+    x = high < x ? high : x;
+    return -high > x ? -high : x;
+}
+// Loads once what is used several times: GCC would read it from memory in each multiply-add, at twice the cost.
+template <class T> INLINE Vector<T> in_register(Vector<T> x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+    return x;
+}
+#if defined(__AVX512F__)
+// 14 bits, doubled by a Newton step: a vector division would take as long as 18 multiply-adds.
+template <> inline Vector<float> reciprocal<float>(Vector<float> x) {
+    const Vector<float> y = (Vector<float>)_mm512_rcp14_ps((__m512)x);
+    return y + y * (1.0f - x * y);
+}
+template <> inline Vector<float> clamp<float>(Vector<float> x, float limit) {
+    const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit);
+    return (Vector<float>)_mm512_max_ps(low, _mm512_min_ps(high, (__m512)x));
+}
+#endif
+
+// 2^f for |f| <= 1/2 as 1 + C[0] f + C[1] f^2 + ...: exact at 0, so that tanh(0) is 0. Limits are such that the
+// product of three (1 + e^LIMIT) is finite; a gate that saturates at e^-LIMIT is a 0 to every digit that counts.
 template <class T> struct Exp;
 template <> struct Exp<float> {
     using Bits = int32_t;
-    static constexpr int MANTISSA = 23, DEGREE = 7;
-    static constexpr float ROUND = 0x1.8p23f, LN2_HIGH = 0x1.62e4p-1f, LN2_LOW = 0x1.7f7d1cp-20f, LIMIT = 80;
+    static constexpr int MANTISSA = 23;
+    static constexpr float ROUND = 0x1.8p23f, LIMIT = 28;
+    static constexpr float C[] = {0.69314720f,   0.24022648f,   0.055503324f,  // to 2e-9
+                                  0.0096184374f, 0.0013398874f, 0.00015353362f};
 };
 template <> struct Exp<double> {
     using Bits = int64_t;
-    static constexpr int MANTISSA = 52, DEGREE = 13;
-    static constexpr double ROUND = 0x1.8p52, LN2_HIGH = 0x1.62e42fefa38p-1, LN2_LOW = 0x1.ef35793c7673p-45,
-                            LIMIT = 700;
+    static constexpr int MANTISSA = 52;
+    static constexpr double ROUND = 0x1.8p52, LIMIT = 230;
+    static constexpr double C[] = {  // ln(2)^k / k!
+        0.6931471805599453,     0.2402265069591007,     0.05550410866482158,   0.009618129107628477,
+        0.0013333558146428443,  0.0001540353039338161,  1.5252733804059841e-05, 1.3215486790144309e-06,
+        1.01780860092397e-07,   7.054911620801123e-09,  4.4455382718708115e-10, 2.5678435993488205e-11,
+        1.3691488853904128e-12};
 };
 
-constexpr double inverse_factorial(int k) { return k < 2 ? 1 : inverse_factorial(k - 1) / k; }
-
-// x := e^x = 2^n e^r with n = round(x / ln 2): Taylor's series for e^r, |r| <= ln(2)/2, and n added to the
-// exponent bits. |x| is limited so that the result is a normal number; NaN stays NaN. M independent vectors at
-// once, because one alone would wait for its own last result at every term.
-template <class T, int M> inline void exponential(Vector<T> (&x)[M]) {
+// x[m] := e^(scale[m] x[m]) = 2^n 2^f, n + f = scale x / ln 2: n goes into the exponent's bits. NaN stays NaN.
+// M independent vectors at once, because one alone would wait for its own last result at every term. The
+// rounding of scale / ln 2 errs by a part in 2^24 (2^53) of x, where sigmoid and tanh are the flatter for it.
+template <class T, int M> inline void exponential(Vector<T> (&x)[M], const int (&scale)[M]) {
     using E = Exp<T>;
     using Bits = Vector<typename E::Bits>;
-    const Vector<T> zero = {}, limit = zero + E::LIMIT;
+    constexpr int DEGREE = sizeof(E::C) / sizeof(T);
+    const Vector<T> zero = {};
     Vector<T> rounded[M], sum[M];
     for (int m = 0; m < M; ++m) {
-        x[m] = limit < x[m] ? limit : x[m];
-        x[m] = -limit > x[m] ? -limit : x[m];
-        rounded[m] = x[m] * T(1.4426950408889634) + E::ROUND;
-        const Vector<T> n = rounded[m] - E::ROUND;
-        x[m] = (x[m] - n * E::LN2_HIGH) - n * E::LN2_LOW;
-        sum[m] = zero + T(inverse_factorial(E::DEGREE));
+        const T per_ln2 = scale[m] * T(1.4426950408889634);
+        x[m] = clamp<T>(x[m], E::LIMIT / std::abs(scale[m]));
+        rounded[m] = x[m] * per_ln2 + E::ROUND;
+        x[m] = x[m] * per_ln2 - (rounded[m] - E::ROUND);
+        sum[m] = zero + E::C[DEGREE - 1];
     }
 #pragma GCC unroll 16
-    for (int k = E::DEGREE - 1; k >= 0; --k)
-        for (int m = 0; m < M; ++m) sum[m] = sum[m] * x[m] + T(inverse_factorial(k));
-    for (int m = 0; m < M; ++m) x[m] = (Vector<T>)((Bits)sum[m] + ((Bits)rounded[m] << E::MANTISSA));
-}
-
-template <class T, int M> inline void tanh(Vector<T> (&x)[M]) {
-    for (int m = 0; m < M; ++m) x[m] = T(-2) * x[m];
-    exponential<T>(x);
-    for (int m = 0; m < M; ++m) x[m] = T(2) / (T(1) + x[m]) - T(1);
-}
-
-// The four gates' activations: sigmoid, sigmoid, tanh = 2 sigmoid(2x) - 1, sigmoid.
-template <class T> inline void activate(Vector<T>& i, Vector<T>& f, Vector<T>& g, Vector<T>& o) {
-    Vector<T> x[4] = {-i, -f, T(-2) * g, -o};
-    exponential<T>(x);
-    i = T(1) / (T(1) + x[0]);
-    f = T(1) / (T(1) + x[1]);
-    g = T(2) / (T(1) + x[2]) - T(1);
-    o = T(1) / (T(1) + x[3]);
+    for (int k = DEGREE - 2; k >= 0; --k)
+        for (int m = 0; m < M; ++m) sum[m] = sum[m] * x[m] + E::C[k];
+    for (int m = 0; m < M; ++m) {
+        sum[m] = sum[m] * x[m] + T(1);
+        x[m] = (Vector<T>)((Bits)sum[m] + ((Bits)rounded[m] << E::MANTISSA));
+    }
 }
 
 struct BFloat16 { uint16_t bits; };
@@ -170,6 +197,29 @@ template <class T> class Matrix {
     }
 };
 
+// What a chunk will read (or write) next, brought into L2 cache a few lines at a time while it computes. The
+// machine does not do so by itself: rows lie a whole row of coordinates apart, and its prefetchers stop at pages.
+template <class S> class Ahead {
+    static constexpr int64_t LINE = 64;
+    const char* row = nullptr;
+    int64_t stride = 0, rows = 0, row_bytes = 0, byte = 0, lines_per_call = 0;
+
+  public:
+    // `rows` rows, `stride` elements apart, of n coordinates each, by `calls` calls of fetch().
+    void aim(const S* from, int64_t rows_, int64_t stride_, int64_t n, int64_t calls) {
+        row = (const char*)from;
+        rows = rows_, stride = stride_ * sizeof(S), row_bytes = n * sizeof(S), byte = 0;
+        lines_per_call = (rows * ((row_bytes + LINE - 1) / LINE) + calls - 1) / calls;
+    }
+
+    template <int write> inline void fetch() {
+        for (int64_t line = 0; line < lines_per_call && rows > 0; ++line) {
+            __builtin_prefetch(row + byte, write, 2);
+            if ((byte += LINE) >= row_bytes) byte = 0, row += stride, --rows;
+        }
+    }
+};
+
 // --------------------------------------------------------------------------------------------- the LSTM
 
 struct Spec {
@@ -190,17 +240,42 @@ struct Spec {
     int64_t state_rows() const { return 2 * layers * hidden; }
 };
 
+// log x for 2^-126 <= x; infinity and NaN stay. x = 2^n (1 + f) with 1/sqrt(2) <= 1 + f < sqrt(2), and
+// log(1 + f) = f - f^2/2 + f^3 P(f), to 3e-8 of itself.
+INLINE Vector<float> logarithm(Vector<float> x) {
+    using Bits = Vector<int32_t>;
+    constexpr float P[] = {0.33333911f, -0.25001337f, 0.19963064f, -0.16577584f,
+                           0.14914768f, -0.14267489f, 0.087004381f};
+    const Vector<float> infinity = Vector<float>{} + INFINITY;
+    const Bits n = ((Bits)x - 0x3f3504f3) >> 23;
+    const Vector<float> f = (Vector<float>)((Bits)x - (n << 23)) - 1.0f;
+    Vector<float> sum = Vector<float>{} + P[6];
+    for (int k = 5; k >= 0; --k) sum = sum * f + P[k];
+    const Vector<float> log_1_f = f + f * f * (f * sum - 0.5f);
+    return x < infinity ? __builtin_convertvector(n, Vector<float>) * 0.69314718f + log_1_f : x;
+}
+
+INLINE Vector<double> logarithm(Vector<double> x) {
+    for (int i = 0; i < LANES<double>; ++i) x[i] = std::log(x[i]);
+    return x;
+}
+
+// Rows max(log|g| / p, -1) and clamp(e^p g, -1, 1), or g itself. The least normal number stands for smaller
+// ones: its logarithm is below -p for every p < 80.
 template <class T> void preprocess(Matrix<T>& rows, const T* grad, int64_t n, const Spec& spec) {
     rows.load(0, grad, n);
     if (!spec.log_sign) return;
-    const T p = spec.p, slope = std::exp(spec.p);
-    for (int64_t tile = 0; tile < TILES<T>; ++tile) {
-        T *magnitude = (T*)rows.at(tile, 0), *sign = (T*)rows.at(tile, 1);
-        for (int64_t i = 0; i < TILE<T>; ++i) {  // this order of max's and min's arguments lets NaN through
-            sign[i] = std::min(std::max(magnitude[i] * slope, T(-1)), T(1));
-            magnitude[i] = std::max(std::log(std::abs(magnitude[i])) / p, T(-1));
+    const T slope = std::exp(spec.p), inverse_p = 1 / spec.p;
+    const Vector<T> zero = {}, least = zero + std::numeric_limits<T>::min(), one = zero + T(1);
+    for (int64_t tile = 0; tile < TILES<T>; ++tile)
+        for (int v = 0; v < TILE_VECTORS; ++v) {
+            Vector<T>&x = (*rows.at(tile, 0))[v], &sign = (*rows.at(tile, 1))[v];
+            sign = clamp<T>(x * slope, 1);
+            x = x < zero ? -x : x;
+            x = x < least ? least : x;
+            x = logarithm(x) * inverse_p;
+            x = x < -one ? -one : x;  // NaN is less than nothing, and stays
         }
-    }
 }
 
 // The new cell and the activated gates i, f, g, o of hidden unit j, for one tile with operand rows [x; h].
@@ -216,11 +291,33 @@ template <class T> struct Cell {
         for (int64_t k = 0; k < K; ++k)
             for (int q = 0; q < 4; ++q)
                 for (int v = 0; v < TILE_VECTORS; ++v) gate[q][v] += weight[q * H * K + k] * operand[k][v];
+        activate(old_c);
+    }
+
+  private:
+    // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = 2 sigmoid(2x) - 1, with one division for i, f and g and one for
+    // o and tanh(c).
+    INLINE void activate(const Tile<T>& old_c) {
+        Tile<T> e_o, e_c;
+#pragma GCC unroll 4
         for (int v = 0; v < TILE_VECTORS; ++v) {
-            activate<T>(gate[0][v], gate[1][v], gate[2][v], gate[3][v]);
-            tanh_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
+            Vector<T> e[4] = {gate[0][v], gate[1][v], gate[2][v], gate[3][v]};
+            exponential<T>(e, {-1, -1, -2, -1});
+            for (auto& x : e) x = T(1) + x;
+            const Vector<T> ef = e[0] * e[1], inverse = reciprocal<T>(ef * e[2]), over_g = inverse * e[2];
+            gate[0][v] = over_g * e[1];
+            gate[1][v] = over_g * e[0];
+            gate[2][v] = T(2) * (inverse * ef) - T(1);
+            e_o[v] = e[3];
+            e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
         }
-        tanh<T>(tanh_c);
+        exponential<T>(e_c, {-2, -2, -2, -2});
+        for (int v = 0; v < TILE_VECTORS; ++v) {
+            e_c[v] = T(1) + e_c[v];
+            const Vector<T> inverse = reciprocal<T>(e_o[v] * e_c[v]);
+            gate[3][v] = inverse * e_c[v];
+            tanh_c[v] = T(2) * (inverse * e_o[v]) - T(1);
+        }
     }
 };
 
@@ -234,18 +331,26 @@ struct Slices {
     }
 };
 
-// Each thread makes a Worker (its scratch memory) and calls its slice(index, start, end), slice after slice.
+struct Slice {
+    int64_t index, start, end;
+    int64_t next;  // where this thread goes on afterwards, N if nowhere
+};
+
+// Each thread makes a Worker (its scratch memory) and calls its run(slice), slice after slice.
 // OpenMP, because PyTorch uses it: threads of another kind would fight its waiting ones for the cores.
 template <class Worker, class Arguments> void for_slices(int64_t threads, const Arguments& arguments) {
     const Slices slices(arguments.N);
     const int team = std::max(int64_t(1), std::min(threads, slices.count));
     (void)team;  // unused without OpenMP
+    std::atomic<int64_t> taken{0};
 #pragma omp parallel num_threads(team)
     {
         Worker worker(arguments);
-#pragma omp for schedule(dynamic) nowait
-        for (int64_t i = 0; i < slices.count; ++i)
-            worker.slice(i, i * slices.size, std::min(arguments.N, (i + 1) * slices.size));
+        const auto start = [&](int64_t i) { return std::min(arguments.N, i * slices.size); };
+        for (int64_t i = taken++, next; i < slices.count; i = next) {
+            next = taken++;
+            worker.run({i, start(i), start(i + 1), start(next)});
+        }
     }
 }
 
@@ -266,17 +371,21 @@ template <class T, class S> class Step {
     const Spec& spec = a.spec;
     Matrix<T> even, odd;  // rows [x; h] of a layer, and of the one above it
     Matrix<T> cell;       // rows c
+    Ahead<S> old_ahead, new_ahead;
 
   public:
     explicit Step(const StepArguments<T, S>& arguments)
         : a(arguments), even(2 * spec.hidden + 2), odd(2 * spec.hidden), cell(spec.hidden) {}
 
-    void slice(int64_t, int64_t start, int64_t end) {
-        for (; start < end; start += CHUNK) chunk(start, std::min(CHUNK, end - start));
+    void run(const Slice& slice) {
+        for (int64_t start = slice.start, next; start < slice.end; start = next) {
+            next = start + CHUNK;
+            chunk(start, std::min(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
+        }
     }
 
   private:
-    void chunk(int64_t start, int64_t n) {
+    void chunk(int64_t start, int64_t n, int64_t next) {
         const int64_t H = spec.hidden;
         Matrix<T>*operand = &even, *above = &odd;
         preprocess(*operand, a.grad + start, n, spec);
@@ -287,8 +396,12 @@ template <class T, class S> class Step {
                 operand->load(spec.inputs(l) + j, a.state + h_offset + j * a.N, n);
                 cell.load(j, a.state + c_offset + j * a.N, n);
             }
+            const bool last = l + 1 == spec.layers;
+            look_ahead(last ? 0 : l + 1, last ? next : start, n);
             for (int64_t tile = 0; tile * TILE<T> < n; ++tile)
                 for (int64_t j = 0; j < H; ++j) {
+                    old_ahead.template fetch<0>();
+                    new_ahead.template fetch<1>();
                     Tile<T>&c = *cell.at(tile, j), &h = *above->at(tile, j);
                     const Cell<T> updated(spec, l, a.phi, operand->at(tile, 0), c, j);
                     for (int v = 0; v < TILE_VECTORS; ++v) {
@@ -312,6 +425,14 @@ template <class T, class S> class Step {
                 theta[i] += T(spec.output_scale) * (((const T*)update)[i] + bias);
         }
     }
+
+    // While n coordinates of one layer are computed, those from `start` on of the given layer come closer.
+    void look_ahead(int64_t layer, int64_t start, int64_t n) {
+        const int64_t H = spec.hidden, calls = (n + TILE<T> - 1) / TILE<T> * H;
+        const int64_t offset = spec.state_row(layer, false) * a.N + start, count = std::min(CHUNK, a.N - start);
+        old_ahead.aim(a.state + offset, a.state == a.new_state ? 0 : 2 * H, a.N, count, calls);
+        new_ahead.aim(a.new_state + offset, 2 * H, a.N, count, calls);
+    }
 };
 
 // -------------------------------------------------------------------------------------------------- bptt
@@ -325,15 +446,27 @@ template <class T, class S> struct BpttArguments {
     T *partials, *d_initial_state;  // partials: d_phi of every slice, [slices, P]
 };
 
+template <class T> T total(Vector<T> x) {
+    T result = 0;
+    for (int i = 0; i < LANES<T>; ++i) result += x[i];
+    return result;
+}
+
 // dZ [x; h; 1]^T of one layer, summed over steps and chunks: a vector of partial sums per element, reduced
-// once per slice, so that neither operand is ever transposed. Kept in blocks whose sums fit in registers.
+// once per slice, so that neither operand is ever transposed. Kept in blocks whose sums fit in registers; a
+// block's left rows stay in L1 cache while all right rows pass, so blocks are higher than wide.
 template <class T> class OuterSum {
-    static constexpr int ROWS = 4, COLUMNS = TILE_VECTORS;
-    int64_t rows, columns;
+    static constexpr int ROWS = VECTOR_BYTES == 64 ? 8 : 4, COLUMNS = VECTOR_BYTES == 64 ? 3 : TILE_VECTORS;
+    static int64_t pad(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
     std::vector<Vector<T>> sums;
 
   public:
-    OuterSum(int64_t rows, int64_t columns) : rows(rows), columns(columns), sums(rows * columns) {}
+    const int64_t rows, columns;  // of the operands: at least those asked for, the others zero
+
+    OuterSum(int64_t least_rows, int64_t least_columns)
+        : rows(pad(least_rows, ROWS)), columns(pad(least_columns, COLUMNS)) {
+        sums.resize(rows * columns);
+    }
 
     void clear() { std::fill(sums.begin(), sums.end(), Vector<T>{}); }
 
@@ -342,69 +475,74 @@ template <class T> class OuterSum {
         for (int64_t r = 0; r < rows; r += ROWS)
             for (int64_t c = 0; c < columns; c += COLUMNS, block += ROWS * COLUMNS) {
                 Vector<T> sum[ROWS * COLUMNS];
+#pragma GCC unroll 32
                 for (int i = 0; i < ROWS * COLUMNS; ++i) sum[i] = block[i];
                 for (int64_t tile = 0; tile < tiles; ++tile) {
                     const Tile<T>*x = left.at(tile, r), *y = right.at(tile, c);
-                    for (int v = 0; v < TILE_VECTORS; ++v)
-                        for (int i = 0; i < ROWS; ++i)
-                            for (int k = 0; k < COLUMNS; ++k) sum[i * COLUMNS + k] += x[i][v] * y[k][v];
+                    for (int v = 0; v < TILE_VECTORS; ++v) {
+                        Vector<T> right_v[COLUMNS];
+                        for (int k = 0; k < COLUMNS; ++k) right_v[k] = in_register<T>(y[k][v]);
+                        for (int i = 0; i < ROWS; ++i) {
+                            const Vector<T> left_v = in_register<T>(x[i][v]);
+                            for (int k = 0; k < COLUMNS; ++k) sum[i * COLUMNS + k] += left_v * right_v[k];
+                        }
+                    }
                 }
+#pragma GCC unroll 32
                 for (int i = 0; i < ROWS * COLUMNS; ++i) block[i] = sum[i];
             }
     }
 
-    T total(int64_t row, int64_t column) const {
+    T at(int64_t row, int64_t column) const {
         const int64_t block = row / ROWS * (columns / COLUMNS) + column / COLUMNS;
-        const Vector<T> sum = sums[(block * ROWS + row % ROWS) * COLUMNS + column % COLUMNS];
-        T result = 0;
-        for (int i = 0; i < LANES<T>; ++i) result += sum[i];
-        return result;
+        return total<T>(sums[(block * ROWS + row % ROWS) * COLUMNS + column % COLUMNS]);
     }
 };
-
-inline int64_t pad4(int64_t n) { return (n + 3) / 4 * 4; }
 
 template <class T, class S> class Bptt {
     const BpttArguments<T, S>& a;
     const Spec& spec = a.spec;
     const int64_t H = spec.hidden;
-    std::vector<Matrix<T>> operand;       // per layer: rows [x; h; 1], padded by zeros to whole blocks
-    std::vector<Matrix<T>> d_h, d_c;      // per layer: cotangents of its state
     std::vector<OuterSum<T>> d_weight;    // per layer: [4H, K + 1], the last column for the bias
-    OuterSum<T> d_head;                   // [1, H + 1], padded likewise
-    Matrix<T> top;                        // the head's operand: rows [h; 1]
-    Matrix<T> c, d_z, d_above, d_update;  // d_above: what reaches h from the layer above or the head
+    std::vector<Vector<T>> d_head;        // [H + 1]
+    std::vector<Matrix<T>> operand;       // per layer: rows [x; h; 1]
+    std::vector<Matrix<T>> d_h, d_c;      // per layer: cotangents of its state
+    Matrix<T> d_z;                        // rows i, f, g, o of one layer
+    Matrix<T> c, top, d_above, d_update;  // d_above: what reaches h from the layer above or the head
+    Ahead<S> ahead;
 
   public:
     explicit Bptt(const BpttArguments<T, S>& arguments)
-        : a(arguments), d_head(4, pad4(H + 1)), top(pad4(H + 1)), c(H), d_z(4 * H), d_above(H), d_update(4) {
+        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows), c(H), top(H), d_above(H), d_update(1) {
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t K = spec.columns(l);
-            operand.emplace_back(pad4(K + 1)).fill(K, 1);
+            d_weight.emplace_back(4 * H, K + 1);
+            operand.emplace_back(d_weight.back().columns).fill(K, 1);
             d_h.emplace_back(H);
             d_c.emplace_back(H);
-            d_weight.emplace_back(4 * H, pad4(K + 1));
         }
-        top.fill(H, 1);
     }
 
-    void slice(int64_t index, int64_t start, int64_t end) {
+    void run(const Slice& slice) {
         for (auto& sum : d_weight) sum.clear();
-        d_head.clear();
-        for (; start < end; start += CHUNK) chunk(start, std::min(CHUNK, end - start));
-        T* d_phi = a.partials + index * spec.parameters();
+        std::fill(d_head.begin(), d_head.end(), Vector<T>{});
+        for (int64_t start = slice.start, next; start < slice.end; start = next) {
+            next = start + CHUNK;
+            chunk(start, std::min(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
+        }
+        T* d_phi = a.partials + slice.index * spec.parameters();
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t K = spec.columns(l);
             for (int64_t r = 0; r < 4 * H; ++r) {
-                for (int64_t k = 0; k < K; ++k) d_phi[spec.offset(l) + r * K + k] = d_weight[l].total(r, k);
-                d_phi[spec.bias_offset(l) + r] = d_weight[l].total(r, K);
+                for (int64_t k = 0; k < K; ++k) d_phi[spec.offset(l) + r * K + k] = d_weight[l].at(r, k);
+                d_phi[spec.bias_offset(l) + r] = d_weight[l].at(r, K);
             }
         }
-        for (int64_t j = 0; j <= H; ++j) d_phi[spec.head_offset() + j] = d_head.total(0, j);
+        for (int64_t j = 0; j <= H; ++j) d_phi[spec.head_offset() + j] = total<T>(d_head[j]);
     }
 
   private:
-    void chunk(int64_t start, int64_t n) {
+    void chunk(int64_t start, int64_t n, int64_t next) {
         // Where unit j's h or c of layer l lies in a state.
         const auto row = [&](int64_t l, bool cell, int64_t j) {
             return (spec.state_row(l, cell) + j) * a.N + start;
@@ -422,6 +560,7 @@ template <class T, class S> class Bptt {
         for (int64_t t = a.steps - 1; t >= 0; --t) {
             const S* before = a.history + t * spec.state_rows() * a.N;
             const S* after = before + spec.state_rows() * a.N;
+            look_ahead(t > 0 ? t - 1 : a.steps - 1, t > 0 ? start : next, n);
             d_update.load(0, a.d_updates + t * a.N + start, n);
             for (int64_t j = 0; j < H; ++j) top.load(j, after + row(spec.layers - 1, false, j), n);
             head(n);
@@ -442,17 +581,27 @@ template <class T, class S> class Bptt {
             }
     }
 
+    // While n coordinates of one step are computed, the states that step t starts from come closer.
+    void look_ahead(int64_t t, int64_t start, int64_t n) {
+        ahead.aim(a.history + t * spec.state_rows() * a.N + start, spec.state_rows(), a.N,
+                  std::min(CHUNK, a.N - start), spec.layers * tiles(n) * H);
+    }
+
     int64_t tiles(int64_t n) const { return (n + TILE<T> - 1) / TILE<T>; }
 
     void head(int64_t n) {
         const T* weight = a.phi + spec.head_offset();
         for (int64_t tile = 0; tile < tiles(n); ++tile) {
             Tile<T>& d_out = *d_update.at(tile, 0);
-            for (auto& d : d_out) d *= T(spec.output_scale);
-            for (int64_t j = 0; j < H; ++j)
-                for (int v = 0; v < TILE_VECTORS; ++v) (*d_above.at(tile, j))[v] = weight[j] * d_out[v];
+            for (auto& d : d_out) d_head[H] += d *= T(spec.output_scale);
+            for (int64_t j = 0; j < H; ++j) {
+                Tile<T>&h = *top.at(tile, j), &d = *d_above.at(tile, j);
+                for (int v = 0; v < TILE_VECTORS; ++v) {
+                    d[v] = weight[j] * d_out[v];
+                    d_head[j] += h[v] * d_out[v];
+                }
+            }
         }
-        d_head.add(d_update, top, tiles(n));
     }
 
     // From d_above, d_h and d_c of layer l after a step to those before it, and to d_above of the layer below.
@@ -465,6 +614,7 @@ template <class T, class S> class Bptt {
     }
 
     void unit(int64_t l, int64_t tile, int64_t j) {
+        ahead.template fetch<0>();
         const Tile<T>& old_c = *c.at(tile, j);
         Tile<T>* d_gate[4];
         for (int q = 0; q < 4; ++q) d_gate[q] = d_z.at(tile, q * H + j);
