@@ -1,6 +1,7 @@
 """Compiles the kernels for GPUs that are not there, and reads what the compiler says of them.
 
-Registers and spills decide these kernels' speed and are known without a device: the assembler's log has them.
+Registers, spills and instructions decide these kernels' speed and are known without a device: the binary has
+them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from l2l_kernels.triton import configs
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
 from l2l_kernels.triton.step import step_fwd_kernel
 
-TARGETS = {
+TARGETS: dict[configs.Family, GPUTarget] = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-"""NVIDIA Ampere (A100) and Hopper (H100), AMD MI300."""
+"""NVIDIA Ampere (A100), Hopper (H100) and Blackwell (B200), AMD MI300; one for each family of configs.py."""
 
 _SCALARS = {
     "inverse_p": "fp32",
@@ -62,10 +64,13 @@ class CompiledKernel:
     """Stored to memory per thread for want of registers."""
     shared_bytes: int
     """Per program."""
+    instructions: dict[str, float]
+    """Warp instructions per coordinate and step: "total", and by kind; NVIDIA only. Of `step` the whole
+    program, of `bptt` its loop over the steps."""
 
 
 def compile_report(
-    spec: LSTMSpec, targets: Iterable[str] = tuple(TARGETS), state_dtype: str = "fp32"
+    spec: LSTMSpec, targets: Iterable[configs.Family] = tuple(TARGETS), state_dtype: str = "fp32"
 ) -> Iterator[CompiledKernel]:
     """Compiles the step and every layer's backward, as configs.py has them, for each target.
 
@@ -85,13 +90,13 @@ def compile_report(
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1: unset it in a new process")
     for target in targets:
-        hip = TARGETS[target].backend == "hip"
-        kernels = [("step", step_fwd_kernel, configs.step_config(spec, hip))]
+        kernels = [("step", step_fwd_kernel, configs.step_config(spec, target))]
         for layer in reversed(range(spec.num_layers)):
-            config = configs.bptt_config(spec, layer, hip)
+            config = configs.bptt_config(spec, layer, target)
             kernels.append((f"bptt[{layer}]", bptt_layer_bwd_kernel, config))
         for name, kernel, (constants, options) in kernels:
-            registers, spill_bytes, shared_bytes = _compile(kernel, constants, options, target, state_dtype)
+            compiled = compile_kernel(kernel, constants, options, target, state_dtype)
+            registers, spill_bytes, program = _read(compiled, target)
             yield CompiledKernel(
                 name,
                 target,
@@ -103,14 +108,18 @@ def compile_report(
                 options["num_warps"],
                 registers,
                 spill_bytes,
-                shared_bytes,
+                compiled.metadata.shared,
+                _count(
+                    program if name == "step" else _innermost_loop(program),
+                    options["num_warps"] / constants["BLOCK"],
+                ),
             )
 
 
-def _compile(
-    kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: str, state_dtype: str
-) -> tuple[int, int, int]:
-    """(registers, spill bytes, shared bytes) of a kernel whose pointers are aligned, as torch's are."""
+def compile_kernel(
+    kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: configs.Family, state_dtype: str
+) -> Any:
+    """Triton's compiled kernel, for pointers that are aligned, as torch's are."""
     signature = {}
     for name in inspect.signature(kernel.fn).parameters:
         pointer = f"*{state_dtype}" if name in _STATES else "*fp32"
@@ -118,26 +127,64 @@ def _compile(
     aligned = [["tt.divisibility", 16]]
     attributes = {(i,): aligned for i, type_ in enumerate(signature.values()) if type_.startswith("*")}
     source = ASTSource(kernel, signature, constants, attributes)
-    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    return triton.compile(source, target=TARGETS[target], options=options)
+
+
+def _read(compiled: Any, target: configs.Family) -> tuple[int, int, list[str]]:
+    """(registers, spill bytes, SASS, which is empty on AMD), from the binary that would be loaded."""
     if TARGETS[target].backend == "hip":
-        registers = _number(r"\.vgpr_count:\s+(\d+)", compiled.asm["amdgcn"])
-        spill_bytes = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", compiled.asm["amdgcn"])
-    else:
-        log = _ptxas_log(compiled.asm["ptx"], TARGETS[target].arch)
-        registers = _number(r"Used (\d+) registers", log)
-        spill_bytes = _number(r"(\d+) bytes spill stores", log)
-    return registers, spill_bytes, compiled.metadata.shared
-
-
-def _ptxas_log(ptx: str, arch: int) -> str:
-    from triton.backends.nvidia.compiler import get_ptxas, sm_arch_from_capability
-
+        assembly = compiled.asm["amdgcn"]
+        registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)
+        return registers, 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", assembly), []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "kernel.ptx")
-        path.write_text(ptx)
-        command = [get_ptxas(arch).path, "-v", f"--gpu-name={sm_arch_from_capability(arch)}", path]
-        run = subprocess.run([*command, "-o", os.devnull], capture_output=True, text=True, check=True)
-    return run.stderr
+        path = Path(folder, "kernel.cubin")
+        path.write_bytes(compiled.asm["cubin"])
+        usage = _run(triton.knobs.nvidia.cuobjdump.path, "-res-usage", path)
+        program = [line.strip() for line in _run(triton.knobs.nvidia.nvdisasm.path, "-c", path).splitlines()]
+    stores = (re.search(r"\bSTL(?:\.\w+)*?(?:\.(64|128))?\s", line) for line in program)
+    spill_bytes = sum(int(store[1] or 32) // 8 for store in stores if store)
+    return _number(r"REG:(\d+)", usage), spill_bytes, program
+
+
+def _run(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+_INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*);")
+_KINDS = {
+    "matrix": r"HMMA|HGMMA|UTC\w*MMA",
+    "MUFU": r"MUFU",
+    "float": r"FADD|FMUL|FFMA|FSEL|FSETP|FMNMX|F2F|HADD",
+    "shared": r"LDS|STS|LDSM|STSM",
+    "global": r"LDG|STG",
+    "local": r"LDL|STL",
+    "barrier": r"BAR|WARPSYNC",
+    "shuffle": r"SHFL|PRMT|SEL",
+}
+
+
+def _innermost_loop(program: list[str]) -> list[str]:
+    """The shortest stretch that a branch back repeats and that multiplies matrices; else the program."""
+    labels: dict[str, int] = {}
+    loops = []
+    for i, line in enumerate(program):
+        if label := re.match(r"(\.L_\w+):", line):
+            labels[label[1]] = i
+        elif (branch := re.search(r"\bBRA\b.*`\((\.L_\w+)\)", line)) and branch[1] in labels:
+            loop = program[labels[branch[1]] : i + 1]
+            if any(re.search(_KINDS["matrix"], instruction) for instruction in loop):
+                loops.append(loop)
+    return min(loops, key=len, default=program)
+
+
+def _count(program: list[str], warps_per_coordinate: float) -> dict[str, float]:
+    """Warp instructions per coordinate, by kind; none of an empty program."""
+    opcodes = [match[1] for line in program if (match := _INSTRUCTION.search(line))]
+    counts = {"total": len(opcodes)} if opcodes else {}
+    for opcode in opcodes:
+        kind = next((kind for kind, pattern in _KINDS.items() if re.match(pattern, opcode)), "other")
+        counts[kind] = counts.get(kind, 0) + 1
+    return {kind: round(count * warps_per_coordinate, 1) for kind, count in counts.items()}
 
 
 def _number(pattern: str, text: str) -> int:

@@ -128,8 +128,11 @@ def bptt_layer_bwd_kernel(
     step_stride = L * 2 * H * stride  # from s_t to s_{t+1}
     unit, col = tl.arange(0, HP)[None, :], tl.arange(0, KP)[None, :]
 
-    b_i, b_f = bias_row(phi, 0, H, K, unit), bias_row(phi, 1, H, K, unit)
-    b_g, b_o = bias_row(phi, 2, H, K, unit), bias_row(phi, 3, H, K, unit)
+    # Whole tiles, so that the products add to them for nothing.
+    b_i = tl.broadcast_to(bias_row(phi, 0, H, K, unit), [BLOCK, HP])
+    b_f = tl.broadcast_to(bias_row(phi, 1, H, K, unit), [BLOCK, HP])
+    b_g = tl.broadcast_to(bias_row(phi, 2, H, K, unit), [BLOCK, HP])
+    b_o = tl.broadcast_to(bias_row(phi, 3, H, K, unit), [BLOCK, HP])
     resident = _resident(phi, FIRST, H, IN, HP, KP) if RESIDENT else ()
     dw_i = tl.zeros([KP, HP], tl.float32)
     dw_f = tl.zeros([KP, HP], tl.float32)
@@ -186,10 +189,10 @@ def bptt_layer_bwd_kernel(
                 d_h += tl.load(d_above + t * (H * stride) + h_offsets, mask=tile, other=0.0)
 
             weight = phi + t * zero
-            i = sigmoid(_product(a, None, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION) + b_i)
-            f = sigmoid(_product(a, None, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION) + b_f)
-            g = tanh(_product(a, None, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION) + b_g)
-            o = sigmoid(_product(a, None, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION) + b_o)
+            i = sigmoid(_product(a, b_i, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION))
+            f = sigmoid(_product(a, b_f, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION))
+            g = tanh(_product(a, b_g, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION))
+            o = sigmoid(_product(a, b_o, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION))
             tanh_c = tanh(f * c + i * g)
             d_c += d_h * o * (1 - tanh_c * tanh_c)
             dz_i = d_c * g * i * (1 - i)  # [BLOCK, HP]
@@ -259,10 +262,11 @@ def bptt(
     for layer in range(L):
         starts.append(starts[-1] + 4 * H * (spec.layer_inputs(layer) + H + 1))
     d_above = d_updates.contiguous()
+    family = configs.family(phi.device)
     for layer in reversed(range(L)):
         # A new buffer, not d_above itself, which other threads of the program may still be reading.
         d_input = torch.empty(T, H, N, dtype=phi.dtype, device=phi.device) if layer else d_above
-        constants, options = configs.bptt_config(spec, layer)
+        constants, options = configs.bptt_config(spec, layer, family)
         with torch.cuda.device_of(phi):
             bptt_layer_bwd_kernel[(partials.shape[0],)](
                 grads,

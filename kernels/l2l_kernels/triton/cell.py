@@ -11,8 +11,13 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x), which saturates to 0 and 1 without a NaN."""
-    return 1.0 / (1.0 + tl.exp2(-1.4426950408889634 * x))
+    """1 / (1 + e^-x), which saturates to 0 and 1 without a NaN.
+
+    By way of the reciprocal square root of a square, two instructions: a division compiles to more, that scale
+    huge denominators, and Triton 3.6 has no plain reciprocal.
+    """
+    d = 1.0 + tl.exp2(-1.4426950408889634 * x)
+    return tl.rsqrt(d * d)
 
 
 @triton.jit
@@ -38,10 +43,25 @@ def preprocess(g, inverse_p, exp_p, LOG_SIGN: tl.constexpr):
 
 
 @triton.jit
+def _to_tf32(x):
+    """The 10 leading bits of the mantissa: x minus this is exact."""
+    return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """Adds a @ b to acc in float32, the operands rounded as PRECISION says (configs.py)."""
+    """Adds a @ b to acc in float32, the operands rounded as PRECISION says (configs.py).
+
+    "tf32x3" is written out: Triton's own also guards infinite operands, which states and weights are not, and
+    the guard is more instructions than the split.
+    """
     if PRECISION == "bf16":
         return tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), acc)
+    elif PRECISION == "tf32x3":
+        a_high, b_high = _to_tf32(a), _to_tf32(b)
+        acc = tl.dot(a - a_high, b_high, acc, input_precision="tf32")
+        acc = tl.dot(a_high, b - b_high, acc, input_precision="tf32")
+        return tl.dot(a_high, b_high, acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
 

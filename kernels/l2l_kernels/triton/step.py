@@ -26,6 +26,7 @@ def _gate(
     H: tl.constexpr,
     HP: tl.constexpr,
     X: tl.constexpr,
+    BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One gate's z = W [x; h] + b, [BLOCK, HP]. X is the number of inputs of the first layer, else 0."""
@@ -33,7 +34,8 @@ def _gate(
     K: tl.constexpr = IN + H
     unit, col = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
     row = GATE * H + unit  # [1, HP]
-    z = dot(h, weight_tile(weight, GATE, IN, H, H, K, unit, col), None, PRECISION)
+    # From the bias on, so that the products add to it for nothing.
+    z = tl.broadcast_to(bias_row(weight, GATE, H, K, unit), [BLOCK, HP])
     if X == 0:
         z = dot(below, weight_tile(weight, GATE, 0, H, H, K, unit, col), z, PRECISION)
     else:
@@ -41,7 +43,7 @@ def _gate(
         z += x0[:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
         if X == 2:
             z += x1[:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
-    return z + bias_row(weight, GATE, H, K, unit)
+    return dot(h, weight_tile(weight, GATE, IN, H, H, K, unit, col), z, PRECISION)
 
 
 @triton.jit
@@ -58,6 +60,8 @@ def _layer(
     H: tl.constexpr,
     HP: tl.constexpr,
     X: tl.constexpr,
+    BLOCK: tl.constexpr,
+    LATE_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One layer on a block of coordinates: writes the new (h, c), returns the new h [BLOCK, HP]."""
@@ -66,11 +70,17 @@ def _layer(
     h_offsets = unit * stride + n[:, None]  # [BLOCK, HP]
     c_offsets = h_offsets + H * stride
     h = tl.load(state + h_offsets, mask=tile, other=0.0).to(tl.float32)
-    c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
-    i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, PRECISION))
-    i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, PRECISION))
-    c = i + c * sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, PRECISION))
-    h = tanh(c) * sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, PRECISION))
+    if not LATE_C:
+        c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+    i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, BLOCK, PRECISION))
+    i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, BLOCK, PRECISION))
+    f = sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, BLOCK, PRECISION))
+    o = sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, BLOCK, PRECISION))
+    if LATE_C:
+        tl.debug_barrier()  # or the compiler would load c early again, and spill
+        c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+    c = i + c * f
+    h = tanh(c) * o
     # new_state may be state, and a thread may store what another one loads.
     tl.debug_barrier()
     tl.store(new_state + h_offsets, h, mask=tile)
@@ -95,6 +105,7 @@ def step_fwd_kernel(
     LOG_SIGN: tl.constexpr,
     HP: tl.constexpr,
     BLOCK: tl.constexpr,
+    LATE_C: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
@@ -109,12 +120,12 @@ def step_fwd_kernel(
     X: tl.constexpr = 2 if LOG_SIGN else 1
     x0, x1 = preprocess(tl.load(grad + n, mask=live, other=0.0), inverse_p, exp_p, LOG_SIGN)
     h = tl.zeros([BLOCK, HP], tl.float32)
-    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, PRECISION)
+    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, BLOCK, LATE_C, PRECISION)
     phi += 4 * H * (X + H + 1)
     for _ in tl.static_range(1, L):
         state += 2 * H * stride
         new_state += 2 * H * stride
-        h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, PRECISION)
+        h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, BLOCK, LATE_C, PRECISION)
         phi += 4 * H * (H + H + 1)
     unit = tl.arange(0, HP)
     w_out = tl.load(phi + unit, mask=unit < H, other=0.0)
@@ -131,7 +142,7 @@ def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Te
     out_theta, out_state = theta.contiguous(), new_state
     if not new_state.is_contiguous():
         out_state = torch.empty(new_state.shape, dtype=new_state.dtype, device=new_state.device)
-    constants, options = configs.step_config(spec)
+    constants, options = configs.step_config(spec, configs.family(theta.device))
     with torch.cuda.device_of(theta):
         step_fwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
             out_theta,
