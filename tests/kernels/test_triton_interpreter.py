@@ -10,7 +10,9 @@ import torch
 import triton_cases
 from l2l_kernels import LSTMSpec, reference
 from l2l_kernels import triton as backend
-from triton_cases import CASES, EXTREME_GRADIENTS, Case
+from triton_cases import CASES, EXTREME_GRADIENTS, Case, random_cases
+
+ALL_CASES = CASES + random_cases()
 
 # The interpreter multiplies in float32. One rounding is 6e-8; the longest chains here (20 steps, sums of 129
 # products) reach 1e-6 of the largest element in `step` and 6e-7 in `bptt`. A wrong term is 1e-2 or more.
@@ -40,7 +42,7 @@ def normalised_error(actual, expected):
     return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ALL_CASES, ids=str)
 def test_step_equals_the_reference(case: Case, results):
     actual, x = result(results, str(case)), triton_cases.inputs(case)
     grad = x.grads[0] if case.T else torch.ones(case.N)
@@ -53,7 +55,7 @@ def test_step_equals_the_reference(case: Case, results):
     assert normalised_error(actual["new_state"], state) < tolerance
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", ALL_CASES, ids=str)
 def test_bptt_equals_the_reference(case: Case, results):
     actual, x = result(results, str(case)), triton_cases.inputs(case)
     d_final_state = None if x.d_final_state is None else x.d_final_state.double()
@@ -75,6 +77,13 @@ def test_a_diverged_coordinate_stays_diverged_and_alone(results):
     torch.testing.assert_close(actual["theta"].double(), theta, rtol=1e-5, atol=1e-6, equal_nan=True)
     torch.testing.assert_close(actual["new_state"].double(), state, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert theta.isnan().tolist() == [True] + [False] * (len(EXTREME_GRADIENTS) - 1)
+
+
+def test_a_diverged_coordinate_poisons_no_other_ones_initial_state(results):
+    """φ's gradient is a sum over coordinates and is poisoned; d_initial_state is not."""
+    actual = result(results, "diverged")
+    assert actual["diverged"][..., 2:4].isnan().any(dim=(0, 1, 2)).all()
+    assert torch.equal(actual["diverged"][..., 4:], actual["finite"][..., 4:])
 
 
 @pytest.mark.parametrize("name", ["theta", "grad", "state", "phi"])

@@ -138,12 +138,67 @@ def run_extremes() -> dict[str, Tensor]:
     return {"theta": x.theta, "new_state": x.state}
 
 
+def run_diverged_bptt() -> dict[str, Tensor]:
+    """d_initial_state of a window in which three coordinates' gradients are inf, -inf and NaN."""
+    from l2l_kernels import triton as backend
+
+    case = DIVERGED
+    x = inputs(case)
+    _, d_state = backend.bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
+    x.grads[1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    x.history[2:, ..., 2] = torch.nan  # as the step left it
+    x.d_updates[0, 3] = torch.nan
+    _, diverged = backend.bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
+    return {"finite": d_state, "diverged": diverged}
+
+
+DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
+
+
+def random_cases() -> list[Case]:
+    """A dozen cases that hypothesis draws, the same ones in every process."""
+    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import strategies as st
+
+    cases: list[Case] = []
+
+    @settings(
+        max_examples=12,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(
+        st.builds(
+            Case,
+            num_layers=st.integers(1, 3),
+            hidden_size=st.integers(1, 40),
+            preprocessing=st.sampled_from(["log_sign", "identity"]),
+            N=st.integers(1, 70),
+            T=st.integers(1, 3),
+            final=st.booleans(),
+            state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+            contiguous=st.booleans(),
+            in_place=st.booleans(),
+        )
+    )
+    def draw(case: Case) -> None:
+        cases.append(case)
+
+    draw()
+    return list(dict.fromkeys(cases))
+
+
 def main(path: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty holds NaN …
     torch.use_deterministic_algorithms(True)  # … when this is on
     results: dict[str, dict[str, Tensor] | str] = {}
-    for name, function in [(str(case), lambda case=case: run(case)) for case in CASES] + [
-        ("extremes", run_extremes)
+    for name, function in [
+        *((str(case), lambda case=case: run(case)) for case in CASES + random_cases()),
+        ("extremes", run_extremes),
+        ("diverged", run_diverged_bptt),
     ]:
         try:
             results[name] = function()
