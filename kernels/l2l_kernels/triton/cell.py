@@ -13,8 +13,8 @@ import triton.language as tl
 def sigmoid(x):
     """1 / (1 + e^-x), which saturates to 0 and 1 without a NaN.
 
-    By way of the reciprocal square root of a square, two instructions: a division compiles to more, that scale
-    huge denominators, and Triton 3.6 has no plain reciprocal.
+    By way of the reciprocal square root of a square, two instructions: a division compiles to more, which
+    scale huge denominators, and Triton 3.6 has no plain reciprocal.
     """
     d = 1.0 + tl.exp2(-1.4426950408889634 * x)
     return tl.rsqrt(d * d)
