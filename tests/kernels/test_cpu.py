@@ -1,5 +1,8 @@
 """The compiled CPU kernels against the float64 reference."""
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +12,7 @@ from l2l_kernels.cpu import library
 
 pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="no C++ compiler")
 
-TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12}
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2**-8}
 
 
 def relative_error(actual, expected):
@@ -35,6 +38,11 @@ def problem(spec, T, N, dtype, seed=0):
     return [tensor.to(dtype) for tensor in (phi, initial, grads, normal(T, N))]
 
 
+def strided(tensor):
+    """The same numbers, every other one of its storage; between them lies NaN."""
+    return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
+
+
 def rollout(step_, theta, initial, grads, phi, spec, new_history):
     """θ_T and the states s_0 … s_T."""
     new_history[0] = initial
@@ -43,23 +51,23 @@ def rollout(step_, theta, initial, grads, phi, spec, new_history):
     return theta, new_history
 
 
-def check(spec, T, N, dtype, with_final_state, seed=0):
+def check(spec, T, N, dtype, with_final_state, seed=0, state_dtype=None, layout=torch.clone):
+    """A window of `step_` and its `bptt` against the reference, which is given the same stored states."""
     phi, initial, grads, d_updates = problem(spec, T, N, dtype, seed)
-    history = poisoned(T + 1, *spec.state_shape, N, dtype=dtype)
-    theta, history = rollout(cpu.step_, torch.zeros(N, dtype=dtype), initial, grads, phi, spec, history)
-    exact_phi, exact_initial, exact_grads, exact_d_updates = (
-        tensor.double() for tensor in (phi, initial, grads, d_updates)
-    )
-    expected_theta, expected = torch.zeros(N, dtype=torch.float64), exact_initial
-    states = [expected]
-    for grad in exact_grads:
-        expected_theta, expected = reference.step(expected_theta, grad, expected, exact_phi, spec)
+    state_dtype = state_dtype or dtype
+    history = layout(poisoned(T + 1, *spec.state_shape, N, dtype=state_dtype))
+    theta = layout(torch.zeros(N, dtype=dtype))
+    theta, history = rollout(cpu.step_, theta, initial, layout(grads), layout(phi), spec, history)
+    exact_phi, exact_grads, exact_d_updates = (tensor.double() for tensor in (phi, grads, d_updates))
+    expected_theta, states = torch.zeros(N, dtype=torch.float64), [history[0].double()]
+    for t, grad in enumerate(exact_grads):
+        before = states[-1] if state_dtype == dtype else history[t].double()
+        expected_theta, expected = reference.step(expected_theta, grad, before, exact_phi, spec)
         states.append(expected)
     assert relative_error(theta, expected_theta) < TOLERANCE[dtype]
-    assert relative_error(history, torch.stack(states)) < TOLERANCE[dtype]
-
+    assert relative_error(history, torch.stack(states)) < TOLERANCE[state_dtype]
     d_final = torch.ones_like(initial) if with_final_state else None
-    actual = cpu.bptt(grads, history, d_updates, d_final, phi, spec)
+    actual = cpu.bptt(layout(grads), history, layout(d_updates), d_final, layout(phi), spec)
     exact_d_final = None if d_final is None else d_final.double()
     expected = reference.bptt(exact_grads, history.double(), exact_d_updates, exact_d_final, exact_phi, spec)
     for a, b in zip(actual, expected, strict=True):
@@ -90,10 +98,49 @@ def test_matches_the_reference(dtype, T, N, with_final_state, preprocessing, num
     T=st.integers(1, 4),
     N=st.integers(1, 600),
     with_final_state=st.booleans(),
+    dtypes=st.sampled_from(
+        [(torch.float64, torch.float64), (torch.float32, torch.float32), (torch.float32, torch.bfloat16)]
+    ),
+    layout=st.sampled_from([torch.clone, strided]),
     seed=st.integers(0, 2**32),
 )
-def test_matches_the_reference_at_random_shapes(spec, T, N, with_final_state, seed):
-    check(spec, T, N, torch.float64, with_final_state, seed)
+def test_matches_the_reference_at_random_shapes(spec, T, N, with_final_state, dtypes, layout, seed):
+    dtype, state_dtype = dtypes
+    check(spec, T, N, dtype, with_final_state, seed, state_dtype, layout)
+
+
+def instruction_sets():
+    """The compiler's names for what this machine can run besides its own, and kernels.cpp's."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return []
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    return [("x86-64", "SSE2"), *[("x86-64-v3", "AVX2")] * (" avx2 " in flags and " fma " in flags)]
+
+
+@pytest.fixture
+def fresh_library():
+    library.load.cache_clear()
+    yield
+    library.load.cache_clear()
+
+
+@pytest.mark.parametrize(("target", "name"), instruction_sets())
+def test_every_instruction_set_gives_the_same(target, name, monkeypatch, fresh_library):
+    monkeypatch.setenv(library.TARGET_VARIABLE, target)
+    assert library.describe().startswith(name)
+    for dtype in (torch.float32, torch.float64):
+        check(LSTMSpec(2, 20), 3, 1100, dtype, with_final_state=True)
+        check(LSTMSpec(3, 7, "identity"), 2, 37, dtype, with_final_state=False)
+
+
+def test_a_target_that_the_compiler_does_not_know_is_quoted(monkeypatch, tmp_path, fresh_library):
+    monkeypatch.setenv(library.TARGET_VARIABLE, "pdp-11")
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
+    with pytest.warns(UserWarning, match=r"(?s)the reference runs on the CPU.*pdp-11"):
+        assert library.describe() == "not compiled: the reference runs"
 
 
 SPEC = LSTMSpec(num_layers=2, hidden_size=20)
@@ -161,28 +208,6 @@ def test_a_half_precision_phi_is_computed_with_in_float32():
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(actual, expected, strict=True))
 
 
-def test_strided_arguments():
-    T, N = 2, 300
-    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float64)
-    history = poisoned(T + 1, *SPEC.state_shape, N, dtype=torch.float64)
-    theta, history = rollout(
-        cpu.step_, torch.zeros(N, dtype=torch.float64), initial, grads, phi, SPEC, history
-    )
-    expected = cpu.bptt(grads, history, d_updates, initial, phi, SPEC)
-
-    def strided(tensor):
-        return torch.stack([tensor, torch.full_like(tensor, torch.nan)], -1)[..., 0]
-
-    spread = strided(torch.zeros_like(theta))
-    strided_history = strided(torch.full_like(history, torch.nan))
-    rollout(cpu.step_, spread, initial, strided(grads), strided(phi), SPEC, strided_history)
-    assert torch.equal(spread, theta)
-    assert torch.equal(strided_history, history)
-    arguments = (strided(tensor) for tensor in (grads, history, d_updates, initial, phi))
-    actual = cpu.bptt(*arguments, SPEC)
-    assert all(map(torch.equal, actual, expected))
-
-
 @pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
 def test_the_state_may_be_updated_in_place(state_dtype):
     phi, initial, grads, _ = problem(SPEC, 1, 1500, torch.float32)
@@ -228,6 +253,41 @@ def test_a_coordinate_that_diverges_leaves_the_others_alone(bad):
     assert torch.equal(poisoned_state[..., others], new_state[..., others])
     expected, _ = reference.step(torch.zeros(N), grads[0], initial, phi, SPEC)
     torch.testing.assert_close(theta, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_the_backward_of_a_coordinate_that_diverged_leaves_the_others_cotangents_alone(bad):
+    T, N = 3, 100
+    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float32)
+    history = torch.empty(T + 1, *SPEC.state_shape, N)
+    rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
+    _, healthy = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    grads[1, 37] = bad
+    d_updates[0, 37] = bad
+    rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
+    _, d_initial = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    others = torch.arange(N) != 37
+    assert torch.equal(d_initial[..., others], healthy[..., others])
+    assert not d_initial[..., 37].isfinite().all()
+
+
+def test_a_history_of_more_than_two_to_the_31_elements():
+    """Zeros that no one has written take no memory; what is not zero lies beyond the 2^31st element."""
+    N, recent = 2048, 200
+    T = 2**31 // (80 * N) + recent
+    phi, *_ = problem(SPEC, 1, 1, torch.float32)
+    grads, d_updates = torch.zeros(2, T, N)
+    history = torch.zeros(T + 1, *SPEC.state_shape, N, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in (grads, d_updates, history):
+        tensor[-recent // 2 :] = torch.randn(tensor[-recent // 2 :].shape, generator=generator)
+    actual, _ = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
+    # Cotangents die out within the steps that the reference is given.
+    expected, d_state = cpu.bptt(
+        grads[-recent:], history[-recent - 1 :], d_updates[-recent:], None, phi, SPEC
+    )
+    assert d_state.abs().max() < 1e-6
+    assert relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [30.0, 300.0])

@@ -21,7 +21,7 @@
 #include <memory>
 #include <utility>
 #include <vector>
-#if defined(__AVX512F__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
@@ -31,12 +31,19 @@ namespace {
 // 4 x TILE_VECTORS sums of every product stay in registers.
 #if defined(__AVX512F__)
 constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
-#elif defined(__AVX__)
+constexpr char INSTRUCTION_SET[] = "AVX-512";
+#elif defined(__AVX2__) && defined(__FMA__)
 constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2;
+constexpr char INSTRUCTION_SET[] = "AVX2";
 #elif defined(__aarch64__)
 constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4;
+constexpr char INSTRUCTION_SET[] = "NEON";
+#elif defined(__SSE2__)
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
+constexpr char INSTRUCTION_SET[] = "SSE2";
 #else
 constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
+constexpr char INSTRUCTION_SET[] = "the compiler's own vectors";
 #endif
 constexpr int64_t CHUNK = 256;  // a row of a chunk is a contiguous kilobyte: shorter ones wait for the TLB
 constexpr int64_t MIN_SLICE = 1024, MAX_SLICES = 64;
@@ -112,7 +119,7 @@ template <> struct Exp<double> {
 // x[m] := e^(scale[m] x[m]) = 2^n 2^f, n + f = scale x / ln 2: n goes into the exponent's bits. NaN stays NaN.
 // M independent vectors at once, because one alone would wait for its own last result at every term. The
 // rounding of scale / ln 2 errs by a part in 2^24 (2^53) of x, where sigmoid and tanh are the flatter for it.
-template <class T, int M> inline void exponential(Vector<T> (&x)[M], const int (&scale)[M]) {
+template <class T, int M> INLINE void exponential(Vector<T> (&x)[M], const int (&scale)[M]) {
     using E = Exp<T>;
     using Bits = Vector<typename E::Bits>;
     constexpr int DEGREE = sizeof(E::C) / sizeof(T);
@@ -311,7 +318,9 @@ template <class T> struct Cell {
             e_o[v] = e[3];
             e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
         }
-        exponential<T>(e_c, {-2, -2, -2, -2});
+        int scale[TILE_VECTORS];
+        std::fill_n(scale, TILE_VECTORS, -2);
+        exponential<T>(e_c, scale);
         for (int v = 0; v < TILE_VECTORS; ++v) {
             e_c[v] = T(1) + e_c[v];
             const Vector<T> inverse = reciprocal<T>(e_o[v] * e_c[v]);
@@ -336,6 +345,30 @@ struct Slice {
     int64_t next;  // where this thread goes on afterwards, N if nowhere
 };
 
+// Subnormal numbers count as 0 while this lives, on the thread that made it: cotangents that die out over a long
+// window reach them, and arithmetic on them is 100 times slower on many machines.
+class FlushSubnormals {
+#if defined(__x86_64__)
+    static constexpr unsigned FLUSH = 0x8040;  // results and operands
+    const unsigned before = _mm_getcsr();
+
+  public:
+    FlushSubnormals() { _mm_setcsr(before | FLUSH); }
+    ~FlushSubnormals() { _mm_setcsr(before); }
+#elif defined(__aarch64__)
+    static constexpr uint64_t FLUSH = 1 << 24;
+    uint64_t before;
+    static void set(uint64_t control) { asm volatile("msr fpcr, %0" : : "r"(control)); }
+
+  public:
+    FlushSubnormals() {
+        asm volatile("mrs %0, fpcr" : "=r"(before));
+        set(before | FLUSH);
+    }
+    ~FlushSubnormals() { set(before); }
+#endif
+};
+
 // Each thread makes a Worker (its scratch memory) and calls its run(slice), slice after slice.
 // OpenMP, because PyTorch uses it: threads of another kind would fight its waiting ones for the cores.
 template <class Worker, class Arguments> void for_slices(int64_t threads, const Arguments& arguments) {
@@ -345,6 +378,7 @@ template <class Worker, class Arguments> void for_slices(int64_t threads, const 
     std::atomic<int64_t> taken{0};
 #pragma omp parallel num_threads(team)
     {
+        const FlushSubnormals flush;
         Worker worker(arguments);
         const auto start = [&](int64_t i) { return std::min(arguments.N, i * slices.size); };
         for (int64_t i = taken++, next; i < slices.count; i = next) {
@@ -675,6 +709,15 @@ template <class T, class S> void bptt(int64_t threads, BpttArguments<T, S> argum
                              d_initial_state}, d_phi);                                                        \
     }
 // clang-format on
+
+extern "C" const char* instruction_set() { return INSTRUCTION_SET; }
+extern "C" int has_openmp() {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
 
 EXPORT(float32_float32, float, float)
 EXPORT(float32_bfloat16, float, BFloat16)

@@ -1,4 +1,8 @@
-"""Compiles kernels.cpp for this machine when first needed, keeps the result on disk, and loads it."""
+"""Compiles kernels.cpp for this machine when first needed, keeps the result on disk, and loads it.
+
+So the instruction set (AVX-512, AVX2, SSE2, NEON) is the running machine's, not that of the machine where a
+wheel was built, and installing needs no compiler.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,20 @@ from functools import cache
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
-NATIVE = "-march=native" if platform.machine().lower() in ("x86_64", "amd64") else "-mcpu=native"
-FLAGS = ("-std=c++17", "-O3", NATIVE, "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fPIC",
+    "-shared",
+)
 THREADS = "-fopenmp"
 """Linux's libgomp.so.1 is the one that PyTorch has loaded already, so both use one pool of threads."""
 CACHE_VARIABLE = "L2L_KERNELS_CACHE"
+TARGET_VARIABLE = "L2L_KERNELS_TARGET"
+"""The compiler's name for another instruction set than the machine's own: x86-64-v3 is AVX2, for example."""
 
 
 class Spec(ctypes.Structure):
@@ -61,8 +74,23 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
+def describe() -> str:
+    """What the kernels run on, in words; compiles them if need be.
+
+    Example:
+        >>> describe()  # doctest: +SKIP
+        'AVX-512, OpenMP'
+    """
+    library = load()
+    if library is None:
+        return "not compiled: the reference runs"
+    instruction_set: bytes = library.instruction_set()
+    return instruction_set.decode() + (", OpenMP" if library.has_openmp() else ", one thread")
+
+
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
+    library.instruction_set.restype = ctypes.c_char_p
     for variant in VARIANTS:
         for name, arguments in (("step", STEP_ARGUMENTS), ("bptt", BPTT_ARGUMENTS)):
             function = getattr(library, f"{name}_{variant}")
@@ -73,14 +101,15 @@ def _open(path: Path) -> ctypes.CDLL:
 def _compile(compiler: str) -> Path:
     """Path of the compiled kernels, compiled (a few seconds) unless this machine's are in the cache."""
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    identity = "\0".join([SOURCE.read_text(), version, *FLAGS, THREADS, _instruction_set()])
+    flags = (*FLAGS, _target())
+    identity = "\0".join([SOURCE.read_text(), version, *flags, THREADS, _machine()])
     name = f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     path = _cache_directory() / name
     if not path.exists():
         # Built under another name, then renamed: processes that start together never load half a file.
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
             built = Path(directory) / name
-            command = [compiler, *FLAGS, str(SOURCE), "-o", str(built)]
+            command = [compiler, *flags, str(SOURCE), "-o", str(built)]
             if subprocess.run([*command, THREADS], capture_output=True, check=False).returncode:
                 subprocess.run(command, capture_output=True, text=True, check=True)
                 message = f"l2l_kernels: the CPU kernels use one thread: {compiler} has no OpenMP"
@@ -96,7 +125,12 @@ def _cache_directory() -> Path:
     return directory
 
 
-def _instruction_set() -> str:
+def _target() -> str:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return f"-m{'arch' if x86 else 'cpu'}={os.environ.get(TARGET_VARIABLE) or 'native'}"
+
+
+def _machine() -> str:
     """What "native" stands for: a home directory, and so the cache, may be shared by unlike machines."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
