@@ -67,6 +67,15 @@ def test_bptt_equals_the_reference(case: Case, results):
     assert actual["deterministic"]
 
 
+def test_the_configurations_of_ampere_compute_the_same(results):
+    actual, x = result(results, "ampere"), triton_cases.inputs(triton_cases.AMPERE)
+    theta, state = reference.step(
+        x.theta.double(), x.grads[0].double(), x.state.double(), x.phi.double(), triton_cases.AMPERE.spec
+    )
+    assert normalised_error(actual["theta"], theta) < TOLERANCE
+    assert normalised_error(actual["new_state"], state) < TOLERANCE
+
+
 def test_a_diverged_coordinate_stays_diverged_and_alone(results):
     actual = result(results, "extremes")
     case = Case(2, 20, "log_sign", N=len(EXTREME_GRADIENTS), T=1)

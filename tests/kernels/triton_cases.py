@@ -138,6 +138,21 @@ def run_extremes() -> dict[str, Tensor]:
     return {"theta": x.theta, "new_state": x.state}
 
 
+AMPERE = Case(2, 20, "log_sign", N=131, T=1, in_place=True)
+
+
+def run_ampere() -> dict[str, Tensor]:
+    """AMPERE with the configurations of sm_80, which load c late."""
+    from l2l_kernels.triton import configs
+
+    family = configs.family
+    configs.family = lambda device=None: "sm_80"
+    try:
+        return run(AMPERE)
+    finally:
+        configs.family = family
+
+
 def run_diverged_bptt() -> dict[str, Tensor]:
     """d_initial_state of a window in which three coordinates' gradients are inf, -inf and NaN."""
     from l2l_kernels import triton as backend
@@ -198,6 +213,7 @@ def main(path: str) -> None:
     for name, function in [
         *((str(case), lambda case=case: run(case)) for case in CASES + random_cases()),
         ("extremes", run_extremes),
+        ("ampere", run_ampere),
         ("diverged", run_diverged_bptt),
     ]:
         try:

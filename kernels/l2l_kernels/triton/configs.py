@@ -120,7 +120,7 @@ def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any
     constants = _shape(spec) | {
         "HP": HP,
         "BLOCK": config.block,
-        "LATE_C": HP == 64 or family == "sm_80",
+        "LATE_C": HP == 32 and family == "sm_80",
         "PRECISION": dot_precision(precisions.step, family),
     }
     return constants, _options(config)
