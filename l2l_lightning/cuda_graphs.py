@@ -54,21 +54,27 @@ class Recorder:
                 self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             stream = self._stream
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream), _no_autocast_cache():
-                function()  # what compiles or allocates on first use must do so before the recording
-                graph = torch.cuda.CUDAGraph()
-                try:
-                    # A function that waits for the device cannot be recorded. Finding out like this leaves
-                    # nothing behind, which a recording that breaks off might.
-                    with _waiting_is_an_error():
-                        function()
-                    # Other threads' calls (NCCL's watchdog) don't concern this recording.
-                    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                        function()
-                except Exception as error:  # whatever the function or CUDA happens to raise
-                    self._stream = None
-                    raise CaptureError(str(error).partition("\n")[0]) from error
-            torch.cuda.current_stream().wait_stream(stream)
+            try:
+                with torch.cuda.stream(stream), _no_autocast_cache():
+                    return self._record(function, stream)
+            finally:
+                # What runs next, recorded or not, writes to the same buffers.
+                torch.cuda.current_stream().wait_stream(stream)
+
+    def _record(self, function: Callable[[], None], stream: torch.cuda.Stream) -> Graph:
+        function()  # what compiles or allocates on first use must do so before the recording
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # A function that waits for the device cannot be recorded. Finding out like this leaves nothing
+            # behind, which a recording that breaks off might.
+            with _waiting_is_an_error():
+                function()
+            # Other threads' calls (NCCL's watchdog) don't concern this recording.
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                function()
+        except Exception as error:  # whatever the function or CUDA happens to raise
+            self._stream = None
+            raise CaptureError(str(error).partition("\n")[0]) from error
         return graph
 
 
@@ -76,7 +82,10 @@ class Recorder:
 def _waiting_is_an_error() -> Iterator[None]:
     """Within it, an operation that makes the host wait for the device raises."""
     mode = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        # That it misses some: recording finds those.
+        warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
