@@ -158,6 +158,26 @@ inline void assign(BFloat16& to, float x) {  // to nearest, ties to even
     to.bits = x != x ? 0x7fc0 : uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
+// A tile from the first n coordinates of memory, zeros after them: lanes beyond the end then add nothing to any
+// sum. A whole tile's constant count makes these unrolled vector moves.
+template <class T, class S> INLINE void load_tile(Tile<T>& tile, const S* from, int64_t n) {
+    T* to = (T*)tile;
+    if (n >= TILE<T>) {
+        for (int64_t i = 0; i < TILE<T>; ++i) to[i] = widen(from[i]);
+    } else {
+        for (int64_t i = 0; i < TILE<T>; ++i) to[i] = i < n ? widen(from[i]) : T(0);
+    }
+}
+
+template <class T, class S> INLINE void store_tile(const Tile<T>& tile, S* to, int64_t n) {
+    const T* from = (const T*)tile;
+    if (n >= TILE<T>) {
+        for (int64_t i = 0; i < TILE<T>; ++i) assign(to[i], from[i]);
+    } else {
+        for (int64_t i = 0; i < n; ++i) assign(to[i], from[i]);
+    }
+}
+
 // A chunk of `rows` quantities, tile by tile, zero at first.
 template <class T> class Matrix {
     struct Free { void operator()(void* p) const { std::free(p); } };
@@ -173,29 +193,15 @@ template <class T> class Matrix {
     // Rows row, row + 1, ... of one tile.
     Tile<T>* at(int64_t tile, int64_t row) { return data.get() + tile * rows + row; }
 
-    // n coordinates of a row from memory, zeros after them: lanes beyond the end then add nothing to any sum.
+    // n coordinates of a row from memory, zeros after them.
     template <class S> void load(int64_t row, const S* from, int64_t n) {
-        for (int64_t tile = 0; tile < TILES<T>; ++tile) {
-            T* to = (T*)at(tile, row);
-            const int64_t count = std::clamp(n - tile * TILE<T>, int64_t(0), TILE<T>);
-            if (count == TILE<T>) {  // a constant count: unrolled vector moves
-                for (int64_t i = 0; i < TILE<T>; ++i) to[i] = widen(from[tile * TILE<T> + i]);
-            } else {
-                for (int64_t i = 0; i < count; ++i) to[i] = widen(from[tile * TILE<T> + i]);
-                for (int64_t i = count; i < TILE<T>; ++i) to[i] = 0;
-            }
-        }
+        for (int64_t tile = 0; tile < TILES<T>; ++tile)
+            load_tile<T>(*at(tile, row), from + tile * TILE<T>, n - tile * TILE<T>);
     }
 
     template <class S> void store(int64_t row, S* to, int64_t n) {
-        for (int64_t tile = 0; tile < TILES<T> && tile * TILE<T> < n; ++tile) {
-            const T* from = (const T*)at(tile, row);
-            const int64_t count = std::min(n - tile * TILE<T>, TILE<T>);
-            if (count == TILE<T>)
-                for (int64_t i = 0; i < TILE<T>; ++i) assign(to[tile * TILE<T> + i], from[i]);
-            else
-                for (int64_t i = 0; i < count; ++i) assign(to[tile * TILE<T> + i], from[i]);
-        }
+        for (int64_t tile = 0; tile * TILE<T> < n; ++tile)
+            store_tile<T>(*at(tile, row), to + tile * TILE<T>, n - tile * TILE<T>);
     }
 
     void fill(int64_t row, T value) {
@@ -404,12 +410,11 @@ template <class T, class S> class Step {
     const StepArguments<T, S>& a;
     const Spec& spec = a.spec;
     Matrix<T> even, odd;  // rows [x; h] of a layer, and of the one above it
-    Matrix<T> cell;       // rows c
     Ahead<S> old_ahead, new_ahead;
 
   public:
     explicit Step(const StepArguments<T, S>& arguments)
-        : a(arguments), even(2 * spec.hidden + 2), odd(2 * spec.hidden), cell(spec.hidden) {}
+        : a(arguments), even(2 * spec.hidden + 2), odd(2 * spec.hidden) {}
 
     void run(const Slice& slice) {
         for (int64_t start = slice.start, next; start < slice.end; start = next) {
@@ -426,26 +431,22 @@ template <class T, class S> class Step {
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t h_offset = spec.state_row(l, false) * a.N + start;
             const int64_t c_offset = spec.state_row(l, true) * a.N + start;
-            for (int64_t j = 0; j < H; ++j) {
+            for (int64_t j = 0; j < H; ++j)
                 operand->load(spec.inputs(l) + j, a.state + h_offset + j * a.N, n);
-                cell.load(j, a.state + c_offset + j * a.N, n);
-            }
             const bool last = l + 1 == spec.layers;
             look_ahead(last ? 0 : l + 1, last ? next : start, n);
-            for (int64_t tile = 0; tile * TILE<T> < n; ++tile)
+            for (int64_t tile = 0; tile * TILE<T> < n; ++tile) {
+                const int64_t first = tile * TILE<T>;
                 for (int64_t j = 0; j < H; ++j) {
                     old_ahead.template fetch<0>();
                     new_ahead.template fetch<1>();
-                    Tile<T>&c = *cell.at(tile, j), &h = *above->at(tile, j);
+                    Tile<T> c, &h = *above->at(tile, j);
+                    load_tile<T>(c, a.state + c_offset + j * a.N + first, n - first);
                     const Cell<T> updated(spec, l, a.phi, operand->at(tile, 0), c, j);
-                    for (int v = 0; v < TILE_VECTORS; ++v) {
-                        c[v] = updated.c[v];
-                        h[v] = updated.gate[3][v] * updated.tanh_c[v];
-                    }
+                    for (int v = 0; v < TILE_VECTORS; ++v) h[v] = updated.gate[3][v] * updated.tanh_c[v];
+                    store_tile<T>(h, a.new_state + h_offset + j * a.N + first, n - first);
+                    store_tile<T>(updated.c, a.new_state + c_offset + j * a.N + first, n - first);
                 }
-            for (int64_t j = 0; j < H; ++j) {
-                above->store(j, a.new_state + h_offset + j * a.N, n);
-                cell.store(j, a.new_state + c_offset + j * a.N, n);
             }
             std::swap(operand, above);
         }
@@ -542,12 +543,12 @@ template <class T, class S> class Bptt {
     std::vector<Matrix<T>> operand;       // per layer: rows [x; h; 1]
     std::vector<Matrix<T>> d_h, d_c;      // per layer: cotangents of its state
     Matrix<T> d_z;                        // rows i, f, g, o of one layer
-    Matrix<T> c, top, d_above, d_update;  // d_above: what reaches h from the layer above or the head
+    Matrix<T> d_above, d_update;          // d_above: what reaches h from the layer above or the head
     Ahead<S> ahead;
 
   public:
     explicit Bptt(const BpttArguments<T, S>& arguments)
-        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows), c(H), top(H), d_above(H), d_update(1) {
+        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows), d_above(H), d_update(1) {
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t K = spec.columns(l);
             d_weight.emplace_back(4 * H, K + 1);
@@ -596,16 +597,14 @@ template <class T, class S> class Bptt {
             const S* after = before + spec.state_rows() * a.N;
             look_ahead(t > 0 ? t - 1 : a.steps - 1, t > 0 ? start : next, n);
             d_update.load(0, a.d_updates + t * a.N + start, n);
-            for (int64_t j = 0; j < H; ++j) top.load(j, after + row(spec.layers - 1, false, j), n);
-            head(n);
+            head(after + row(spec.layers - 1, false, 0), n);
             for (int64_t l = spec.layers - 1; l >= 0; --l) {
                 if (l == 0) preprocess(operand[0], a.grads + t * a.N + start, n, spec);
                 for (int64_t j = 0; j < H; ++j) {
                     if (l > 0) operand[l].load(j, after + row(l - 1, false, j), n);
                     operand[l].load(spec.inputs(l) + j, before + row(l, false, j), n);
-                    c.load(j, before + row(l, true, j), n);
                 }
-                layer(l, n);
+                layer(l, before + row(l, true, 0), n);
             }
         }
         for (int64_t l = 0; l < spec.layers; ++l)
@@ -623,13 +622,14 @@ template <class T, class S> class Bptt {
 
     int64_t tiles(int64_t n) const { return (n + TILE<T> - 1) / TILE<T>; }
 
-    void head(int64_t n) {
+    void head(const S* top_h, int64_t n) {
         const T* weight = a.phi + spec.head_offset();
         for (int64_t tile = 0; tile < tiles(n); ++tile) {
             Tile<T>& d_out = *d_update.at(tile, 0);
             for (auto& d : d_out) d_head[H] += d *= T(spec.output_scale);
             for (int64_t j = 0; j < H; ++j) {
-                Tile<T>&h = *top.at(tile, j), &d = *d_above.at(tile, j);
+                Tile<T> h, &d = *d_above.at(tile, j);
+                load_tile<T>(h, top_h + j * a.N + tile * TILE<T>, n - tile * TILE<T>);
                 for (int v = 0; v < TILE_VECTORS; ++v) {
                     d[v] = weight[j] * d_out[v];
                     d_head[j] += h[v] * d_out[v];
@@ -639,17 +639,20 @@ template <class T, class S> class Bptt {
     }
 
     // From d_above, d_h and d_c of layer l after a step to those before it, and to d_above of the layer below.
-    void layer(int64_t l, int64_t n) {
+    void layer(int64_t l, const S* old_c, int64_t n) {
         for (int64_t tile = 0; tile < tiles(n); ++tile) {
-            for (int64_t j = 0; j < H; ++j) unit(l, tile, j);
+            for (int64_t j = 0; j < H; ++j) {
+                Tile<T> c;
+                load_tile<T>(c, old_c + j * a.N + tile * TILE<T>, n - tile * TILE<T>);
+                unit(l, tile, j, c);
+            }
             inputs(l, tile);
         }
         d_weight[l].add(d_z, operand[l], tiles(n));
     }
 
-    void unit(int64_t l, int64_t tile, int64_t j) {
+    void unit(int64_t l, int64_t tile, int64_t j, const Tile<T>& old_c) {
         ahead.template fetch<0>();
-        const Tile<T>& old_c = *c.at(tile, j);
         Tile<T>* d_gate[4];
         for (int q = 0; q < 4; ++q) d_gate[q] = d_z.at(tile, q * H + j);
         const Cell<T> cell(spec, l, a.phi, operand[l].at(tile, 0), old_c, j);
