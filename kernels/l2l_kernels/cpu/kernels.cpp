@@ -27,25 +27,25 @@
 
 namespace {
 
-// The machine's own vectors (wider ones are legal, and ten times slower), and as many to a tile as let the
-// 4 x TILE_VECTORS sums of every product stay in registers.
+// The machine's own vectors (wider ones are legal, and ten times slower), as many to a tile as let the
+// 4 x TILE_VECTORS sums of every product stay in registers, and as many coordinates to a chunk as its L2 cache
+// holds: a row of a chunk is a contiguous kilobyte or two, and shorter ones wait for the TLB.
 #if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4;
+constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4, CHUNK = 512;
 constexpr char INSTRUCTION_SET[] = "AVX-512";
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2;
+constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2, CHUNK = 256;
 constexpr char INSTRUCTION_SET[] = "AVX2";
 #elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4, CHUNK = 256;
 constexpr char INSTRUCTION_SET[] = "NEON";
 #elif defined(__SSE2__)
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256;
 constexpr char INSTRUCTION_SET[] = "SSE2";
 #else
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256;
 constexpr char INSTRUCTION_SET[] = "the compiler's own vectors";
 #endif
-constexpr int64_t CHUNK = 256;  // a row of a chunk is a contiguous kilobyte: shorter ones wait for the TLB
 constexpr int64_t MIN_SLICE = 1024, MAX_SLICES = 64;
 
 template <class T> struct VectorOf;
@@ -62,7 +62,7 @@ template <class T> using Tile = Vector<T>[TILE_VECTORS];
 
 template <class T> constexpr int LANES = VECTOR_BYTES / sizeof(T);
 template <class T> constexpr int64_t TILE = TILE_VECTORS * LANES<T>;  // coordinates
-template <class T> constexpr int64_t TILES = CHUNK / TILE<T>;
+template <class T> int64_t tiles(int64_t n) { return (n + TILE<T> - 1) / TILE<T>; }
 static_assert(CHUNK % TILE<float> == 0 && MIN_SLICE % CHUNK == 0);
 
 // ------------------------------------------------------------------------------------------ elementwise
@@ -178,16 +178,17 @@ template <class T, class S> INLINE void store_tile(const Tile<T>& tile, S* to, i
     }
 }
 
-// A chunk of `rows` quantities, tile by tile, zero at first.
+// A chunk of `rows` quantities, tile by tile, zero at first; as much of one as N coordinates need.
 template <class T> class Matrix {
     struct Free { void operator()(void* p) const { std::free(p); } };
-    int64_t rows;
+    int64_t rows, capacity;  // in tiles
     std::unique_ptr<Tile<T>[], Free> data;
 
   public:
-    explicit Matrix(int64_t rows)
-        : rows(rows), data((Tile<T>*)std::aligned_alloc(VECTOR_BYTES, rows * CHUNK * sizeof(T))) {
-        std::memset((void*)data.get(), 0, rows * CHUNK * sizeof(T));
+    Matrix(int64_t rows, int64_t N) : rows(rows), capacity(tiles<T>(std::min<int64_t>(N, CHUNK))) {
+        const size_t bytes = capacity * rows * sizeof(Tile<T>);
+        data.reset((Tile<T>*)std::aligned_alloc(VECTOR_BYTES, bytes));
+        std::memset((void*)data.get(), 0, bytes);
     }
 
     // Rows row, row + 1, ... of one tile.
@@ -195,17 +196,17 @@ template <class T> class Matrix {
 
     // n coordinates of a row from memory, zeros after them.
     template <class S> void load(int64_t row, const S* from, int64_t n) {
-        for (int64_t tile = 0; tile < TILES<T>; ++tile)
+        for (int64_t tile = 0; tile < tiles<T>(n); ++tile)
             load_tile<T>(*at(tile, row), from + tile * TILE<T>, n - tile * TILE<T>);
     }
 
     template <class S> void store(int64_t row, S* to, int64_t n) {
-        for (int64_t tile = 0; tile * TILE<T> < n; ++tile)
+        for (int64_t tile = 0; tile < tiles<T>(n); ++tile)
             store_tile<T>(*at(tile, row), to + tile * TILE<T>, n - tile * TILE<T>);
     }
 
     void fill(int64_t row, T value) {
-        for (int64_t tile = 0; tile < TILES<T>; ++tile)
+        for (int64_t tile = 0; tile < capacity; ++tile)
             for (auto& vector : *at(tile, row)) vector = Vector<T>{} + value;
     }
 };
@@ -280,7 +281,7 @@ template <class T> void preprocess(Matrix<T>& rows, const T* grad, int64_t n, co
     if (!spec.log_sign) return;
     const T slope = std::exp(spec.p), inverse_p = 1 / spec.p;
     const Vector<T> zero = {}, least = zero + std::numeric_limits<T>::min(), one = zero + T(1);
-    for (int64_t tile = 0; tile < TILES<T>; ++tile)
+    for (int64_t tile = 0; tile < tiles<T>(n); ++tile)
         for (int v = 0; v < TILE_VECTORS; ++v) {
             Vector<T>&x = (*rows.at(tile, 0))[v], &sign = (*rows.at(tile, 1))[v];
             sign = clamp<T>(x * slope, 1);
@@ -414,12 +415,12 @@ template <class T, class S> class Step {
 
   public:
     explicit Step(const StepArguments<T, S>& arguments)
-        : a(arguments), even(2 * spec.hidden + 2), odd(2 * spec.hidden) {}
+        : a(arguments), even(2 * spec.hidden + 2, a.N), odd(2 * spec.hidden, a.N) {}
 
     void run(const Slice& slice) {
         for (int64_t start = slice.start, next; start < slice.end; start = next) {
             next = start + CHUNK;
-            chunk(start, std::min(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
+            chunk(start, std::min<int64_t>(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
         }
     }
 
@@ -435,7 +436,7 @@ template <class T, class S> class Step {
                 operand->load(spec.inputs(l) + j, a.state + h_offset + j * a.N, n);
             const bool last = l + 1 == spec.layers;
             look_ahead(last ? 0 : l + 1, last ? next : start, n);
-            for (int64_t tile = 0; tile * TILE<T> < n; ++tile) {
+            for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
                 const int64_t first = tile * TILE<T>;
                 for (int64_t j = 0; j < H; ++j) {
                     old_ahead.template fetch<0>();
@@ -451,7 +452,7 @@ template <class T, class S> class Step {
             std::swap(operand, above);
         }
         const T *weight = a.phi + spec.head_offset(), bias = weight[H];
-        for (int64_t tile = 0; tile * TILE<T> < n; ++tile) {
+        for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
             Tile<T> update = {};
             for (int64_t j = 0; j < H; ++j)
                 for (int v = 0; v < TILE_VECTORS; ++v) update[v] += weight[j] * (*operand->at(tile, j))[v];
@@ -463,8 +464,8 @@ template <class T, class S> class Step {
 
     // While n coordinates of one layer are computed, those from `start` on of the given layer come closer.
     void look_ahead(int64_t layer, int64_t start, int64_t n) {
-        const int64_t H = spec.hidden, calls = (n + TILE<T> - 1) / TILE<T> * H;
-        const int64_t offset = spec.state_row(layer, false) * a.N + start, count = std::min(CHUNK, a.N - start);
+        const int64_t H = spec.hidden, calls = tiles<T>(n) * H;
+        const int64_t offset = spec.state_row(layer, false) * a.N + start, count = std::min<int64_t>(CHUNK, a.N - start);
         old_ahead.aim(a.state + offset, a.state == a.new_state ? 0 : 2 * H, a.N, count, calls);
         new_ahead.aim(a.new_state + offset, 2 * H, a.N, count, calls);
     }
@@ -548,13 +549,13 @@ template <class T, class S> class Bptt {
 
   public:
     explicit Bptt(const BpttArguments<T, S>& arguments)
-        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows), d_above(H), d_update(1) {
+        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows, a.N), d_above(H, a.N), d_update(1, a.N) {
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t K = spec.columns(l);
             d_weight.emplace_back(4 * H, K + 1);
-            operand.emplace_back(d_weight.back().columns).fill(K, 1);
-            d_h.emplace_back(H);
-            d_c.emplace_back(H);
+            operand.emplace_back(d_weight.back().columns, a.N).fill(K, 1);
+            d_h.emplace_back(H, a.N);
+            d_c.emplace_back(H, a.N);
         }
     }
 
@@ -563,7 +564,7 @@ template <class T, class S> class Bptt {
         std::fill(d_head.begin(), d_head.end(), Vector<T>{});
         for (int64_t start = slice.start, next; start < slice.end; start = next) {
             next = start + CHUNK;
-            chunk(start, std::min(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
+            chunk(start, std::min<int64_t>(CHUNK, slice.end - start), next < slice.end ? next : slice.next);
         }
         T* d_phi = a.partials + slice.index * spec.parameters();
         for (int64_t l = 0; l < spec.layers; ++l) {
@@ -617,14 +618,12 @@ template <class T, class S> class Bptt {
     // While n coordinates of one step are computed, the states that step t starts from come closer.
     void look_ahead(int64_t t, int64_t start, int64_t n) {
         ahead.aim(a.history + t * spec.state_rows() * a.N + start, spec.state_rows(), a.N,
-                  std::min(CHUNK, a.N - start), spec.layers * tiles(n) * H);
+                  std::min<int64_t>(CHUNK, a.N - start), spec.layers * tiles<T>(n) * H);
     }
-
-    int64_t tiles(int64_t n) const { return (n + TILE<T> - 1) / TILE<T>; }
 
     void head(const S* top_h, int64_t n) {
         const T* weight = a.phi + spec.head_offset();
-        for (int64_t tile = 0; tile < tiles(n); ++tile) {
+        for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
             Tile<T>& d_out = *d_update.at(tile, 0);
             for (auto& d : d_out) d_head[H] += d *= T(spec.output_scale);
             for (int64_t j = 0; j < H; ++j) {
@@ -640,7 +639,7 @@ template <class T, class S> class Bptt {
 
     // From d_above, d_h and d_c of layer l after a step to those before it, and to d_above of the layer below.
     void layer(int64_t l, const S* old_c, int64_t n) {
-        for (int64_t tile = 0; tile < tiles(n); ++tile) {
+        for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
             for (int64_t j = 0; j < H; ++j) {
                 Tile<T> c;
                 load_tile<T>(c, old_c + j * a.N + tile * TILE<T>, n - tile * TILE<T>);
@@ -648,7 +647,7 @@ template <class T, class S> class Bptt {
             }
             inputs(l, tile);
         }
-        d_weight[l].add(d_z, operand[l], tiles(n));
+        d_weight[l].add(d_z, operand[l], tiles<T>(n));
     }
 
     void unit(int64_t l, int64_t tile, int64_t j, const Tile<T>& old_c) {
