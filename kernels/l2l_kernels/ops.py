@@ -6,14 +6,17 @@ differentiable twin; `bptt` is the backward of a whole window. N coordinates, T 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from l2l_kernels import backends
 from l2l_kernels.spec import LSTMSpec, Preprocessing
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def _spec(num_layers: int, hidden_size: int, preprocessing: str, p: float, output_scale: float) -> LSTMSpec:
@@ -24,7 +27,27 @@ def _implementation(phi: Tensor, backend: str) -> backends.Backend:
     return backends.load(backends.choose(phi.device, backend or None))
 
 
-@torch.library.custom_op("l2l_kernels::step_", mutates_args=("theta", "new_state"))
+def _register(
+    name: str, fake: Callable[..., Any], mutates_args: Sequence[str] = ()
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Makes a function the operator l2l_kernels::name for every device, its schema read off its annotations.
+
+    As torch.library.custom_op without that one's layers of Python: 37 instead of 55 microseconds for a small
+    optimizee's step. `fake` gives the outputs' shapes from the arguments.
+    """
+
+    def register(function: Callable[P, R]) -> Callable[P, R]:
+        qualified = f"l2l_kernels::{name}"
+        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=mutates_args))
+        torch.library.impl(qualified, "CompositeExplicitAutograd", function)
+        torch.library.register_fake(qualified, fake)
+        operator: Callable[P, R] = getattr(torch.ops.l2l_kernels, name).default
+        return operator
+
+    return register
+
+
+@_register("step_", lambda *_: None, mutates_args=("theta", "new_state"))
 def _step_(
     theta: Tensor,
     grad: Tensor,
@@ -42,7 +65,11 @@ def _step_(
     _implementation(phi, backend).step_(theta, grad, state, new_state, phi, spec)
 
 
-@torch.library.custom_op("l2l_kernels::step", mutates_args=())
+def _step_fake(theta: Tensor, grad: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(theta), torch.empty_like(state)
+
+
+@_register("step", _step_fake)
 def _step(
     theta: Tensor,
     grad: Tensor,
@@ -61,12 +88,18 @@ def _step(
     return new_theta, new_state
 
 
-@_step.register_fake
-def _(theta: Tensor, grad: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(theta), torch.empty_like(state)
+def _bptt_fake(
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+    phi: Tensor,
+    *_: Any,
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
-@torch.library.custom_op("l2l_kernels::bptt", mutates_args=())
+@_register("bptt", _bptt_fake)
 def _bptt(
     grads: Tensor,
     history: Tensor,
@@ -82,18 +115,6 @@ def _bptt(
 ) -> tuple[Tensor, Tensor]:
     spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
     return _implementation(phi, backend).bptt(grads, history, d_updates, d_final_state, phi, spec)
-
-
-@_bptt.register_fake
-def _(
-    grads: Tensor,
-    history: Tensor,
-    d_updates: Tensor,
-    d_final_state: Tensor | None,
-    phi: Tensor,
-    *_: Any,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
 def _step_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -115,7 +136,7 @@ def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor |
     return d_theta, None, d_old_state.to(state.dtype), d_phi, *(None for _ in ctx.constants)
 
 
-_step.register_autograd(_step_backward, setup_context=_step_setup_context)
+torch.library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
 
 
 def _check_step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
