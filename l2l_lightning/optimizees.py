@@ -59,14 +59,7 @@ def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype
 
 def evaluate(task: Task, images: Images | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
     """f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …]; neither carries a graph."""
-    # A leaf of its own for every evaluation: autocast may keep a leaf's conversion, and θ moves in place.
-    theta = theta.detach().requires_grad_()
-    gathered = gather(task, images, batches, theta.dtype)
-    with torch.enable_grad():
-        losses = task.losses(theta, gathered)
-        # Optimizees share nothing, so the gradient of the losses' sum holds each one's own.
-        (grads,) = torch.autograd.grad(losses, theta, torch.ones_like(losses))
-    return losses.detach(), grads
+    return task.losses_and_grads(theta, gather(task, images, batches, theta.dtype))
 
 
 class Optimizees:

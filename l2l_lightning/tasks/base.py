@@ -23,9 +23,9 @@ class Task(ABC):
 
     A subclass sets `num_coordinates` and implements `init` and `loss`; it overrides `instance` if an
     optimizee has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own
-    minibatch, and `losses` if it can beat torch.func.vmap. `gather` and `losses` are functions of their
-    arguments: where the device allows it they are recorded once and replayed. A task knows nothing of update
-    rules.
+    minibatch, `losses` if it can beat torch.func.vmap, and `losses_and_grads` if it can beat autograd.
+    `gather` and `losses` are functions of their arguments: where the device allows it they are recorded once
+    and replayed. A task knows nothing of update rules.
     """
 
     dataset: str | None = None
@@ -61,6 +61,16 @@ class Task(ABC):
         """The losses [K] of K optimizees at once, from θ [K, N] and gathered batches [K, …]."""
         result: Tensor = torch.func.vmap(self.loss)(thetas, batches)
         return result
+
+    def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
+        """The losses [K] and every optimizee's own gradient [K, N], neither of which carries a graph."""
+        # A leaf of its own for every evaluation: autocast may keep a leaf's conversion, and θ moves in place.
+        leaf = thetas.detach().requires_grad_()
+        with torch.enable_grad():
+            losses = self.losses(leaf, batches)
+            # Optimizees share nothing, so the gradient of the losses' sum holds each one's own.
+            (grads,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
+        return losses.detach(), grads
 
     @abstractmethod
     def config(self) -> dict[str, Any]:

@@ -235,6 +235,20 @@ def test_noisy_scaled_square_redraws_its_scales_at_every_evaluation():
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_mlp_gradient_is_the_derivative_of_its_loss(activation):
+    """The written-out backpropagation in float64, far out where activations saturate, too."""
+    task = MNISTMLP([7, 5], activation, batch_size=9)
+    thetas = torch.randn(3, task.num_coordinates, generator=generator(), dtype=torch.float64)
+    thetas[2] *= 30
+    pixels = torch.rand(3, 9, 784, generator=generator(), dtype=torch.float64)
+    labels = torch.randint(10, (3, 9), generator=generator())
+    losses, grads = task.losses_and_grads(thetas, (pixels, labels))
+    expected = Task.losses_and_grads(task, thetas, (pixels, labels))
+    torch.testing.assert_close((losses, grads), expected, rtol=1e-12, atol=1e-13)
+    assert not grads.requires_grad
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("hidden_sizes", [[], [6], [5, 4]])
 def test_mlp_is_the_same_network_as_nn_sequential(activation, hidden_sizes, images):
     task = MNISTMLP(hidden_sizes, activation, batch_size=8, init_std=0.3)
@@ -243,6 +257,9 @@ def test_mlp_is_the_same_network_as_nn_sequential(activation, hidden_sizes, imag
     theta = optimizees.theta.requires_grad_()
     losses = task.losses(theta, (pixels, labels))
     (grads,) = torch.autograd.grad(losses.sum(), theta)
+    torch.testing.assert_close(
+        task.losses_and_grads(theta, (pixels, labels)), (losses, grads), rtol=1e-5, atol=1e-7
+    )
     act = {"sigmoid": nn.Sigmoid, "relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU}[activation]
     sizes = [784, *hidden_sizes, 10]
     for k in range(3):
