@@ -45,7 +45,7 @@ measure() {
 if [ "$device" = cpu ]; then
     measure gpu_tests 60 --processes 1
     measure kernel_throughput 60 --device cpu --step-sizes 256 --bptt-sizes 256 --unroll 2
-    measure meta_step 120 --unroll 2 --reps 2 --threads all
+    measure meta_step 120 --unroll 2 --reps 2 --threads all --no-scaling
     measure time_to_quality 60 --device cpu --budget-s 1 --evaluations 2 --optimizees 2 --horizon 3
 else
     measure gpu_tests 125 --limit-s 112

@@ -31,7 +31,8 @@ class GivenMLP(MNISTMLP):
         return next(instance)
 
     def gather(self, batches, images):
-        return self.images[batches], self.labels[batches]
+        pixels = self.images.index_select(0, batches.flatten())
+        return pixels.view(*batches.shape, -1), self.labels[batches]
 
 
 def prepare(problem, options):
