@@ -67,34 +67,6 @@ static_assert(CHUNK % TILE<float> == 0 && MIN_SLICE % CHUNK == 0);
 
 // ------------------------------------------------------------------------------------------ elementwise
 
-// What the language's operators on vectors cannot say, or not say well.
-template <class T> inline Vector<T> reciprocal(Vector<T> x) { return T(1) / x; }
-template <class T> inline Vector<T> clamp(Vector<T> x, T limit) {  // to [-limit, limit]; NaN stays NaN
-    const Vector<T> high = Vector<T>{} + limit;
-    x = high < x ? high : x;
-    return -high > x ? -high : x;
-}
-// Loads once what is used several times: GCC would read it from memory in each multiply-add, at twice the cost.
-template <class T> INLINE Vector<T> in_register(Vector<T> x) {
-#if defined(__x86_64__)
-    asm("" : "+v"(x));
-#elif defined(__aarch64__)
-    asm("" : "+w"(x));
-#endif
-    return x;
-}
-#if defined(__AVX512F__)
-// 14 bits, doubled by a Newton step: a vector division would take as long as 18 multiply-adds.
-template <> inline Vector<float> reciprocal<float>(Vector<float> x) {
-    const Vector<float> y = (Vector<float>)_mm512_rcp14_ps((__m512)x);
-    return y + y * (1.0f - x * y);
-}
-template <> inline Vector<float> clamp<float>(Vector<float> x, float limit) {
-    const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit);
-    return (Vector<float>)_mm512_max_ps(low, _mm512_min_ps(high, (__m512)x));
-}
-#endif
-
 // 2^f for |f| <= 1/2 as 1 + C[0] f + C[1] f^2 + ...: exact at 0, so that tanh(0) is 0. Limits are such that the
 // product of three (1 + e^LIMIT) is finite; a gate that saturates at e^-LIMIT is a 0 to every digit that counts.
 template <class T> struct Exp;
@@ -116,12 +88,47 @@ template <> struct Exp<double> {
         1.3691488853904128e-12};
 };
 
+// What the language's operators on vectors cannot say, or not say well.
+template <class T> inline Vector<T> reciprocal(Vector<T> x) { return T(1) / x; }
+template <class T> inline Vector<T> clamp(Vector<T> x, T limit) {  // to [-limit, limit]; NaN stays NaN
+    const Vector<T> high = Vector<T>{} + limit;
+    x = high < x ? high : x;
+    return -high > x ? -high : x;
+}
+// 2^n x for n = rounded - ROUND: n is in the low bits of `rounded`, from where it goes into x's exponent.
+template <class T> INLINE Vector<T> times_power_of_2(Vector<T> x, Vector<T> rounded) {
+    using Bits = Vector<typename Exp<T>::Bits>;
+    return (Vector<T>)((Bits)x + ((Bits)rounded << Exp<T>::MANTISSA));
+}
+// Loads once what is used several times: GCC would read it from memory in each multiply-add, at twice the cost.
+template <class T> INLINE Vector<T> in_register(Vector<T> x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#elif defined(__aarch64__)
+    asm("" : "+w"(x));
+#endif
+    return x;
+}
+#if defined(__AVX512F__)
+// 14 bits, doubled by a Newton step: a vector division would take as long as 18 multiply-adds.
+template <> inline Vector<float> reciprocal<float>(Vector<float> x) {
+    const Vector<float> y = (Vector<float>)_mm512_rcp14_ps((__m512)x);
+    return y + y * (1.0f - x * y);
+}
+template <> INLINE Vector<float> times_power_of_2<float>(Vector<float> x, Vector<float> rounded) {
+    return (Vector<float>)_mm512_scalef_ps((__m512)x, (__m512)(rounded - Exp<float>::ROUND));
+}
+template <> inline Vector<float> clamp<float>(Vector<float> x, float limit) {
+    const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit);
+    return (Vector<float>)_mm512_max_ps(low, _mm512_min_ps(high, (__m512)x));
+}
+#endif
+
 // x[m] := e^(scale[m] x[m]) = 2^n 2^f, n + f = scale x / ln 2: n goes into the exponent's bits. NaN stays NaN.
 // M independent vectors at once, because one alone would wait for its own last result at every term. The
 // rounding of scale / ln 2 errs by a part in 2^24 (2^53) of x, where sigmoid and tanh are the flatter for it.
 template <class T, int M> INLINE void exponential(Vector<T> (&x)[M], const int (&scale)[M]) {
     using E = Exp<T>;
-    using Bits = Vector<typename E::Bits>;
     constexpr int DEGREE = sizeof(E::C) / sizeof(T);
     const Vector<T> zero = {};
     Vector<T> rounded[M], sum[M];
@@ -137,7 +144,7 @@ template <class T, int M> INLINE void exponential(Vector<T> (&x)[M], const int (
         for (int m = 0; m < M; ++m) sum[m] = sum[m] * x[m] + E::C[k];
     for (int m = 0; m < M; ++m) {
         sum[m] = sum[m] * x[m] + T(1);
-        x[m] = (Vector<T>)((Bits)sum[m] + ((Bits)rounded[m] << E::MANTISSA));
+        x[m] = times_power_of_2<T>(sum[m], rounded[m]);
     }
 }
 
@@ -312,18 +319,28 @@ template <class T> struct Cell {
     // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = 2 sigmoid(2x) - 1, with one division for i, f and g and one for
     // o and tanh(c).
     INLINE void activate(const Tile<T>& old_c) {
+        constexpr int TOGETHER = 2;  // vectors: as many as registers let wait for their results side by side
         Tile<T> e_o, e_c;
 #pragma GCC unroll 4
-        for (int v = 0; v < TILE_VECTORS; ++v) {
-            Vector<T> e[4] = {gate[0][v], gate[1][v], gate[2][v], gate[3][v]};
-            exponential<T>(e, {-1, -1, -2, -1});
+        for (int first = 0; first < TILE_VECTORS; first += TOGETHER) {
+            Vector<T> e[4 * TOGETHER];
+            int scale[4 * TOGETHER];
+            for (int m = 0; m < 4 * TOGETHER; ++m) {
+                e[m] = gate[m % 4][first + m / 4];
+                scale[m] = m % 4 == 2 ? -2 : -1;
+            }
+            exponential<T>(e, scale);
             for (auto& x : e) x = T(1) + x;
-            const Vector<T> ef = e[0] * e[1], inverse = reciprocal<T>(ef * e[2]), over_g = inverse * e[2];
-            gate[0][v] = over_g * e[1];
-            gate[1][v] = over_g * e[0];
-            gate[2][v] = T(2) * (inverse * ef) - T(1);
-            e_o[v] = e[3];
-            e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
+            for (int m = 0; m < TOGETHER; ++m) {
+                const int v = first + m;
+                const Vector<T> e_i = e[4 * m], e_f = e[4 * m + 1], e_g = e[4 * m + 2], i_f = e_i * e_f;
+                const Vector<T> inverse = reciprocal<T>(i_f * e_g), over_g = inverse * e_g;
+                gate[0][v] = over_g * e_f;
+                gate[1][v] = over_g * e_i;
+                gate[2][v] = T(2) * (inverse * i_f) - T(1);
+                e_o[v] = e[4 * m + 3];
+                e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
+            }
         }
         int scale[TILE_VECTORS];
         std::fill_n(scale, TILE_VECTORS, -2);
