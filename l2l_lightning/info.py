@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from l2l_kernels import BACKEND_VARIABLE, BACKENDS
 from l2l_kernels.backends import choose, why_not
+from l2l_kernels.cpu import library
 from rich.console import Console
 from rich.table import Table
 
@@ -25,5 +26,6 @@ def print_info(presets: Mapping[str, Path]) -> None:
         runs = (why_not(name, device) or "yes" for name in BACKENDS)
         table.add_row(str(device), device_name(device), choose(device), *runs)
     console.print(table)
+    console.print(f"CPU kernels: {library.describe()}")
     console.print(f"Another backend: variable {BACKEND_VARIABLE}, or --model.rule.backend NAME.")
     console.print("Presets for --config: " + ", ".join(presets))

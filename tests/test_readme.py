@@ -1,5 +1,6 @@
 """Every command and every example in the README runs."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from l2l_lightning.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 TINY = [
     "--data.num_rollouts=1",
     "--model.horizon=2",
@@ -68,3 +70,12 @@ def test_the_readme_names_every_preset():
     from l2l_lightning.cli import presets
 
     assert all(f"`{name}`" in README for name in presets())
+
+
+def test_the_readmes_meta_steps_are_the_committed_results():
+    document = json.loads((ROOT / "benchmarks/results/meta_step_cpu.json").read_text())
+    for row in document["rows"]:
+        ratios = [row["ratio"][name] for name in ("jax", "plain", "autograd")]
+        cells = [row["threads"], row["unroll"], f"{row['ms']['ours']:.0f} ms", *(f"{r:.2f}" for r in ratios)]
+        assert f"| {' | '.join(map(str, cells))} |" in README
+    assert document["origin"]["commit"] in README

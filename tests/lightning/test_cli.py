@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 import yaml
+from l2l_kernels.cpu import library
 
 from l2l_lightning.cli import main, presets
 
@@ -241,7 +242,7 @@ def test_a_rule_that_does_not_fit_the_checkpoint_is_refused(tiny_fit, fails, tmp
 def test_info_names_backends_and_presets(capsys):
     main(["info"])
     printed = capsys.readouterr().out
-    for word in ("cpu", "triton", "reference", "quadratic", "torch"):
+    for word in ("cpu", "triton", "reference", "quadratic", "torch", f"CPU kernels: {library.describe()}"):
         assert word in printed
 
 
