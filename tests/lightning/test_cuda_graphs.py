@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from l2l_lightning.cuda_graphs import CaptureError, GraphCache, Recorder
 from l2l_lightning.data import load_images
-from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
@@ -329,6 +328,8 @@ def test_the_number_of_graphs_is_bounded_and_the_least_recently_used_goes():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_of_a_model_has_a_workspace_of_its_own(duplicate):
     """Averaging φ copies the whole model, and a graph cannot be copied."""
+    from l2l_lightning.meta_learner import MetaLearner  # needs Lightning, which the GPU tests below do not
+
     model = MetaLearner(Quadratic(dim=3), CoordinatewiseLSTM())
     model._workspace.graphs.unpicklable = lambda: None
     twin = duplicate(model)
@@ -355,6 +356,8 @@ def test_where_there_is_no_device_they_are_off_unless_asked_for():
 
 
 def test_an_unrolled_graph_cannot_be_recorded():
+    from l2l_lightning.meta_learner import MetaLearner
+
     make(None).window(2, second_order=True)
     with pytest.raises(ValueError, match=r"second_order.*cuda_graphs"):
         make(True).window(2, second_order=True)
