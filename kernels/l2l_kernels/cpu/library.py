@@ -24,6 +24,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=fast",
+    "-fno-strict-aliasing",  # tiles are read as vectors and as numbers
     "-fPIC",
     "-shared",
 )
