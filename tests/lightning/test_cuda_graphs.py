@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from learned_momentum import LearnedMomentum
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -13,7 +14,7 @@ from l2l_lightning.cuda_graphs import CaptureError, GraphCache, Recorder
 from l2l_lightning.data import load_images
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
-from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
+from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic
 
 
@@ -80,27 +81,6 @@ class TapeRecorder(Recorder):
     @property
     def replays(self):
         return sum(tape.replays for tape in self.tapes)
-
-
-class LearnedMomentum(UpdateRule):
-    """u = -η tanh(m), m a running mean of gradients: a rule that has nothing but the contract's `step`."""
-
-    state_shape = (1,)
-
-    def __init__(self):
-        super().__init__()
-        self.log_rate = torch.nn.Parameter(torch.tensor(-2.0))
-        self.decay = torch.nn.Parameter(torch.tensor(0.3))
-
-    def step(self, grad, state):
-        mean = self.decay.sigmoid() * state[0] + grad
-        return -self.log_rate.exp() * mean.tanh(), mean[None]
-
-    def reset_parameters(self, generator=None):
-        raise NotImplementedError
-
-    def config(self):
-        return {}
 
 
 def linear():

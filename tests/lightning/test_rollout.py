@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from learned_momentum import LearnedMomentum
 
 from l2l_lightning.data import load_images
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
-from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
+from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
@@ -36,27 +37,6 @@ class Rosenbrock(Task):
         scale, noise = batch
         valley = (theta[1:] - theta[:-1] ** 2).square().sum() + (1 - theta[:-1]).square().sum()
         return valley + (scale * theta * noise).sum().sin()
-
-    def config(self):
-        return {}
-
-
-class LearnedMomentum(UpdateRule):
-    """u = -η tanh(m), m a running mean of gradients: a rule that has nothing but the contract's `step`."""
-
-    state_shape = (1,)
-
-    def __init__(self):
-        super().__init__()
-        self.log_rate = torch.nn.Parameter(torch.tensor(-2.0))
-        self.decay = torch.nn.Parameter(torch.tensor(0.3))
-
-    def step(self, grad, state):
-        mean = self.decay.sigmoid() * state[0] + grad
-        return -self.log_rate.exp() * mean.tanh(), mean[None]
-
-    def reset_parameters(self, generator=None):
-        raise NotImplementedError
 
     def config(self):
         return {}
