@@ -66,7 +66,7 @@ class CompiledKernel:
     """Per program."""
     instructions: dict[str, float]
     """Warp instructions per coordinate and step: "total", and by kind; NVIDIA only. Of `step` the whole
-    program, of `bptt` its loop over the steps."""
+    program (with LOOP its loops' bodies count once for each layer), of `bptt` its loop over the steps."""
 
 
 def compile_report(

@@ -76,6 +76,7 @@ STEP_OF: dict[Family, dict[int, Config]] = {
     "sm_80": {32: Config(64, 4)},
     # A thread holds all units of a coordinate, so that the compiler drops the padding's arithmetic.
     "sm_100": {32: Config(128, 4)},
+    "gfx942": {64: Config(16, 4)},  # with eight warps one layer spills 52 bytes
 }
 
 
@@ -121,6 +122,7 @@ def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any
         "HP": HP,
         "BLOCK": config.block,
         "LATE_C": HP == 32 and family == "sm_80",
+        "LOOP": HP == 64,
         "PRECISION": dot_precision(precisions.step, family),
     }
     return constants, _options(config)

@@ -47,6 +47,32 @@ def _gate(
 
 
 @triton.jit
+def _gates_in_a_loop(
+    h, below, weight, H: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
+):
+    """All gates' z above the first layer: products with `below` in one iteration, with h in the next.
+
+    Unrolled, the assembler would load the weights of many products ahead, and spill. It moves nothing out of
+    a loop's body, in which one operand and its weights fit.
+    """
+    K: tl.constexpr = 2 * H
+    unit, col = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
+    z_i = tl.broadcast_to(bias_row(weight, 0, H, K, unit), [BLOCK, HP])
+    z_f = tl.broadcast_to(bias_row(weight, 1, H, K, unit), [BLOCK, HP])
+    z_g = tl.broadcast_to(bias_row(weight, 2, H, K, unit), [BLOCK, HP])
+    z_o = tl.broadcast_to(bias_row(weight, 3, H, K, unit), [BLOCK, HP])
+    operand, columns = below, weight
+    for _ in range(2):
+        z_i = dot(operand, weight_tile(columns, 0, 0, H, H, K, unit, col), z_i, PRECISION)
+        z_f = dot(operand, weight_tile(columns, 1, 0, H, H, K, unit, col), z_f, PRECISION)
+        z_g = dot(operand, weight_tile(columns, 2, 0, H, H, K, unit, col), z_g, PRECISION)
+        z_o = dot(operand, weight_tile(columns, 3, 0, H, H, K, unit, col), z_o, PRECISION)
+        operand = h
+        columns += H
+    return z_i, z_f, z_g, z_o
+
+
+@triton.jit
 def _layer(
     state,  # [2, H, N] of this layer
     new_state,  # [2, H, N] of this layer
@@ -62,6 +88,7 @@ def _layer(
     X: tl.constexpr,
     BLOCK: tl.constexpr,
     LATE_C: tl.constexpr,
+    LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """One layer on a block of coordinates: writes the new (h, c), returns the new h [BLOCK, HP]."""
@@ -72,10 +99,15 @@ def _layer(
     h = tl.load(state + h_offsets, mask=tile, other=0.0).to(tl.float32)
     if not LATE_C:
         c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
-    i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, BLOCK, PRECISION))
-    i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, BLOCK, PRECISION))
-    f = sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, BLOCK, PRECISION))
-    o = sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, BLOCK, PRECISION))
+    if LOOP and X == 0:
+        z_i, z_f, z_g, z_o = _gates_in_a_loop(h, below, weight, H, HP, BLOCK, PRECISION)
+        i = sigmoid(z_i) * tanh(z_g)
+        f, o = sigmoid(z_f), sigmoid(z_o)
+    else:
+        i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, BLOCK, PRECISION))
+        i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, BLOCK, PRECISION))
+        f = sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, BLOCK, PRECISION))
+        o = sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, BLOCK, PRECISION))
     if LATE_C:
         tl.debug_barrier()  # or the compiler would load c early again, and spill
         c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
@@ -106,6 +138,7 @@ def step_fwd_kernel(
     HP: tl.constexpr,
     BLOCK: tl.constexpr,
     LATE_C: tl.constexpr,
+    LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
@@ -120,12 +153,14 @@ def step_fwd_kernel(
     X: tl.constexpr = 2 if LOG_SIGN else 1
     x0, x1 = preprocess(tl.load(grad + n, mask=live, other=0.0), inverse_p, exp_p, LOG_SIGN)
     h = tl.zeros([BLOCK, HP], tl.float32)
-    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, BLOCK, LATE_C, PRECISION)
+    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, BLOCK, LATE_C, LOOP, PRECISION)
     phi += 4 * H * (X + H + 1)
     for _ in tl.static_range(1, L):
         state += 2 * H * stride
         new_state += 2 * H * stride
-        h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, BLOCK, LATE_C, PRECISION)
+        h = _layer(
+            state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, BLOCK, LATE_C, LOOP, PRECISION
+        )
         phi += 4 * H * (H + H + 1)
     unit = tl.arange(0, HP)
     w_out = tl.load(phi + unit, mask=unit < H, other=0.0)
