@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from l2l_lightning.data_module import MetaData
     from l2l_lightning.meta_learner import MetaLearner
     from l2l_lightning.optimizees import Optimizees
+    from l2l_lightning.pretrained import load
     from l2l_lightning.rollout import Rollout, run_rule
     from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
     from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic, Task
@@ -30,6 +31,7 @@ __all__ = [
     "Rollout",
     "Task",
     "UpdateRule",
+    "load",
     "run_rule",
 ]
 
@@ -37,6 +39,7 @@ _MODULES = {
     "data_module": ("MetaData",),
     "meta_learner": ("MetaLearner",),
     "optimizees": ("Optimizees",),
+    "pretrained": ("load",),
     "rollout": ("Rollout", "run_rule"),
     "rules": ("CoordinatewiseLSTM", "UpdateRule"),
     "tasks": ("MNISTMLP", "FunctionTask", "ModuleTask", "NoisyScaledSquare", "Quadratic", "Task"),

@@ -1,0 +1,144 @@
+"""Rules as files: what is saved comes back, what is wrong is named, the package's rules do what they say."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained, run_rule
+from l2l_lightning.baselines import final_losses
+from l2l_lightning.data import load_images
+from l2l_lightning.pretrained import FORMAT, WeightsError
+
+
+@pytest.fixture
+def rule():
+    torch.manual_seed(0)
+    return CoordinatewiseLSTM(num_layers=1, hidden_size=3, p=7.0, output_scale=0.3, backend="reference")
+
+
+@pytest.fixture
+def file(rule, tmp_path):
+    """A saved rule, and a function that saves it anew with other tensors or metadata."""
+    path = tmp_path / "rule.safetensors"
+    pretrained.save(rule, path)
+    tensors = load_file(path)
+    config = json.dumps(rule.config())
+
+    def rewrite(tensors=tensors, **metadata):
+        content = {"format": FORMAT, "rule": "CoordinatewiseLSTM", "config": config} | metadata
+        save_file(tensors, path, {key: value for key, value in content.items() if value is not None})
+        return path
+
+    rewrite.path, rewrite.tensors = path, tensors
+    return rewrite
+
+
+def test_a_saved_rule_comes_back(rule, file):
+    loaded = pretrained.load(file.path)
+    assert loaded.config() == rule.config() | {"backend": None}
+    grad, state = torch.randn(5), torch.randn(*rule.state_shape, 5)
+    for a, b in zip(loaded.step(grad, state), rule.step(grad, state), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format": "l2l_lightning rule, version 0"}, "version 0"),
+        ({"format": None}, "None"),
+        ({"rule": "os.system"}, r"'os\.system', not one of CoordinatewiseLSTM"),
+        ({"config": None}, "describes no CoordinatewiseLSTM"),
+        ({"config": "{"}, "describes no CoordinatewiseLSTM"),
+        ({"config": "[1]"}, "describes no CoordinatewiseLSTM"),
+        ({"config": '{"colour": 1}'}, "colour"),
+        ({"config": '{"hidden_size": 4096}'}, "hidden_size must be 1 to 64, got 4096"),
+        ({"config": '{"num_layers": 2, "hidden_size": 3}'}, "lacks bias_1, weight_1"),
+        ({"config": '{"num_layers": 1, "hidden_size": 4}'}, "the shape of bias_0 is"),
+    ],
+)
+def test_what_a_file_says_wrong_is_named(metadata, message, file):
+    with pytest.raises(WeightsError, match=message):
+        pretrained.load(file(**metadata))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("head_weight"), "lacks head_weight"),
+        (lambda t: t.update(extra=torch.ones(1)), "has not: extra"),
+        (lambda t: t.update(bias_0=t["bias_0"][1:].clone()), "the shape of bias_0"),
+        (lambda t: t.update(bias_0=t["bias_0"].double()), "the dtype of bias_0"),
+        (
+            lambda t: t["weight_0"].__setitem__((0, 0), torch.nan),
+            "weight_0 holds a number that is not finite",
+        ),
+    ],
+)
+def test_what_is_wrong_with_the_tensors_is_named(change, message, file):
+    tensors = {key: value.clone() for key, value in file.tensors.items()}
+    change(tensors)
+    with pytest.raises(WeightsError, match=message):
+        pretrained.load(file(tensors))
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"\xff" * 100, pickle.dumps(Bomb()), b'{"format": 1}'], ids=range(5)
+)
+def test_a_foreign_file_is_refused(content, tmp_path):
+    path = tmp_path / "foreign.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"foreign\.safetensors cannot be read as safetensors"):
+        pretrained.load(path)
+
+
+def test_every_truncation_of_a_file_is_refused(file):
+    whole = file.path.read_bytes()
+    for length in range(0, len(whole), 7):
+        file.path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match="cannot be read as safetensors"):
+            pretrained.load(file.path)
+
+
+def test_names_that_are_none_list_those_that_are(tmp_path):
+    with pytest.raises(WeightsError, match="no rule 'lstm-mars': choose one of lstm-mnist"):
+        pretrained.load("lstm-mars")
+    with pytest.raises(WeightsError, match="no rule 'lstm-mars'"):
+        pretrained.card("lstm-mars")
+    with pytest.raises(WeightsError, match="cannot be read"):
+        pretrained.load(tmp_path / "absent.safetensors")
+
+
+def test_only_what_can_be_loaded_is_saved(rule, tmp_path):
+    class Mine(CoordinatewiseLSTM):
+        pass
+
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        pretrained.save(rule, tmp_path / "rule.pt")
+    with pytest.raises(ValueError, match="rule must be one of CoordinatewiseLSTM, got Mine"):
+        pretrained.save(Mine(hidden_size=2), tmp_path / "rule.safetensors")
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_shipped_rule_does_what_its_card_says(name):
+    """On the images that the package ships: the very optimizees of the card's figures, and others."""
+    said, rule = pretrained.card(name)["subset"], pretrained.load(name)
+    images = load_images("mnist").test
+    assert said["data"] == images.source
+    low, high = said["sum_of_100_losses"]["ci95"]
+    count = said["num_optimizees"]
+    for first in (0, 1000):
+        optimizees = Optimizees(MNISTMLP(), images, said["seed"], "test", range(first, first + count))
+        losses = run_rule(rule, optimizees, said["horizon"])
+        assert low < losses.sum(0).mean() < high
+        if first == 0:
+            assert losses.sum(0).mean().item() == pytest.approx(said["sum_of_100_losses"]["mean"], rel=1e-3)
+            final = final_losses(losses).mean().item()
+            assert final == pytest.approx(said["final_loss"]["mean"], rel=1e-2)
