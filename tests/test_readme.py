@@ -66,6 +66,15 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     assert "learned" in variables["comparison"].results
 
 
+def test_the_readmes_trained_rule_runs():
+    (example,) = (block for block in blocks("python") if 'load("lstm-mnist")' in block)
+    variables = {}
+    exec(example, variables)
+    assert variables["losses"].shape == (100, 4)
+    for row in variables["known"]["transfer"]:
+        assert f"| {row['horizon']} | {row['final_loss']['mean']:.2f}" in README
+
+
 def test_the_readme_names_every_preset():
     from l2l_lightning.cli import presets
 
