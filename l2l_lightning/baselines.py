@@ -8,6 +8,7 @@ With g the gradient and η the learning rate:
     rmsprop   v ← 0.99 v + 0.01 g²;     θ ← θ − η g / (√v + 1e-8)
     adam      m ← 0.9 m + 0.1 g;  v ← 0.999 v + 0.001 g²;
               θ ← θ − η m̂ / (√v̂ + 1e-8),  m̂ = m / (1 − 0.9ᵗ),  v̂ = v / (1 − 0.999ᵗ)
+    adamw     adam, and θ ← (1 − 0.01 η) θ before it
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ BASELINES: dict[str, Baseline] = {
         ),
         Baseline("rmsprop", lambda thetas, lr: torch.optim.RMSprop(thetas, lr), decades(-5, 0)),
         Baseline("adam", lambda thetas, lr: torch.optim.Adam(thetas, lr), decades(-5, 0)),
+        Baseline("adamw", lambda thetas, lr: torch.optim.AdamW(thetas, lr), decades(-5, 0)),
     )
 }
 """The baselines by name, at PyTorch's other defaults and momentum 0.9; each grid has 16 learning rates."""

@@ -70,10 +70,12 @@ def hand_written(name, gradient, theta, learning_rate, steps):
         elif name == "rmsprop":
             v = 0.99 * v + 0.01 * g**2
             update = g / (np.sqrt(v) + 1e-8)
-        elif name == "adam":
+        elif name in ("adam", "adamw"):
             m = 0.9 * m + 0.1 * g
             v = 0.999 * v + 0.001 * g**2
             update = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            if name == "adamw":
+                theta = theta - 0.01 * learning_rate * theta
         theta = theta - learning_rate * update
         path.append(theta)
     return np.stack(path)
