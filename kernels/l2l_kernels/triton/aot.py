@@ -66,7 +66,7 @@ class CompiledKernel:
     """Per program."""
     instructions: dict[str, float]
     """Warp instructions per coordinate and step: "total", and by kind; NVIDIA only. Of `step` the whole
-    program (with LOOP its loops' bodies count once for each layer), of `bptt` its loop over the steps."""
+    program, of `bptt` its loop over the steps; none at 64 units, where either has loops within."""
 
 
 def compile_report(
@@ -97,6 +97,8 @@ def compile_report(
         for name, kernel, (constants, options) in kernels:
             compiled = compile_kernel(kernel, constants, options, target, state_dtype)
             registers, spill_bytes, program = _read(compiled, target)
+            if constants.get("LOOP", not constants.get("RESIDENT", True)):
+                program = []  # instructions in a loop are executed more often than they are there
             yield CompiledKernel(
                 name,
                 target,

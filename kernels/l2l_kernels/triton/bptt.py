@@ -56,17 +56,26 @@ def _resident(
 
 
 @triton.jit
-def _product(
-    x, acc, resident, weight, USE: tl.constexpr, GATE: tl.constexpr, H: tl.constexpr, IN: tl.constexpr,
-    HP: tl.constexpr, KP: tl.constexpr, RESIDENT: tl.constexpr, PRECISION: tl.constexpr,
+def _product(x, acc, resident, USE: tl.constexpr, GATE: tl.constexpr, PRECISION: tl.constexpr):
+    """Adds to acc x times a gate's resident weight."""
+    FIRST_USE: tl.constexpr = 0 if USE == "z" else (4 if USE == "d_h" else 8)
+    return dot(x, resident[FIRST_USE + GATE], acc, PRECISION)
+
+
+@triton.jit
+def _bias_and_gradient(
+    x0, x1, weight, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, LOG_SIGN: tl.constexpr,
+    FIRST: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Adds to acc x times a gate's weight, from shared memory (resident) or from global memory (weight)."""
-    if RESIDENT:
-        FIRST_USE: tl.constexpr = 0 if USE == "z" else (4 if USE == "d_h" else 8)
-        tile = resident[FIRST_USE + GATE]
-    else:
-        tile = _weight(weight, USE, GATE, H, IN, HP, KP)
-    return dot(x, tile, acc, PRECISION)
+    """One gate's z without its products with h, [BLOCK, HP]: its bias and, of the first layer, W_x x."""
+    unit = tl.arange(0, HP)[None, :]
+    row = GATE * H + unit
+    z = tl.broadcast_to(bias_row(weight, GATE, H, K, unit), [BLOCK, HP])
+    if FIRST:
+        z += x0[:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
+        if LOG_SIGN:
+            z += x1[:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
+    return z
 
 
 @triton.jit
@@ -119,7 +128,8 @@ def bptt_layer_bwd_kernel(
 
     RESIDENT weights are loaded once and stay in shared memory (on AMD: in registers). Where they do not fit
     (configs.py), each step loads them, at an address that the compiler cannot know to be the same: it would
-    hoist the loads.
+    hoist the loads. And it multiplies in loops over the two operands, h of the layer below and h, whose
+    products it cannot move out of the loop's body and spill: unrolled, 8 KB on sm_80.
     """
     IN: tl.constexpr = (2 if LOG_SIGN else 1) if FIRST else H
     K: tl.constexpr = IN + H
@@ -127,6 +137,7 @@ def bptt_layer_bwd_kernel(
     stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
     step_stride = L * 2 * H * stride  # from s_t to s_{t+1}
     unit, col = tl.arange(0, HP)[None, :], tl.arange(0, KP)[None, :]
+    row = tl.arange(0, HP)[:, None]
 
     # Whole tiles, so that the products add to them for nothing.
     b_i = tl.broadcast_to(bias_row(phi, 0, H, K, unit), [BLOCK, HP])
@@ -172,6 +183,7 @@ def bptt_layer_bwd_kernel(
             state = history + t * step_stride
             a = tl.load(state + a_columns + n[:, None], mask=live[:, None] & stored, other=0.0).to(tl.float32)
             c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
+            x0, x1 = 0.0, 0.0  # of the first layer only
             if FIRST:
                 g_t = tl.load(grads + t * stride + n, mask=live, other=0.0)
                 x0, x1 = preprocess(g_t, inverse_p, exp_p, LOG_SIGN)
@@ -189,10 +201,31 @@ def bptt_layer_bwd_kernel(
                 d_h += tl.load(d_above + t * (H * stride) + h_offsets, mask=tile, other=0.0)
 
             weight = phi + t * zero
-            i = sigmoid(_product(a, b_i, resident, weight, "z", 0, H, IN, HP, KP, RESIDENT, PRECISION))
-            f = sigmoid(_product(a, b_f, resident, weight, "z", 1, H, IN, HP, KP, RESIDENT, PRECISION))
-            g = tanh(_product(a, b_g, resident, weight, "z", 2, H, IN, HP, KP, RESIDENT, PRECISION))
-            o = sigmoid(_product(a, b_o, resident, weight, "z", 3, H, IN, HP, KP, RESIDENT, PRECISION))
+            if RESIDENT:
+                i = sigmoid(_product(a, b_i, resident, "z", 0, PRECISION))
+                f = sigmoid(_product(a, b_f, resident, "z", 1, PRECISION))
+                g = tanh(_product(a, b_g, resident, "z", 2, PRECISION))
+                o = sigmoid(_product(a, b_o, resident, "z", 3, PRECISION))
+            else:
+                z_i = _bias_and_gradient(x0, x1, weight, 0, H, K, LOG_SIGN, FIRST, HP, BLOCK)
+                z_f = _bias_and_gradient(x0, x1, weight, 1, H, K, LOG_SIGN, FIRST, HP, BLOCK)
+                z_g = _bias_and_gradient(x0, x1, weight, 2, H, K, LOG_SIGN, FIRST, HP, BLOCK)
+                z_o = _bias_and_gradient(x0, x1, weight, 3, H, K, LOG_SIGN, FIRST, HP, BLOCK)
+                if FIRST:
+                    operand, columns = state, weight + IN
+                    operands = 1 + zero  # a loop all the same
+                else:
+                    operand, columns = state + (step_stride - 2 * H * stride), weight
+                    operands = 2
+                for _ in range(operands):
+                    x = tl.load(operand + h_offsets, mask=tile, other=0.0).to(tl.float32)
+                    z_i = dot(x, weight_tile(columns, 0, 0, H, H, K, unit, row), z_i, PRECISION)
+                    z_f = dot(x, weight_tile(columns, 1, 0, H, H, K, unit, row), z_f, PRECISION)
+                    z_g = dot(x, weight_tile(columns, 2, 0, H, H, K, unit, row), z_g, PRECISION)
+                    z_o = dot(x, weight_tile(columns, 3, 0, H, H, K, unit, row), z_o, PRECISION)
+                    operand = state
+                    columns += H
+                i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
             tanh_c = tanh(f * c + i * g)
             d_c += d_h * o * (1 - tanh_c * tanh_c)
             dz_i = d_c * g * i * (1 - i)  # [BLOCK, HP]
@@ -211,16 +244,27 @@ def bptt_layer_bwd_kernel(
             dw_f = dot(a_t, dz_f, dw_f, PRECISION)
             dw_g = dot(a_t, dz_g, dw_g, PRECISION)
             dw_o = dot(a_t, dz_o, dw_o, PRECISION)
-            d_h = _product(dz_i, None, resident, weight, "d_h", 0, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _product(dz_f, d_h, resident, weight, "d_h", 1, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _product(dz_g, d_h, resident, weight, "d_h", 2, H, IN, HP, KP, RESIDENT, PRECISION)
-            d_h = _product(dz_o, d_h, resident, weight, "d_h", 3, H, IN, HP, KP, RESIDENT, PRECISION)
-            if not FIRST:
-                d_x = _product(dz_i, None, resident, weight, "d_x", 0, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _product(dz_f, d_x, resident, weight, "d_x", 1, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _product(dz_g, d_x, resident, weight, "d_x", 2, H, IN, HP, KP, RESIDENT, PRECISION)
-                d_x = _product(dz_o, d_x, resident, weight, "d_x", 3, H, IN, HP, KP, RESIDENT, PRECISION)
-                tl.store(d_input + t * (H * stride) + h_offsets, d_x, mask=tile)
+            if RESIDENT:
+                d_h = _product(dz_i, None, resident, "d_h", 0, PRECISION)
+                d_h = _product(dz_f, d_h, resident, "d_h", 1, PRECISION)
+                d_h = _product(dz_g, d_h, resident, "d_h", 2, PRECISION)
+                d_h = _product(dz_o, d_h, resident, "d_h", 3, PRECISION)
+                if not FIRST:
+                    d_x = _product(dz_i, None, resident, "d_x", 0, PRECISION)
+                    d_x = _product(dz_f, d_x, resident, "d_x", 1, PRECISION)
+                    d_x = _product(dz_g, d_x, resident, "d_x", 2, PRECISION)
+                    d_x = _product(dz_o, d_x, resident, "d_x", 3, PRECISION)
+                    tl.store(d_input + t * (H * stride) + h_offsets, d_x, mask=tile)
+            else:
+                columns = weight + IN if FIRST else weight
+                for operand_index in range(operands):
+                    d_h = dot(dz_i, weight_tile(columns, 0, 0, H, H, K, row, unit), None, PRECISION)
+                    d_h = dot(dz_f, weight_tile(columns, 1, 0, H, H, K, row, unit), d_h, PRECISION)
+                    d_h = dot(dz_g, weight_tile(columns, 2, 0, H, H, K, row, unit), d_h, PRECISION)
+                    d_h = dot(dz_o, weight_tile(columns, 3, 0, H, H, K, row, unit), d_h, PRECISION)
+                    if not FIRST and operand_index == 0:
+                        tl.store(d_input + t * (H * stride) + h_offsets, d_h, mask=tile)
+                    columns += H
         tl.store(d_initial_state + h_offsets, d_h, mask=tile)
         tl.store(d_initial_state + c_offsets, d_c, mask=tile)
 

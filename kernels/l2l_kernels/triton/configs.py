@@ -69,14 +69,18 @@ STEP = {16: Config(64, 4), 32: Config(128, 8), 64: Config(16, 8)}
 # decide, since the backward is bound by them: 16/4: 285 (0, 0); 16/8: 549 (0, 0); 32/4: 507 (372, 200); 32/8:
 # 984 (208, 284); 64/4 and 64/8 spill 936 and more in the upper layer. Leaving that dW to a matrix product of
 # stored dz instead: 160 for the upper layer's 153, and the product and its 640 bytes on top.
-# At 64 a layer's weights, 64 KiB for each of four gates, exceed shared memory: they are not RESIDENT.
-BPTT = {16: Config(16, 4), 32: Config(16, 4), 64: Config(16, 8)}
+# At 16 two warps have a matrix instruction's eight units each, and four would do the work twice. At 64 a
+# layer's weights, 64 KiB for each of four gates, exceed shared memory: they are not RESIDENT.
+BPTT = {16: Config(16, 2), 32: Config(16, 4), 64: Config(16, 8)}
 
 STEP_OF: dict[Family, dict[int, Config]] = {
     "sm_80": {32: Config(64, 4)},
     # A thread holds all units of a coordinate, so that the compiler drops the padding's arithmetic.
     "sm_100": {32: Config(128, 4)},
     "gfx942": {64: Config(16, 4)},  # with eight warps one layer spills 52 bytes
+}
+BPTT_OF: dict[Family, dict[int, Config]] = {
+    "gfx942": {64: Config(16, 4)},  # 512 registers instead of 256, which spill 1.9 KB
 }
 
 
@@ -133,7 +137,7 @@ def bptt_config(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """As step_config, for the backward kernel's pass over one layer."""
     HP = pad(spec.hidden_size)
-    config = BPTT[HP]
+    config = BPTT_OF.get(family, {}).get(HP, BPTT[HP])
     constants = _shape(spec) | {
         "FIRST": layer == 0,
         "TOP": layer == spec.num_layers - 1,
