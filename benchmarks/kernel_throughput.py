@@ -147,11 +147,13 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 
 @contextmanager
-def configured(case: Case) -> Iterator[dict[str, Any]]:
-    """Sets the Triton kernels' precision and, in a sweep, block and warps; gives those of the last launch."""
-    launched: dict[str, Any] = {}
+def configured(case: Case, launched: dict[str, Any]) -> Iterator[None]:
+    """Sets the Triton kernels' precision and, in a sweep, block and warps, whatever the device's own are.
+
+    The block and warps that the kernel is launched with are written to `launched`.
+    """
     if case.precision == "float32":
-        yield launched
+        yield
         return
     from l2l_kernels.triton import configs
 
@@ -168,7 +170,7 @@ def configured(case: Case) -> Iterator[dict[str, Any]]:
     setattr(configs, name, config)
     setattr(configs.precisions, case.kernel, case.precision)
     try:
-        yield launched
+        yield
     finally:
         setattr(configs, name, table)
         setattr(configs.precisions, case.kernel, precision)
@@ -185,7 +187,7 @@ def compile_case(case: Case, device: str) -> str | None:
     """Leaves a case's compiled kernels in Triton's cache on disk; why not, if it cannot."""
     try:
         problem = Problem(case.kernel, COMPILED_ON, case.T, case.state_dtype, device)
-        with configured(case):
+        with configured(case, {}):
             problem.run(backends.load("triton"))
         torch.cuda.synchronize()
     except Exception as failure:  # returned, not raised: some of Triton's exceptions cannot be pickled
@@ -222,8 +224,9 @@ def first_line(failure: Exception) -> str:
 def measure(case: Case, problem: Problem, backend: backends.Backend, device: str, bounds: dict) -> dict:
     """One case's row: its error and, if that is within the tolerance, its times and shares of the bounds."""
     row = describe(case)
+    launched: dict[str, Any] = {}
     try:
-        with configured(case) as launched:
+        with configured(case, launched):
             row["errors"] = problem.errors(backend)
             row |= launched
             tolerance = TOLERANCE[case.precision]
@@ -237,7 +240,7 @@ def measure(case: Case, problem: Problem, backend: backends.Backend, device: str
                 return row
             row |= time_ms(lambda: problem.run(backend), device)
     except Exception as failure:  # out of registers, shared memory or memory: the other cases still report
-        return row | {"agrees": False, "failure": first_line(failure)}
+        return row | launched | {"agrees": False, "failure": first_line(failure)}
     bytes_, flops = work(case)
     rates = bounds["tflops"]
     matrix_rate = rates.get(MATRIX_RATE[case.precision]) or rates["float32"]  # Triton's interpreter: float32

@@ -13,6 +13,7 @@ import kernel_throughput
 import meta_step
 from kernel_throughput import Case
 from l2l_kernels import LSTMSpec, backends
+from l2l_kernels.triton import configs
 
 BOUNDS = {"copy_gb_per_s": 1.0, "tflops": {"float32": 1.0}, "device": "none"}
 
@@ -76,21 +77,62 @@ def test_a_configuration_that_cannot_run_says_why():
     assert "ms" not in row
 
 
-@pytest.mark.parametrize("kernel", ["step", "bptt"])
-def test_a_sweep_sets_block_and_warps_and_puts_them_back(kernel):
-    from l2l_kernels.triton import configs
+class Launches:
+    """The reference, which looks up block and warps as the Triton kernels do on one family of devices."""
 
-    args = argparse.Namespace(sweep=True, step_sizes=[16], bptt_sizes=[32], unroll=2)
+    def __init__(self, family, fails=False):
+        self.family, self.fails = family, fails
+        self.used = []
+
+    def launch(self, constants, options):
+        self.used.append((constants["BLOCK"], options["num_warps"]))
+        if self.fails:
+            raise RuntimeError("out of resource")
+
+    def step_(self, *arguments):
+        self.launch(*configs.step_config(kernel_throughput.SPEC, self.family))
+        backends.load("reference").step_(*arguments)
+
+    def bptt(self, *arguments):
+        for layer in (1, 0):
+            self.launch(*configs.bptt_config(kernel_throughput.SPEC, layer, self.family))
+        return backends.load("reference").bptt(*arguments)
+
+
+def swept(kernel):
+    arguments = argparse.Namespace(sweep=True, step_sizes=[16], bptt_sizes=[32], unroll=2)
+    return [case for case in kernel_throughput.cases(arguments, []) if case.kernel == kernel]
+
+
+@pytest.mark.parametrize("family", configs.Family.__args__)
+@pytest.mark.parametrize("kernel", ["step", "bptt"])
+def test_a_sweep_sets_block_and_warps_on_every_family_and_puts_them_back(kernel, family):
     arguments = (kernel_throughput.SPEC,) if kernel == "step" else (kernel_throughput.SPEC, 1)
-    before = getattr(configs, f"{kernel}_config")(*arguments), getattr(configs.precisions, kernel)
-    cases = [case for case in kernel_throughput.cases(args, []) if case.kernel == kernel]
-    assert len(set(cases)) == len(cases) > 6
-    for case in cases:
-        with kernel_throughput.configured(case) as launched:
-            constants, options = getattr(configs, f"{kernel}_config")(*arguments)
+    table = getattr(configs, f"{kernel}_config")
+    before = table(*arguments, family), getattr(configs.precisions, kernel)
+    assert len(set(swept(kernel))) == len(swept(kernel)) > 6
+    for case in swept(kernel):
+        launched = {}
+        with kernel_throughput.configured(case, launched):
+            constants, options = getattr(configs, f"{kernel}_config")(*arguments, family)
             assert (constants["BLOCK"], options["num_warps"]) == case.config == tuple(launched.values())
-            assert constants["PRECISION"] == case.precision
-    assert before == (getattr(configs, f"{kernel}_config")(*arguments), getattr(configs.precisions, kernel))
+            assert constants["PRECISION"] == configs.dot_precision(case.precision, family)
+    assert getattr(configs, f"{kernel}_config") is table
+    assert before == (table(*arguments, family), getattr(configs.precisions, kernel))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("family", configs.Family.__args__)
+@pytest.mark.parametrize("kernel", ["step", "bptt"])
+def test_a_result_names_the_block_and_warps_that_were_launched(kernel, family, fails):
+    first = swept(kernel)[0]
+    problem = kernel_throughput.Problem(*first[:4], "cpu")
+    for case in (first, first._replace(config=None)):
+        backend = Launches(family, fails)
+        row = kernel_throughput.measure(case, problem, backend, "cpu", BOUNDS)
+        assert row["agrees"] != fails
+        assert set(backend.used) == {(row["block"], row["num_warps"])}
+        assert case.config in (None, (row["block"], row["num_warps"]))
 
 
 def report(loss=1.0, gradient=(1.0, 2.0), ms=2.0):

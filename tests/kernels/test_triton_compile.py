@@ -12,8 +12,9 @@ from l2l_kernels.triton.aot import TARGETS, compile_report
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
 from l2l_kernels.triton.step import step_fwd_kernel
 
-# Bytes per thread. With Triton 3.9: 36 on sm_80 (the upper layer), 0 elsewhere; the rest allows for drift.
-BPTT_SPILL_BYTES = 64
+# Bytes per thread that a layer's backward may spill, by padded hidden size. Triton 3.9's worst are 84, 36 and
+# 504 (at 64 those of sm_80 and sm_90; sm_100 and gfx942 spill nothing there); the rest allows for drift.
+BPTT_SPILL_BYTES = {16: 128, 32: 64, 64: 768}
 REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
 SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 # Of an H100 that issues 132 · 4 · 1.7e9 a second: 10⁹ steps take less than 223 and 400 ms of it.
@@ -21,9 +22,11 @@ STEP_INSTRUCTIONS, BPTT_INSTRUCTIONS = 200, 360
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_the_20x2_kernels_fit_in_registers(target, record_property):
-    reports = list(compile_report(LSTMSpec(num_layers=2, hidden_size=20), [target]))
-    assert [report.kernel for report in reports] == ["step", "bptt[1]", "bptt[0]"]
+@pytest.mark.parametrize(("num_layers", "hidden_size"), [(1, 16), (2, 20), (2, 64)])
+def test_the_kernels_fit_in_registers(target, num_layers, hidden_size, record_property):
+    reports = list(compile_report(LSTMSpec(num_layers, hidden_size), [target]))
+    layers = [f"bptt[{layer}]" for layer in reversed(range(num_layers))]
+    assert [report.kernel for report in reports] == ["step", *layers]
     for report in reports:
         record_property(report.kernel, str(report))
         assert 32 < report.registers <= REGISTERS[target]  # 32 with spills: the assembler gave up
@@ -31,7 +34,7 @@ def test_the_20x2_kernels_fit_in_registers(target, record_property):
     step, *backward = reports
     assert step.spill_bytes == 0
     for report in backward:
-        assert report.spill_bytes <= BPTT_SPILL_BYTES
+        assert report.spill_bytes <= BPTT_SPILL_BYTES[configs.pad(hidden_size)]
 
 
 def test_the_20x2_kernels_are_few_instructions():
@@ -40,10 +43,11 @@ def test_the_20x2_kernels_are_few_instructions():
     assert 100 < sum(layer.instructions["total"] for layer in backward) <= BPTT_INSTRUCTIONS
 
 
-@pytest.mark.parametrize("state_dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("num_layers", "hidden_size"), [(1, 16), (3, 20)])
-def test_the_step_does_not_spill(target, state_dtype, num_layers, hidden_size):
+@pytest.mark.parametrize(
+    ("num_layers", "hidden_size", "state_dtype"), [(1, 64, "fp32"), (3, 64, "fp32"), (1, 20, "bf16")]
+)
+def test_the_step_does_not_spill(target, num_layers, hidden_size, state_dtype):
     spec = LSTMSpec(num_layers, hidden_size)
     step = next(compile_report(spec, [target], state_dtype))
     assert step.kernel == "step"
