@@ -64,10 +64,10 @@ CASES = [
     Case(1, 5, "identity", N=1, T=1, final=False),
     Case(1, 20, "log_sign", N=31, T=2, in_place=True),
     Case(1, 64, "identity", N=31, T=1),
-    Case(2, 20, "log_sign", N=31, T=20),
+    Case(2, 20, "log_sign", N=17, T=20),
     Case(2, 20, "log_sign", N=1, T=2),
-    Case(2, 20, "log_sign", N=1023, T=20),
-    Case(2, 20, "log_sign", N=1023, T=1, final=False, in_place=True),
+    Case(2, 20, "log_sign", N=131, T=5),
+    Case(2, 20, "log_sign", N=259, T=1, final=False, in_place=True),
     Case(2, 20, "log_sign", N=31, T=2, state_dtype=torch.bfloat16),
     Case(2, 20, "log_sign", N=31, T=2, final=False, contiguous=False),
     Case(2, 20, "log_sign", N=31, T=0),
@@ -171,14 +171,14 @@ DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
 
 
 def random_cases() -> list[Case]:
-    """A dozen cases that hypothesis draws, the same ones in every process."""
+    """Eight cases that hypothesis draws, the same ones in every process."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
     cases: list[Case] = []
 
     @settings(
-        max_examples=12,
+        max_examples=8,
         derandomize=True,
         database=None,
         deadline=None,
@@ -191,7 +191,7 @@ def random_cases() -> list[Case]:
             num_layers=st.integers(1, 3),
             hidden_size=st.integers(1, 40),
             preprocessing=st.sampled_from(["log_sign", "identity"]),
-            N=st.integers(1, 70),
+            N=st.integers(1, 40),
             T=st.integers(1, 3),
             final=st.booleans(),
             state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
