@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -46,7 +45,6 @@ def main() -> None:
     configs.precisions.bptt = arguments.bptt_precision
     console = Console()
     reports: list[CompiledKernel] = []
-    started = time.monotonic()
     for state_dtype in ("fp32", "bf16") if arguments.all else ("fp32",):
         for num_layers in arguments.layers:
             for hidden_size in arguments.hidden_sizes:
@@ -57,7 +55,6 @@ def main() -> None:
     document = {
         "torch": torch.__version__,
         "triton": triton.__version__,
-        "seconds": round(time.monotonic() - started),
         "kernels": [asdict(report) for report in reports],
     }
     arguments.json.write_text(json.dumps(document, indent=1) + "\n")

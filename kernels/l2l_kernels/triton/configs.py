@@ -62,9 +62,9 @@ Family = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 # By padded hidden size: Hopper's, and every family's that has none of its own below. The step's blocks
 # amortise the weights that each program loads, up to the registers. Eight warps take 128 coordinates: at 64
 # two warps do the same arithmetic. Instructions as below, tf32x3 on sm_90: 128/8: 178; 64/4: 190; 128/4: 154,
-# but 256 bytes spilled; 32/4: 466. At 64 it multiplies in a LOOP. Compiled for one to
-# three layers of 16, 20 and 64 units, nothing spills; at 29 and 32, where less of the padding's arithmetic drops
-# out, up to 144 bytes do.
+# but 256 bytes spilled; 32/4: 466. At 64 it multiplies in a LOOP. One to three layers
+# of 16, 20 and 64 units spill nothing; at 29 and 32, where less of the padding's arithmetic drops out, up to 144
+# bytes are spilled.
 STEP = {16: Config(64, 4), 32: Config(128, 8), 64: Config(16, 8)}
 # A block of 16 lets the warps share out the units; larger ones give every warp all of them, and spill. Warp
 # instructions per coordinate and step of both layers of 2×20 in tf32 on sm_90 (bytes spilled in each), which
@@ -72,9 +72,9 @@ STEP = {16: Config(64, 4), 32: Config(128, 8), 64: Config(16, 8)}
 # 984 (208, 284); 64/4 and 64/8 spill 936 and more in the upper layer. Leaving that dW to a matrix product of
 # stored dz instead: 160 for the upper layer's 153, and the product and its 640 bytes on top.
 # At 16 two warps have a matrix instruction's eight units each, and four would do the work twice. At 64 a
-# layer's weights, 64 KiB for each of four gates, exceed shared memory: they are not RESIDENT. With the weights'
-# gradient, 128 registers of each thread, sm_80 and sm_90 spill 420 and 504 bytes there. A launch for half
-# of the gates' gradients spills 100 and 48, but two of them do everything else twice.
+# layer's weights, 64 KiB for each of four gates, exceed shared memory: they are not RESIDENT. The weights'
+# gradient takes 128 registers of each thread there: sm_80 and sm_90 spill 420 and 504 bytes in the upper
+# layer. A launch for half of the gates' gradients spills 100 and 48, but two do everything else twice.
 BPTT = {16: Config(16, 2), 32: Config(16, 4), 64: Config(16, 8)}
 
 STEP_OF: dict[Family, dict[int, Config]] = {
