@@ -171,14 +171,14 @@ DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
 
 
 def random_cases() -> list[Case]:
-    """Eight cases that hypothesis draws, the same ones in every process."""
+    """Six cases that hypothesis draws, the same ones in every process."""
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
     cases: list[Case] = []
 
     @settings(
-        max_examples=8,
+        max_examples=6,
         derandomize=True,
         database=None,
         deadline=None,

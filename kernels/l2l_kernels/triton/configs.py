@@ -63,8 +63,8 @@ Family = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
 # amortise the weights that each program loads, up to the registers. Eight warps take 128 coordinates: at 64
 # two warps do the same arithmetic. Instructions as below, tf32x3 on sm_90: 128/8: 178; 64/4: 190; 128/4: 154,
 # but 256 bytes spilled; 32/4: 466. At 64 it multiplies in a LOOP. One to three layers
-# of 16, 20 and 64 units spill nothing; at 29 and 32, where less of the padding's arithmetic drops out, up to 144
-# bytes are spilled.
+# of 16, 20 and 64 units spill nothing; at 29 and 32, where less of the padding's arithmetic drops out, up to
+# 144 bytes are spilled.
 STEP = {16: Config(64, 4), 32: Config(128, 8), 64: Config(16, 8)}
 # A block of 16 lets the warps share out the units; larger ones give every warp all of them, and spill. Warp
 # instructions per coordinate and step of both layers of 2×20 in tf32 on sm_90 (bytes spilled in each), which
