@@ -67,20 +67,20 @@ static_assert(CHUNK % TILE<float> == 0 && MIN_SLICE % CHUNK == 0);
 
 // ------------------------------------------------------------------------------------------ elementwise
 
-// 2^f for |f| <= 1/2 as 1 + C[0] f + C[1] f^2 + ...: exact at 0, so that tanh(0) is 0. Limits are such that the
-// product of three (1 + e^LIMIT) is finite; a gate that saturates at e^-LIMIT is a 0 to every digit that counts.
+// 2^f for |f| <= 1/2 as 1 + C[0] f + C[1] f^2 + ...: exact at 0, so that tanh(0) is 0. At the limits e^x and its
+// reciprocal are still normal numbers.
 template <class T> struct Exp;
 template <> struct Exp<float> {
     using Bits = int32_t;
     static constexpr int MANTISSA = 23;
-    static constexpr float ROUND = 0x1.8p23f, LIMIT = 28;
+    static constexpr float ROUND = 0x1.8p23f, LIMIT = 80;
     static constexpr float C[] = {0.69314720f,   0.24022648f,   0.055503324f,  // to 2e-9
                                   0.0096184374f, 0.0013398874f, 0.00015353362f};
 };
 template <> struct Exp<double> {
     using Bits = int64_t;
     static constexpr int MANTISSA = 52;
-    static constexpr double ROUND = 0x1.8p52, LIMIT = 230;
+    static constexpr double ROUND = 0x1.8p52, LIMIT = 700;
     static constexpr double C[] = {  // ln(2)^k / k!
         0.6931471805599453,     0.2402265069591007,     0.05550410866482158,   0.009618129107628477,
         0.0013333558146428443,  0.0001540353039338161,  1.5252733804059841e-05, 1.3215486790144309e-06,
@@ -316,11 +316,11 @@ template <class T> struct Cell {
     }
 
   private:
-    // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = 2 sigmoid(2x) - 1, with one division for i, f and g and one for
-    // o and tanh(c).
+    // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = 2 sigmoid(2x) - 1. One reciprocal of five is a division: the
+    // divider works beside the multiply-adds, but not fast enough for more.
     INLINE void activate(const Tile<T>& old_c) {
         constexpr int TOGETHER = 2;  // vectors: as many as registers let wait for their results side by side
-        Tile<T> e_o, e_c;
+        Tile<T> e_c;
 #pragma GCC unroll 4
         for (int first = 0; first < TILE_VECTORS; first += TOGETHER) {
             Vector<T> e[4 * TOGETHER];
@@ -333,24 +333,17 @@ template <class T> struct Cell {
             for (auto& x : e) x = T(1) + x;
             for (int m = 0; m < TOGETHER; ++m) {
                 const int v = first + m;
-                const Vector<T> e_i = e[4 * m], e_f = e[4 * m + 1], e_g = e[4 * m + 2], i_f = e_i * e_f;
-                const Vector<T> inverse = reciprocal<T>(i_f * e_g), over_g = inverse * e_g;
-                gate[0][v] = over_g * e_f;
-                gate[1][v] = over_g * e_i;
-                gate[2][v] = T(2) * (inverse * i_f) - T(1);
-                e_o[v] = e[4 * m + 3];
+                gate[0][v] = reciprocal<T>(e[4 * m]);
+                gate[1][v] = reciprocal<T>(e[4 * m + 1]);
+                gate[2][v] = T(2) * reciprocal<T>(e[4 * m + 2]) - T(1);
+                gate[3][v] = T(1) / e[4 * m + 3];
                 e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
             }
         }
         int scale[TILE_VECTORS];
         std::fill_n(scale, TILE_VECTORS, -2);
         exponential<T>(e_c, scale);
-        for (int v = 0; v < TILE_VECTORS; ++v) {
-            e_c[v] = T(1) + e_c[v];
-            const Vector<T> inverse = reciprocal<T>(e_o[v] * e_c[v]);
-            gate[3][v] = inverse * e_c[v];
-            tanh_c[v] = T(2) * (inverse * e_o[v]) - T(1);
-        }
+        for (int v = 0; v < TILE_VECTORS; ++v) tanh_c[v] = T(2) * reciprocal<T>(T(1) + e_c[v]) - T(1);
     }
 };
 
