@@ -12,7 +12,8 @@ from l2l_kernels.cpu import library
 
 pytestmark = pytest.mark.skipif(library.find_compiler() is None, reason="no C++ compiler")
 
-TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2**-8}
+# bfloat16 is of stored states: half a unit in the last place, and the error of what was rounded.
+TOLERANCE = {torch.float32: 3e-5, torch.float64: 1e-12, torch.bfloat16: 2**-8 + 3e-5}
 
 
 def relative_error(actual, expected):
