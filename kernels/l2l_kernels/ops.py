@@ -1,4 +1,4 @@
-"""The operators `step_`, `step` and `bptt`, registered with torch.library (fake, autograd, by device).
+"""The operators `step_`, `step` and `bptt`, registered with PyTorch (fake, autograd, by device).
 
 `step_` updates in place and is what a rollout or a deployed optimizer calls; `step` is its functional,
 differentiable twin; `bptt` is the backward of a whole window. N coordinates, T steps; states [L, 2, H, N].
@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from l2l_kernels import backends
 from l2l_kernels.spec import LSTMSpec, Preprocessing
@@ -32,15 +32,15 @@ def _register(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a function the operator l2l_kernels::name for every device, its schema read off its annotations.
 
-    As torch.library.custom_op without that one's layers of Python: 37 instead of 55 microseconds for a small
-    optimizee's step. `fake` gives the outputs' shapes from the arguments.
+    As PyTorch's custom_op without that one's layers of Python, which would be most of a small optimizee's
+    step. `fake` gives the outputs' shapes from the arguments.
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
         qualified = f"l2l_kernels::{name}"
-        torch.library.define(qualified, torch.library.infer_schema(function, mutates_args=mutates_args))
-        torch.library.impl(qualified, "CompositeExplicitAutograd", function)
-        torch.library.register_fake(qualified, fake)
+        library.define(qualified, library.infer_schema(function, mutates_args=mutates_args))
+        library.impl(qualified, "CompositeExplicitAutograd", function)
+        library.register_fake(qualified, fake)
         operator: Callable[P, R] = getattr(torch.ops.l2l_kernels, name).default
         return operator
 
@@ -136,7 +136,7 @@ def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor |
     return d_theta, None, d_old_state.to(state.dtype), d_phi, *(None for _ in ctx.constants)
 
 
-torch.library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
+library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
 
 
 def _check_step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:

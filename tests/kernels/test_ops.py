@@ -10,6 +10,7 @@ import pytest
 import torch
 from l2l_kernels import BACKEND_VARIABLE, BackendUnavailableError, LSTMSpec, backends, reference
 from l2l_kernels.ops import _constants
+from torch import library as operators
 
 SPEC = LSTMSpec(num_layers=2, hidden_size=4, p=4.0)
 T, N = 3, 6
@@ -31,11 +32,11 @@ class TestRegistration:
     def test_step_(self, backend):
         theta, grad, state, phi = tensors()
         args = (theta, grad, state, torch.empty_like(state), phi, *_constants(SPEC, backend))
-        torch.library.opcheck(torch.ops.l2l_kernels.step_.default, args)
+        operators.opcheck(torch.ops.l2l_kernels.step_.default, args)
 
     def test_step(self, backend):
         args = (*tensors(requires_grad=True), *_constants(SPEC, backend))
-        torch.library.opcheck(torch.ops.l2l_kernels.step.default, args)
+        operators.opcheck(torch.ops.l2l_kernels.step.default, args)
 
     @pytest.mark.parametrize("from_final_state", [False, True])
     def test_bptt(self, backend, from_final_state):
@@ -44,7 +45,7 @@ class TestRegistration:
         history = torch.randn(T + 1, *SPEC.state_shape, N, dtype=phi.dtype)
         d_final = torch.randn_like(history[0]) if from_final_state else None
         args = (grads, history, d_updates, d_final, phi, *_constants(SPEC, backend))
-        torch.library.opcheck(torch.ops.l2l_kernels.bptt.default, args)
+        operators.opcheck(torch.ops.l2l_kernels.bptt.default, args)
 
     def test_step_gradcheck(self, backend):
         theta, grad, state, phi = tensors(requires_grad=True)
