@@ -32,8 +32,8 @@ def _register(
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Makes a function the operator l2l_kernels::name for every device, its schema read off its annotations.
 
-    As PyTorch's custom_op without that one's layers of Python, which would be most of a small optimizee's
-    step. `fake` gives the outputs' shapes from the arguments.
+    As PyTorch's custom_op without that one's layers of Python, which a small optimizee's step would wait
+    for. `fake` gives the outputs' shapes from the arguments.
     """
 
     def register(function: Callable[P, R]) -> Callable[P, R]:
