@@ -295,7 +295,7 @@ template <class T> void preprocess(Matrix<T>& rows, const T* grad, int64_t n, co
             x = x < zero ? -x : x;
             x = x < least ? least : x;
             x = logarithm(x) * inverse_p;
-            x = x < -one ? -one : x;  // NaN is less than nothing, and stays
+            x = x < -one ? -one : x;  // every comparison with NaN is false: it stays
         }
 }
 
