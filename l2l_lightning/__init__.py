@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from l2l_lightning.pretrained import load
     from l2l_lightning.rollout import Rollout, run_rule
     from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
-    from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic, Task
+    from l2l_lightning.tasks import MNISTMLP, FunctionTask, Mixture, ModuleTask, NoisyScaledSquare, Quadratic, Task
     from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "MetaData",
     "MetaLearner",
     "MetaTrainer",
+    "Mixture",
     "ModuleTask",
     "NoisyScaledSquare",
     "Optimizees",
@@ -42,7 +43,7 @@ _MODULES = {
     "pretrained": ("load",),
     "rollout": ("Rollout", "run_rule"),
     "rules": ("CoordinatewiseLSTM", "UpdateRule"),
-    "tasks": ("MNISTMLP", "FunctionTask", "ModuleTask", "NoisyScaledSquare", "Quadratic", "Task"),
+    "tasks": ("MNISTMLP", "FunctionTask", "Mixture", "ModuleTask", "NoisyScaledSquare", "Quadratic", "Task"),
     "trainer": ("ComparisonSettings", "MetaTrainer"),
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from l2l_lightning import pretrained
+from l2l_lightning.data_module import WindowIndex
 from l2l_lightning.optimizees import derive_generator
+from l2l_lightning.rules.base import UpdateRule
 
 
 class MetaTrainingError(RuntimeError):
@@ -35,10 +40,40 @@ class PhiAveraging(EMAWeightAveraging):
             raise ValueError(f"averaging.decay must be in [0, 1), got {decay}")
         super().__init__(use_buffers=False, decay=decay)
 
+    @property
+    def rule(self) -> UpdateRule:
+        """The rule with the averaged φ̄."""
+        assert self._average_model is not None
+        averaged: UpdateRule = self._average_model.module.rule  # type: ignore[union-attr, assignment]
+        return averaged
+
     def restart(self) -> None:
         """Forgets the average: the next meta-step's φ starts a new one."""
         assert self._average_model is not None
         self._average_model.n_averaged.zero_()
+
+
+class RuleSnapshots(Callback):
+    """Writes the averaged rule as it is after given numbers of rollouts, as FOLDER/after-ROLLOUTS.safetensors.
+
+    Args:
+        averaging: Whose φ̄ to write; it comes before this in the trainer's callbacks.
+        rollouts: After how many.
+        folder: Where to.
+    """
+
+    def __init__(self, averaging: PhiAveraging, rollouts: Sequence[int], folder: Path) -> None:
+        self.averaging = averaging
+        self.rollouts = rollouts
+        self.folder = folder
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: WindowIndex, batch_idx: int
+    ) -> None:
+        """Writes one if the window ends the rollout."""
+        ended = batch.start + batch.length >= pl_module.horizon_of(batch.rollout)  # type: ignore[operator]
+        if ended and batch.rollout + 1 in self.rollouts and trainer.is_global_zero:
+            pretrained.save(self.averaging.rule, self.folder / f"after-{batch.rollout + 1}.safetensors")
 
 
 class CollapseGuard(Callback):

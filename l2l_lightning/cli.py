@@ -53,6 +53,35 @@ class MetaLearningCLI(LightningCLI):
 
     run_name = "run"
 
+    @classmethod
+    def build(cls, arguments: list[str], *, run: bool = True) -> MetaLearningCLI:
+        """Parses the arguments and instantiates what they describe; runs the subcommand among them.
+
+        Args:
+            arguments: With `run` a subcommand and its options, else the options of a fit; presets as paths.
+            run: False leaves it to the caller to use the trainer, the model and the data module.
+        """
+        return cls(
+            MetaLearner,
+            MetaData,
+            trainer_class=MetaTrainer,
+            trainer_defaults={
+                "max_epochs": 1,
+                "gradient_clip_val": 1.0,
+                # Validation rollouts need the optimizees' gradients.
+                "inference_mode": False,
+                "num_sanity_val_steps": 0,
+                "log_every_n_steps": 10,
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+            },
+            save_config_callback=SaveConfigCallback,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            args=arguments,
+            run=run,
+        )
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Fit, validate and test as in Lightning; tune and compare are MetaTrainer's."""
@@ -101,7 +130,7 @@ class MetaLearningCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Gives a fit its own run folder, which nothing else ever writes to."""
-        config = self.config[self.subcommand]
+        config = self._options
         self.root = Path(config.trainer.default_root_dir or "runs")
         self.run_folder = self.root
         if self.subcommand == "fit":
@@ -119,16 +148,23 @@ class MetaLearningCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the loggers, unless the user configured others."""
-        config = self.config[self.subcommand]
+        config = self._options
         kwargs["default_root_dir"] = str(self.run_folder)
         if config.trainer.logger in (None, True):
-            kwargs["logger"] = self._loggers(config.wandb) if self.subcommand == "fit" else False
+            # Without a subcommand the caller fits, as often as it takes: each time into logs of its own.
+            loggers: Any = {"fit": self._loggers, None: lambda _: CSVLogger(self.run_folder, name="logs")}
+            kwargs["logger"] = loggers[self.subcommand](config.wandb) if self.subcommand in loggers else False
         self.trainer_defaults["callbacks"] = []
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
         if kwargs.get("logger", config.trainer.logger):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         return super().instantiate_trainer(**kwargs)
+
+    @property
+    def _options(self) -> Any:
+        """The options as given: the subcommand's, where there is one."""
+        return self.config[self.subcommand] if self.subcommand else self.config
 
     @property
     def _comparison(self) -> ComparisonSettings:
@@ -166,11 +202,15 @@ class MetaLearningCLI(LightningCLI):
         device = self.trainer.strategy.root_device
         choose(device, getattr(self.model.rule, "backend", None))
         check_available(self.model.cuda_graphs, device)
+        self.limit_validation()
+        print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
+
+    def limit_validation(self) -> None:
+        """Validates at least once: Lightning refuses an interval that is longer than the run."""
         windows = len(self.datamodule.windows(self.model))
         if isinstance(self.trainer.val_check_interval, int) and self.trainer.val_check_interval > windows:
             print(f"The run has {windows} meta-steps only: it is validated once, at its end.")
             self.trainer.val_check_interval = windows
-        print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
 
     def after_fit(self) -> None:
         """Ends a run with the comparison that it is about."""
@@ -180,24 +220,26 @@ class MetaLearningCLI(LightningCLI):
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
         if best:
             print(f"Best checkpoint: {best}")
-        trainer.compare(
+        self.compare(
             self.model,
             self.datamodule,
-            self._comparison,
             ckpt_path=best or None,
             out=str(self.run_folder),
             tuning_dir=str(self.root / "tuning"),
         )
 
-    def tune(self, **arguments: Any) -> None:
-        """Runs MetaTrainer.tune with the command line's settings."""
+    def tune(self, model: MetaLearner, datamodule: MetaData, **arguments: Any) -> None:
+        """Runs MetaTrainer.tune with the command line's settings, on every member of a mixture."""
         trainer: Any = self.trainer
-        trainer.tune(comparison=self._comparison, **arguments)
+        for task in model.task.members:
+            trainer.tune(model, datamodule, self._comparison, task=task, **arguments)
 
-    def compare(self, **arguments: Any) -> None:
-        """Runs MetaTrainer.compare with the command line's settings."""
+    def compare(self, model: MetaLearner, datamodule: MetaData, out: str, **arguments: Any) -> None:
+        """Runs MetaTrainer.compare with the command line's settings; a mixture's members get a folder each."""
         trainer: Any = self.trainer
-        trainer.compare(comparison=self._comparison, **arguments)
+        for number, task in enumerate(model.task.members, start=1):
+            folder = out if len(model.task.members) == 1 else f"{out}/member-{number}"
+            trainer.compare(model, datamodule, self._comparison, out=folder, task=task, **arguments)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -214,25 +256,7 @@ def main(args: Sequence[str] | None = None) -> None:
     torch.set_flush_denormal(True)
     try:
         arguments, MetaLearningCLI.run_name = _prepare(arguments)
-        MetaLearningCLI(
-            MetaLearner,
-            MetaData,
-            trainer_class=MetaTrainer,
-            trainer_defaults={
-                "max_epochs": 1,
-                "gradient_clip_val": 1.0,
-                # Validation rollouts need the optimizees' gradients.
-                "inference_mode": False,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
-            save_config_callback=SaveConfigCallback,
-            seed_everything_default=0,
-            auto_configure_optimizers=False,
-            args=arguments,
-        )
+        MetaLearningCLI.build(arguments)
     except (
         CommandLineError,
         DataNotFoundError,

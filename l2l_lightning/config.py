@@ -29,4 +29,4 @@ def from_class_config(config: dict[str, Any], base: type) -> Any:
     cls = getattr(importlib.import_module(module), name)
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise ValueError(f"{config['class_path']} is not a {base.__name__}")
-    return cls(**config["init_args"])
+    return cls(**config.get("init_args", {}))

@@ -13,6 +13,7 @@ from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.data.images import Images
 from l2l_lightning.data.loading import ROOT_VARIABLE
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.turns import turn
 
 
 class WindowIndex(NamedTuple):
@@ -26,17 +27,25 @@ class WindowIndex(NamedTuple):
     """T, the window's inner steps."""
 
 
+def rollout_horizon(horizons: Sequence[int], rollout: int) -> int:
+    """Inner steps of a run's rollout: one of the horizons, which take turns in a shuffled order."""
+    return horizons[turn(rollout, len(horizons), "horizon")]
+
+
 class WindowLoader:
     """Every window of every rollout in order; resumable between any two windows.
 
     Sized and stateful, which is what makes Lightning's resume in mid-rollout exact. With several unroll
     lengths the run is divided evenly between them, in their order; a rollout's last window may be shorter.
+    With several horizons, rollouts have one or another (see `rollout_horizon`).
     """
 
-    def __init__(self, num_rollouts: int, horizon: int, unrolls: Sequence[int]) -> None:
+    def __init__(self, num_rollouts: int, horizon: int | Sequence[int], unrolls: Sequence[int]) -> None:
+        horizons = [horizon] if isinstance(horizon, int) else horizon
         self.windows = [
             WindowIndex(rollout, start, min(unroll, horizon - start))
             for rollout in range(num_rollouts)
+            for horizon in [rollout_horizon(horizons, rollout)]
             for unroll in [unrolls[rollout * len(unrolls) // num_rollouts]]
             for start in range(0, horizon, unroll)
         ]
@@ -121,7 +130,7 @@ class MetaData(LightningDataModule):
 
     def windows(self, model: Any) -> WindowLoader:
         """Every window of a run of this length on a MetaLearner."""
-        return WindowLoader(self.num_rollouts, model.horizon, model.unrolls)
+        return WindowLoader(self.num_rollouts, model.horizons, model.unrolls)
 
     def val_dataloader(self) -> list[int]:
         """One step: all validation optimizees run side by side."""

@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 
 from l2l_lightning.baselines import final_losses
 from l2l_lightning.config import class_config, from_class_config
-from l2l_lightning.data_module import MetaData, WindowIndex
+from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules.base import UpdateRule
@@ -36,7 +36,8 @@ class MetaLearner(LightningModule):
     Args:
         task: The distribution of optimizees.
         rule: m_φ, the rule to learn.
-        horizon: Inner steps of a rollout.
+        horizon: Inner steps of a rollout. Of a list, rollouts have one or another, in equal shares; validations
+            and comparisons run the first.
         unroll: T, the inner steps of a window (a rollout's last window may be shorter). A list divides the
             run evenly between its lengths: short windows give many meta-steps to begin with, long ones
             then credit an early update with all that comes of it.
@@ -49,7 +50,8 @@ class MetaLearner(LightningModule):
         cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
             then says why); True: or else an error; False: never.
-        num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs.
+        num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
+            the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
 
     Raises:
@@ -69,7 +71,7 @@ class MetaLearner(LightningModule):
         self,
         task: Task,
         rule: UpdateRule,
-        horizon: int = 100,
+        horizon: int | list[int] = 100,
         unroll: int | list[int] = 20,
         num_tasks: int = 8,
         learning_rate: float = 0.003,
@@ -82,8 +84,9 @@ class MetaLearner(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
         at_least_one = {
-            "horizon": horizon,
+            "horizon": min(self.horizons, default=0),
             "num_tasks": num_tasks,
             "num_validation_optimizees": num_validation_optimizees,
         }
@@ -93,7 +96,7 @@ class MetaLearner(LightningModule):
         self.unrolls = [unroll] if isinstance(unroll, int) else list(unroll)
         if not self.unrolls or min(self.unrolls) < 1:
             raise ValueError(f"unroll must be at least 1, got {unroll}")
-        if max(self.unrolls) > horizon:
+        if max(self.unrolls) > min(self.horizons):
             raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
         if learning_rate <= 0:
             raise ValueError(f"learning_rate must be positive, got {learning_rate}")
@@ -103,7 +106,7 @@ class MetaLearner(LightningModule):
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
         self.task = task
         self.rule = rule
-        self.horizon = horizon
+        self.horizon = self.horizons[0]
         self.num_tasks = num_tasks
         self.learning_rate = learning_rate
         self.warmup_steps = warmup_steps
@@ -151,12 +154,17 @@ class MetaLearner(LightningModule):
             weights[:-1] = 0
         return weights
 
+    def horizon_of(self, rollout: int) -> int:
+        """Inner steps of the run's rollout of this index."""
+        return rollout_horizon(self.horizons, rollout)
+
     def start_rollout(self, index: int) -> Rollout:
         """The run's index-th rollout on this process; no other process draws from its streams."""
         process = index * self.trainer.world_size + self.trainer.global_rank
         indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
         images = self.data.images("train", self.device)
-        optimizees = Optimizees(self.task, images, self.seed, "train", indices, self.device)
+        task = self.task.member(index)
+        optimizees = Optimizees(task, images, self.seed, "train", indices, self.device)
         return Rollout(self.rule, optimizees, self._workspace, self.cuda_graphs)
 
     def abandon_rollout(self) -> None:
@@ -171,7 +179,7 @@ class MetaLearner(LightningModule):
                 self._rollout.load_state_dict(self._carried)
         self._carried = None
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
-        if window.start + window.length >= self.horizon:
+        if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
         self.log("meta_loss", result.meta_loss.detach(), prog_bar=True, on_step=True, batch_size=1)
         return result.meta_loss
@@ -179,14 +187,14 @@ class MetaLearner(LightningModule):
     def _evaluate(self, stream: Literal["validation", "test"]) -> None:
         # Every process runs its own share; the metrics' means are synchronised.
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        indices = range(rank, max(self.num_validation_optimizees, rank + 1), world)
-        optimizees = Optimizees(
-            self.task, self.data.images(stream, self.device), self.seed, stream, indices, self.device
-        )
-        losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
-        self.initial_loss.update(losses[0])
-        self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
-        self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
+        images, members = self.data.images(stream, self.device), self.task.members
+        share = max(self.num_validation_optimizees // len(members), rank + 1)
+        for task in members:
+            optimizees = Optimizees(task, images, self.seed, stream, range(rank, share, world), self.device)
+            losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
+            self.initial_loss.update(losses[0])
+            self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
+            self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
         prefix = "val" if stream == "validation" else "test"
         self.log(f"{prefix}/initial_loss", self.initial_loss)
         self.log(f"{prefix}/final_loss", self.final_loss, prog_bar=True)
@@ -219,7 +227,7 @@ class MetaLearner(LightningModule):
         return {
             "task": class_config(self.task),
             "rule": class_config(self.rule),
-            "horizon": self.horizon,
+            "horizon": self.horizons if len(self.horizons) > 1 else self.horizon,
             "unroll": self.unrolls,
             "num_tasks": self.num_tasks,
             "learning_rate": self.learning_rate,

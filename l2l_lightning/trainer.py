@@ -28,6 +28,7 @@ from l2l_lightning.evaluation import (
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import run_rule
+from l2l_lightning.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class MetaTrainer(Trainer):
         datamodule: MetaData,
         comparison: ComparisonSettings | None = None,
         tuning_dir: str | None = None,
+        task: Task | None = None,
     ) -> dict[str, TunedBaseline]:
         """Finds the best learning rate of every baseline on a task, and prints them.
 
@@ -79,9 +81,14 @@ class MetaTrainer(Trainer):
             comparison: Which baselines, and on how many optimizees.
             tuning_dir: Where finished searches are kept and found again; None is "tuning" under the
                 default_root_dir.
+            task: What to tune on; None is the model's.
+
+        Raises:
+            ValueError: The task is a mixture: it has no optimizees of its own.
         """
         comparison = comparison or ComparisonSettings()
-        datamodule.load(model.task)
+        task = _one_kind(task or model.task)
+        datamodule.load(task)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, transient=True) as progress:
             bar = progress.add_task("Tuning the baselines", total=None)
@@ -90,7 +97,7 @@ class MetaTrainer(Trainer):
                 progress.update(bar, description=f"Tuning {name}: learning rate {rate:g} gives {score:.4g}")
 
             tuned = tune(
-                model.task,
+                task,
                 datamodule.images("validation", self.strategy.root_device),
                 comparison.horizon or model.horizon,
                 model.seed,
@@ -100,7 +107,7 @@ class MetaTrainer(Trainer):
                 device=self.strategy.root_device,
                 progress=report,
             )
-        _console().print(tuning_table(tuned.values(), model.task.describe()))
+        _console().print(tuning_table(tuned.values(), task.describe()))
         return tuned
 
     def compare(
@@ -111,6 +118,7 @@ class MetaTrainer(Trainer):
         ckpt_path: str | None = None,
         out: str = "comparison",
         tuning_dir: str | None = None,
+        task: Task | None = None,
     ) -> Comparison:
         """Compares a trained rule with tuned baselines on fresh optimizees, and writes curves and a summary.
 
@@ -121,18 +129,23 @@ class MetaTrainer(Trainer):
             ckpt_path: Checkpoint to take φ from; None compares the rule as it is.
             out: Folder for curves.csv, curves.png and summary.json.
             tuning_dir: As for `tune`.
+            task: What to compare on; None is the model's.
+
+        Raises:
+            ValueError: The task is a mixture: compare on its members, one at a time.
         """
         comparison = comparison or ComparisonSettings()
+        task = _one_kind(task or model.task)
         if ckpt_path:
             saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
             model.on_load_checkpoint(saved)
             model.load_state_dict(saved["state_dict"])
-        tuned = self.tune(model, datamodule, comparison, tuning_dir)
+        tuned = self.tune(model, datamodule, comparison, tuning_dir, task)
         device = self.strategy.root_device
         model.to(device).eval()
         make_optimizees = functools.partial(
             Optimizees,
-            model.task,
+            task,
             datamodule.images("test", device),
             model.seed,
             "test",
@@ -169,6 +182,13 @@ def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
             str(len(baseline.scores)),
         )
     return table
+
+
+def _one_kind(task: Task) -> Task:
+    """The task, unless it is a mixture."""
+    if len(task.members) > 1:
+        raise ValueError(f"{task.describe()} is compared one member at a time: pass one of task.members as task")
+    return task
 
 
 def _console() -> Console:

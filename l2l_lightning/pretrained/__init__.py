@@ -86,6 +86,7 @@ def save(rule: UpdateRule, path: str | Path) -> None:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {type(rule).__name__}")
     config = rule.config() | {"backend": None}  # which machine runs it is not the rule's
     metadata = {"format": FORMAT, "rule": type(rule).__name__, "config": json.dumps(config)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {key: value.detach().cpu().contiguous() for key, value in rule.state_dict().items()}, path, metadata
     )

@@ -72,6 +72,15 @@ class Task(ABC):
             (grads,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
         return losses.detach(), grads
 
+    @property
+    def members(self) -> Sequence[Task]:
+        """The kinds of optimizee, one task each: a mixture has several."""
+        return [self]
+
+    def member(self, index: int) -> Task:
+        """The task that the run's index-th rollout is of."""
+        return self
+
     @abstractmethod
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain values, for checkpoints and result files."""

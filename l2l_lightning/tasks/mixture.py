@@ -1,0 +1,89 @@
+"""A mixture of tasks: rollout after rollout of another kind of optimizee."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.tasks.base import Batch, Task
+from l2l_lightning.turns import turn
+
+
+class Mixture(Task):
+    r"""A distribution over tasks, so that one rule learns to optimise all of them.
+
+    The run's i-th rollout is of one member, all its optimizees alike. Every stretch of M rollouts, M the
+    number of members, meets each member once, in an order that is drawn anew: a share of 1/M each, without
+    the noise of independent draws. To weigh a member more, list it more than once.
+
+    Members may differ in anything but the data set: in their numbers of coordinates too, as a rule sees
+    coordinates only.
+
+    Args:
+        tasks: The members; in a configuration, {"class_path", "init_args"} each.
+
+    Raises:
+        ValueError: No members, a mixture among them, or two that need different data sets.
+
+    Example:
+        >>> from l2l_lightning.tasks import MNISTMLP
+        >>> mixture = Mixture([MNISTMLP(activation="sigmoid"), MNISTMLP(activation="relu")])
+        >>> sorted(mixture.member(i).activation for i in range(2))
+        ['relu', 'sigmoid']
+
+    Source: the idea is that of training on a distribution of tasks, Andrychowicz et al. 2016, equation 2.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks = [
+            from_class_config(task, Task) if isinstance(task, dict) else task for task in tasks
+        ]
+        if not self.tasks:
+            raise ValueError("tasks must name at least one task")
+        if any(isinstance(task, Mixture) for task in self.tasks):
+            raise ValueError("tasks must not hold a mixture: list its members instead")
+        datasets = sorted({task.dataset for task in self.tasks if task.dataset is not None})
+        if len(datasets) > 1:
+            raise ValueError(f"tasks must share one data set, got {', '.join(datasets)}")
+        self.dataset = datasets[0] if datasets else None
+        self.num_coordinates = max(task.num_coordinates for task in self.tasks)
+
+    @property
+    def members(self) -> list[Task]:
+        """The tasks, each once, in the order given."""
+        distinct: dict[str, Task] = {}
+        for task in self.tasks:
+            distinct.setdefault(task.describe(), task)
+        return list(distinct.values())
+
+    def member(self, index: int) -> Task:
+        """The task of the run's index-th rollout."""
+        return self.tasks[turn(index, len(self.tasks), "member")]
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """Refuses: a mixture has no θ of its own.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a Mixture has no optimizees of its own: take a member's")
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """Refuses, as `init` does.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError("a Mixture has no loss of its own: take a member's")
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {"tasks": [class_config(task) for task in self.tasks]}
+
+    def describe(self) -> str:
+        """The members, in one line."""
+        return f"Mixture of {', '.join(task.describe() for task in self.members)}"
