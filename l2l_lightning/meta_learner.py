@@ -15,6 +15,7 @@ from l2l_lightning.baselines import final_losses
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.pretrained import load
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
@@ -53,9 +54,12 @@ class MetaLearner(LightningModule):
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
+        start_from: A trained rule that φ starts from: the name of one of the package's, or the path of a
+            .safetensors file. It must have the configured rule's shape. None draws φ.
 
     Raises:
-        ValueError: A value is out of its range; the message names it.
+        ValueError: A value is out of its range, or start_from does not fit the rule; the message names it.
+        WeightsError: There is no such rule as start_from, or its file is damaged.
 
     Source: Andrychowicz et al. 2016, equation 3 and section 2.1.
 
@@ -82,6 +86,7 @@ class MetaLearner(LightningModule):
         cuda_graphs: bool | None = None,
         num_validation_optimizees: int = 32,
         seed: int = 0,
+        start_from: str | None = None,
     ) -> None:
         super().__init__()
         self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
@@ -116,6 +121,9 @@ class MetaLearner(LightningModule):
         self.cuda_graphs = cuda_graphs
         self.num_validation_optimizees = num_validation_optimizees
         self.seed = seed
+        self.start_from = start_from
+        if start_from is not None:
+            self._copy_phi(start_from)
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self._rollout: Rollout | None = None
         self._workspace = Workspace()
@@ -140,6 +148,13 @@ class MetaLearner(LightningModule):
         model = cls(task, rule, **settings, seed=saved["seed_everything"])
         model.load_state_dict(checkpoint["state_dict"])
         return model
+
+    def _copy_phi(self, name: str) -> None:
+        theirs = load(name)
+        shapes = [{key: value.shape for key, value in r.state_dict().items()} for r in (theirs, self.rule)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"start_from={name} is a rule of another shape: {theirs.config()}")
+        self.rule.load_state_dict(theirs.state_dict())
 
     @property
     def data(self) -> MetaData:
@@ -223,7 +238,7 @@ class MetaLearner(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, but for the seed, as plain values."""
+        """The constructor's arguments, but for the seed and start_from, as plain values."""
         return {
             "task": class_config(self.task),
             "rule": class_config(self.rule),
@@ -253,6 +268,8 @@ class MetaLearner(LightningModule):
             "model": self.settings(),
             "data": self.data.settings(),
             "data_source": self.data.source,
+            # For the record alone: φ is in the checkpoint.
+            "start_from": self.start_from,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

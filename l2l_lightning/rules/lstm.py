@@ -16,7 +16,8 @@ from l2l_lightning.rules.base import Step, UpdateRule
 class CoordinatewiseLSTM(UpdateRule):
     """An LSTM applied to every coordinate separately, with shared weights.
 
-    u_t = output_scale · (w_out · h_t + b_out), h_t the top layer's output on the preprocessed g_t.
+    u_t = output_scale · (w_out · h_t + b_out), h_t the top layer's output on the preprocessed
+    gradient_scale · g_t.
     State [L, 2, H, n]; see `l2l_kernels.LSTMSpec` for the maths and `l2l_kernels.reference` for the code.
 
     Args:
@@ -29,9 +30,10 @@ class CoordinatewiseLSTM(UpdateRule):
             starts with small updates trains; one that starts with large ones goes to chance and stays.
         forget_bias: Added to the forget gates' initial biases: the rule starts with a longer memory.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        gradient_scale: Multiplies gradients before anything else.
 
     Raises:
-        ValueError: A value is out of its range (see LSTMSpec), or the backend is unknown.
+        ValueError: A value is out of its range (see LSTMSpec), gradient_scale is not positive, or the backend is unknown.
 
     Source: Andrychowicz et al. 2016, section 2.1.
 
@@ -50,13 +52,17 @@ class CoordinatewiseLSTM(UpdateRule):
         head_init_scale: float = 0.1,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        gradient_scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.head_init_scale = head_init_scale
+        if not gradient_scale > 0:
+            raise ValueError(f"gradient_scale must be positive, got {gradient_scale}")
         self.forget_bias = forget_bias
+        self.gradient_scale = gradient_scale
         self.backend = backend
         self.state_shape = self.spec.state_shape
         H = hidden_size
@@ -88,17 +94,23 @@ class CoordinatewiseLSTM(UpdateRule):
 
     def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(g_t [n], s_t [L, 2, H, n]) to (u_t [n], s_{t+1}), in plain PyTorch: the definition."""
-        return reference.step(torch.zeros_like(grad), grad, state, self.phi(), self.spec)
+        return reference.step(torch.zeros_like(grad), self._scaled(grad), state, self.phi(), self.spec)
+
+    def _scaled(self, grad: Tensor) -> Tensor:
+        return grad if self.gradient_scale == 1 else grad * self.gradient_scale
 
     @torch.no_grad()
     def stepper(self) -> Step:
         """θ += u_t and new_state = s_{t+1} in one fused launch a step; φ is packed here."""
-        return functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
+        fused = functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
+        if self.gradient_scale == 1:
+            return fused
+        return lambda theta, grad, state, new_state: fused(theta, self._scaled(grad), state, new_state)
 
     @torch.no_grad()
     def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
         """d/dφ of Σ_t <d_updates_t, u_t> by the fused backward through time."""
-        d_phi, _ = bptt(grads, history, d_updates, None, self.phi(), self.spec, self.backend)
+        d_phi, _ = bptt(self._scaled(grads), history, d_updates, None, self.phi(), self.spec, self.backend)
         parameters = list(self.parameters())
         parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
         return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
@@ -114,4 +126,5 @@ class CoordinatewiseLSTM(UpdateRule):
             "head_init_scale": self.head_init_scale,
             "forget_bias": self.forget_bias,
             "backend": self.backend,
+            "gradient_scale": self.gradient_scale,
         }
