@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.data.images import Images
-from l2l_lightning.data.loading import ROOT_VARIABLE
+from l2l_lightning.data.loading import root_from_environment
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.turns import turn
 
@@ -73,14 +72,16 @@ class MetaData(LightningDataModule):
     """The data of a meta-training run.
 
     Args:
-        root: Folder of the full data set, as torchvision lays it out; None is the variable L2L_DATA, or else
-            the real subset that the package ships.
-        download: Let torchvision download what is missing under `root`.
+        root: Folder of the data set that the task names. MNIST: as torchvision lays it out; None is the
+            variable L2L_DATA, or else the real subset that the package ships. Smiles: GENKI-4K or two class
+            folders; None is the variable L2L_SMILES. Digits need none.
+        download: Let torchvision download what is missing of MNIST under `root`.
         num_rollouts: Length of the meta-training: rollouts, each of `num_tasks` optimizees per process and of
             ceil(horizon / unroll) meta-steps.
 
     Raises:
         DataNotFoundError: The data set is not where `root` says (when the data is loaded).
+        DataCorruptedError: Its files cannot be read as images and labels (when the data is loaded).
         ValueError: num_rollouts < 1.
     """
 
@@ -88,21 +89,27 @@ class MetaData(LightningDataModule):
         super().__init__()
         if num_rollouts < 1:
             raise ValueError(f"num_rollouts must be at least 1, got {num_rollouts}")
-        # The variable is looked up once, so that a checkpoint records the data it was trained on.
-        self.root = root or os.environ.get(ROOT_VARIABLE)
+        self.root = root
         self.download = download
         self.num_rollouts = num_rollouts
         self.splits: ImageSplits | None = None
+        self._dataset: str | None = None
+        self._loaded_root = root
         self._on_device: dict[tuple[str, torch.device], Images] = {}
 
     def load(self, task: Task) -> None:
         """Loads what the task needs, once; a task without a data set needs nothing."""
-        if task.dataset is not None and self.splits is None:
-            self.splits = load_images(task.dataset, self.root, self.download)
+        if task.dataset in (None, self._dataset):
+            return
+        # The variable is looked up once, so that a checkpoint records the data it was trained on.
+        root = self.root or root_from_environment(task.dataset)
+        self.splits = load_images(task.dataset, root, self.download)
+        self._dataset, self._loaded_root = task.dataset, root
+        self._on_device.clear()
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
-        return {"root": self.root, "download": self.download, "num_rollouts": self.num_rollouts}
+        """The constructor's arguments as plain values; the root is the one that was loaded."""
+        return {"root": self._loaded_root, "download": self.download, "num_rollouts": self.num_rollouts}
 
     @property
     def source(self) -> str:

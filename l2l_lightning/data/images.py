@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,13 +16,19 @@ class Images:
     labels: Tensor
     source: str
     """Where they came from, for the record: "embedded MNIST subset (…)", "MNIST at ROOT (…)"."""
+    num_classes: int | None = None
+    """C, where labels are 0 to C - 1; None if that is not said."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> Images:
         """The same images on another device."""
-        return Images(self.pixels.to(device), self.labels.to(device), self.source)
+        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
+
+    def select(self, indices: Tensor) -> Images:
+        """The images at indices [n], as a set of their own."""
+        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
 
     def sample_indices(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """A minibatch's indices [batch_size], drawn with replacement (as DeepMind's code does)."""

@@ -1,62 +1,42 @@
-"""Finds an image data set, whole or as the subset that ships with the package, in three disjoint splits."""
+"""Finds an image data set by its name, in three disjoint splits."""
 
 from __future__ import annotations
 
 import os
-from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from l2l_lightning.data.images import Images
-
-ROOT_VARIABLE = "L2L_DATA"
-"""The environment variable that stands in for `root`."""
-
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-)
-
-
-class DataNotFoundError(FileNotFoundError):
-    """A data set is not where the settings say; the message names the settings."""
-
-
-class DataCorruptedError(ValueError):
-    """A data set's files are there and are not what they should be."""
-
-
-class ImageSplits(NamedTuple):
-    """Disjoint images to meta-train on, to choose a checkpoint or a learning rate on, and to report on."""
-
-    train: Images
-    validation: Images
-    test: Images
+from l2l_lightning.data.data_sets import DATA_SETS
+from l2l_lightning.data.digits import load_digits
+from l2l_lightning.data.errors import DataNotFoundError
+from l2l_lightning.data.mnist import load_mnist
+from l2l_lightning.data.smiles import load_smiles
+from l2l_lightning.data.splits import ImageSplits
 
 
 def load_images(name: str = "mnist", root: str | Path | None = None, download: bool = False) -> ImageSplits:
     """Loads a data set's three splits onto the CPU.
 
-    Train and validation are the first five sixths and the last sixth of the official training set (MNIST:
-    50,000 and 10,000), test is the official test set (10,000). Without a root, the splits of the embedded
-    subset (4,000, 1,000 and 1,000 real images) are drawn each from the same split of the whole.
-    Nothing is ever substituted: a root that does not hold the data is an error.
+    - "mnist", 28x28, 10 classes: train and validation are the first five sixths and the last sixth of the
+      official training set (50,000 and 10,000), test is the official test set (10,000). Without a root, the
+      splits of the embedded subset (4,000, 1,000 and 1,000 real images) are drawn each from the same split of
+      the whole.
+    - "digits", 8x8, 10 classes: the 1,797 digits of scikit-learn.
+    - "smiles", 28x28, 2 classes: a folder of your own, GENKI-4K or images in two class folders.
+
+    Digits and smiles are split into 2/3, 1/6 and 1/6 by a fixed permutation. Nothing is ever substituted: a
+    root that does not hold the data is an error.
 
     Args:
-        name: "mnist", the only one so far.
-        root: Folder that holds MNIST/raw, as torchvision lays it out; None is the variable L2L_DATA, or, if
-            that is unset or empty, the embedded subset.
-        download: Let torchvision download what is missing under `root`.
+        name: "mnist", "digits" or "smiles".
+        root: Folder of the data set. MNIST: it holds MNIST/raw, as torchvision lays it out; None is the
+            variable L2L_DATA, or, if that is unset or empty, the embedded subset. Smiles: a folder in one of
+            the layouts of `l2l_lightning.data.smiles.load_smiles`; None is the variable L2L_SMILES. Digits
+            need none and read none.
+        download: Let torchvision download what is missing of MNIST under `root`.
 
     Raises:
         DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded
-            (without a root, there is nowhere to download it to).
+            (without a root, there is nowhere to download it to), or scikit-learn is missing.
         DataCorruptedError: Its files cannot be read as images and labels.
         ValueError: An unknown name.
 
@@ -65,85 +45,25 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
         >>> splits.test.pixels.shape[1]
         784
     """
-    if name != "mnist":
-        raise ValueError(f"unknown data set {name!r}; available: 'mnist'")
-    root = root or os.environ.get(ROOT_VARIABLE)
-    if root:
-        return _load_mnist(Path(root).expanduser(), download)
+    if name not in DATA_SETS:
+        raise ValueError(f"unknown data set {name!r}; available: {', '.join(map(repr, DATA_SETS))}")
+    root = root or root_from_environment(name)
+    folder = Path(root).expanduser() if root else None
+    if name == "mnist":
+        return load_mnist(folder, download)
     if download:
         raise DataNotFoundError(
-            "--data.download true needs a folder to download to: "
-            f"set --data.root or the variable {ROOT_VARIABLE}"
+            f"the data set {name!r} cannot be downloaded, only MNIST can: set --data.download false"
         )
-    return _load_embedded_mnist()
+    return load_digits() if name == "digits" else load_smiles(folder)
 
 
-def _load_embedded_mnist() -> ImageSplits:
-    source = "embedded MNIST subset (5,000 + 1,000 images)"
-    file = resources.files("l2l_lightning.data").joinpath("mnist_subset.npz")
-    with file.open("rb") as stream, np.load(stream) as arrays:
+def root_from_environment(name: str) -> str | None:
+    """What the data set's variable says its root is; None if it is unset or empty, or if there is none.
 
-        def split(name: str) -> Images:
-            images, labels = (torch.from_numpy(arrays[f"{name}_{part}"]) for part in ("images", "labels"))
-            return _images(images, labels, source)
-
-        return ImageSplits(split("train"), split("validation"), split("test"))
-
-
-def _load_mnist(root: Path, download: bool) -> ImageSplits:
-    # Imported where it is needed: it takes a second, and the embedded subset does without.
-    from torchvision.datasets import MNIST
-
-    raw = root / "MNIST" / "raw"
-    if download:
-        try:
-            MNIST(root, download=True)
-        except (OSError, RuntimeError) as error:
-            if _missing(raw):
-                raise DataNotFoundError(f"MNIST could not be downloaded to {raw}: {error}") from error
-    if missing := _missing(raw):
-        raise DataNotFoundError(
-            f"MNIST is not in {root}: looked for {', '.join(missing)} in {raw}. Point --data.root (or the "
-            f"variable {ROOT_VARIABLE}) at the folder that holds MNIST/raw, or download it there with "
-            f"--data.download true, or set neither to use the embedded subset."
-        )
-
-    def read(train: bool) -> tuple[Tensor, Tensor]:
-        kind = "training" if train else "test"
-        try:
-            dataset = MNIST(root, train=train)
-            _check(dataset.data, dataset.targets)
-        # What torchvision's reader raises depends on which byte is wrong.
-        except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
-            raise DataCorruptedError(
-                f"the {kind} files of MNIST in {raw} are corrupted or truncated "
-                f"({str(error) or type(error).__name__}). "
-                "Delete them and fetch them again, for example with --data.download true."
-            ) from error
-        return dataset.data, dataset.targets
-
-    (images, labels), (test_images, test_labels) = read(train=True), read(train=False)
-    source = f"MNIST at {root} ({len(labels):,} + {len(test_labels):,} images)"
-    first = len(labels) - len(labels) // 6
-    return ImageSplits(
-        _images(images[:first], labels[:first], source),
-        _images(images[first:], labels[first:], source),
-        _images(test_images, test_labels, source),
-    )
-
-
-def _missing(raw: Path) -> list[str]:
-    return [name for name in MNIST_FILES if not (raw / name).is_file()]
-
-
-def _check(images: Tensor, labels: Tensor) -> None:
-    if images.shape[1:] != (28, 28):
-        raise ValueError(f"images of {list(images.shape[1:])} pixels instead of [28, 28]")
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels")
-    if not (labels <= 9).all():
-        raise ValueError(f"a label of {int(labels.max())}")
-
-
-def _images(images: Tensor, labels: Tensor, source: str) -> Images:
-    return Images(images.flatten(1).float().div_(255), labels.long(), source)
+    Example:
+        >>> root_from_environment("digits") is None
+        True
+    """
+    variable = DATA_SETS[name].root_variable
+    return (os.environ.get(variable) if variable else None) or None

@@ -1,7 +1,11 @@
 """Images: disjoint splits, an embedded subset that is what it says, and errors that name the options."""
 
+import gzip
 import hashlib
 import struct
+import subprocess
+import sys
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +13,16 @@ import pytest
 import torch
 import torchvision
 
-from l2l_lightning.data import DataCorruptedError, DataNotFoundError, load_images
+from l2l_lightning.data import DATA_SETS, DataCorruptedError, DataNotFoundError, Images, load_images
+from l2l_lightning.data.splits import split_images
 
 TRAIN, TEST = 600, 100
 
 
 @pytest.fixture(autouse=True)
 def no_root(monkeypatch):
-    monkeypatch.delenv("L2L_DATA", raising=False)
+    for variable in ("L2L_DATA", "L2L_SMILES"):
+        monkeypatch.delenv(variable, raising=False)
 
 
 @pytest.fixture
@@ -205,8 +211,93 @@ def test_a_download_needs_a_folder():
 
 
 def test_an_unknown_name_is_an_error():
-    with pytest.raises(ValueError, match="unknown data set 'cifar'; available: 'mnist'"):
+    with pytest.raises(ValueError, match="unknown data set 'cifar'; available: 'mnist', 'digits', 'smiles'"):
         load_images("cifar")
+
+
+# Digits
+
+
+def the_digits():
+    """scikit-learn's file, read without scikit-learn's code: 64 grey values and the label on every line."""
+    file = resources.files("sklearn.datasets.data").joinpath("digits.csv.gz")
+    table = np.loadtxt(gzip.decompress(file.read_bytes()).decode().splitlines(), delimiter=",")
+    return torch.from_numpy(table[:, :64]) / 16, torch.from_numpy(table[:, 64]).long()
+
+
+def test_digits_are_scikit_learns_and_every_one_is_in_one_split():
+    splits = load_images("digits")
+    assert [len(images) for images in splits] == [1199, 299, 299]
+    pixels, labels = the_digits()
+    label_of = {tuple(image): label for image, label in zip(pixels.tolist(), labels.tolist(), strict=True)}
+    assert len(label_of) == 1797
+    for images in splits:
+        assert (images.pixels.shape, images.pixels.dtype) == ((len(images), 64), torch.float32)
+        assert images.labels.dtype == torch.int64
+        assert images.source == "digits 8x8 of scikit-learn (1,797 images)"
+        assert images.num_classes == 10
+        for image, label in zip(images.pixels.tolist(), images.labels.tolist(), strict=True):
+            assert label_of.pop(tuple(image)) == label  # sixteenths are exact in float32
+    assert label_of == {}
+
+
+def test_the_splits_of_the_digits_are_the_same_everywhere():
+    """A permutation that changed would put what one version trains on into another's test split."""
+    assert [images.labels[:8].tolist() for images in load_images("digits")] == [
+        [0, 6, 3, 8, 1, 8, 4, 1],
+        [5, 3, 5, 5, 4, 6, 1, 6],
+        [7, 0, 4, 2, 1, 0, 2, 6],
+    ]
+
+
+def test_another_data_sets_root_does_not_break_digits(tmp_path, monkeypatch):
+    monkeypatch.setenv("L2L_DATA", str(tmp_path / "nowhere"))
+    assert len(load_images("digits").train) == 1199
+    assert len(load_images("digits", tmp_path / "nowhere").train) == 1199
+
+
+def test_digits_without_scikit_learn_name_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    with pytest.raises(
+        DataNotFoundError, match=r"'digits' comes with scikit-learn.*pip install scikit-learn"
+    ):
+        load_images("digits")
+
+
+@pytest.mark.parametrize("name", ["digits", "smiles"])
+def test_only_mnist_can_be_downloaded(name, tmp_path):
+    with pytest.raises(DataNotFoundError, match=rf"{name!r} cannot be downloaded.*--data.download false"):
+        load_images(name, tmp_path, download=True)
+
+
+def test_data_imports_without_the_packages_that_read_images():
+    blocked = "import sys; sys.modules.update(dict.fromkeys(('sklearn', 'torchvision', 'PIL')))\n"
+    code = f"{blocked}from l2l_lightning.data import load_images; load_images('mnist')"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
+
+
+# Splits
+
+
+@pytest.mark.parametrize("count", [6, 11, 12, 100])
+def test_splits_are_disjoint_and_cover(count):
+    numbers = torch.arange(count)
+    splits = split_images(Images(numbers.float().unsqueeze(1), numbers, "numbers", count))
+    sixth = count // 6
+    assert [len(images) for images in splits] == [count - 2 * sixth, sixth, sixth]
+    everything = torch.cat([images.labels for images in splits])
+    assert torch.equal(everything.sort().values, numbers)
+    assert not torch.equal(everything, numbers)
+    for images in splits:
+        assert torch.equal(images.pixels[:, 0].long(), images.labels)
+        assert (images.source, images.num_classes) == ("numbers", count)
+
+
+def test_every_data_set_is_what_is_known_of_it():
+    for name in ("mnist", "digits"):
+        for images in load_images(name):
+            assert images.pixels.shape[1] == DATA_SETS[name].num_pixels
+            assert images.num_classes == DATA_SETS[name].num_classes == len(images.labels.unique())
 
 
 # Images
@@ -226,3 +317,10 @@ def test_sampling_is_with_replacement_and_reproducible():
     assert torch.equal(*draws)
     assert 0 <= draws[0].min() <= draws[0].max() < len(images)
     assert len(draws[0].unique()) < 5000
+
+
+def test_what_is_known_of_images_goes_where_they_go():
+    images = Images(torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), "four random vectors", 2)
+    for copy in (images.to("cpu"), images.select(torch.tensor([3, 0]))):
+        assert (copy.source, copy.num_classes) == (images.source, 2)
+    assert torch.equal(images.select(torch.tensor([3, 0])).pixels, images.pixels[[3, 0]])
