@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from l2l_lightning.pretrained import load
     from l2l_lightning.rollout import Rollout, run_rule
     from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
-    from l2l_lightning.tasks import MNISTMLP, FunctionTask, Mixture, ModuleTask, NoisyScaledSquare, Quadratic, Task
+    from l2l_lightning.tasks import (
+        MNISTMLP,
+        FunctionTask,
+        ImageMLP,
+        Mixture,
+        ModuleTask,
+        NoisyScaledSquare,
+        Quadratic,
+        Task,
+    )
     from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 __all__ = [
@@ -21,6 +30,7 @@ __all__ = [
     "ComparisonSettings",
     "CoordinatewiseLSTM",
     "FunctionTask",
+    "ImageMLP",
     "MetaData",
     "MetaLearner",
     "MetaTrainer",
@@ -43,7 +53,16 @@ _MODULES = {
     "pretrained": ("load",),
     "rollout": ("Rollout", "run_rule"),
     "rules": ("CoordinatewiseLSTM", "UpdateRule"),
-    "tasks": ("MNISTMLP", "FunctionTask", "Mixture", "ModuleTask", "NoisyScaledSquare", "Quadratic", "Task"),
+    "tasks": (
+        "MNISTMLP",
+        "FunctionTask",
+        "ImageMLP",
+        "Mixture",
+        "ModuleTask",
+        "NoisyScaledSquare",
+        "Quadratic",
+        "Task",
+    ),
     "trainer": ("ComparisonSettings", "MetaTrainer"),
 }
 

@@ -2,8 +2,8 @@
 
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.tasks.function import FunctionTask
-from l2l_lightning.tasks.mlp import MNISTMLP
 from l2l_lightning.tasks.mixture import Mixture
+from l2l_lightning.tasks.mlp import MNISTMLP, ImageMLP
 from l2l_lightning.tasks.module import ModuleTask
 from l2l_lightning.tasks.quadratic import Quadratic
 from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
@@ -11,6 +11,7 @@ from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
 __all__ = [
     "MNISTMLP",
     "FunctionTask",
+    "ImageMLP",
     "Mixture",
     "ModuleTask",
     "NoisyScaledSquare",

@@ -1,4 +1,4 @@
-"""Small multilayer perceptrons on MNIST: the paper's second experiment, and its transfer targets."""
+"""Small multilayer perceptrons on images: the paper's second experiment, and its transfer targets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2l_lightning.data.data_sets import DATA_SETS
 from l2l_lightning.data.images import Images
 from l2l_lightning.tasks.base import Batch, Task, split_vector
 from l2l_lightning.tasks.checks import check_at_least, need_images
@@ -30,12 +31,141 @@ ACTIVATIONS = {
 }
 
 
-class MNISTMLP(Task):
-    r"""A multilayer perceptron that classifies MNIST digits: f_t(θ) = mean cross-entropy of a minibatch.
+class ImageMLP(Task):
+    r"""A multilayer perceptron that classifies images: f_t(θ) = mean cross-entropy of a minibatch.
 
-    z_0 = pixels [784], z_l = act(z_{l-1} W_l + b_l), and the last layer's 10 outputs are the logits. θ is
-    (W_1, b_1, W_2, b_2, …), each W_l [inputs, outputs] in row-major order; 784-20-10 has N = 15,910.
+    z_0 = pixels [D], z_l = act(z_{l-1} W_l + b_l), and the last layer's C outputs are the logits. θ is
+    (W_1, b_1, W_2, b_2, …), each W_l [inputs, outputs] in row-major order. D and C are the data set's: with
+    20 hidden units, "mnist" is 784-20-10 (N = 15,910), "digits" 64-20-10 (1,510), "smiles" 784-20-2 (15,742).
     Every evaluation draws its minibatch with replacement.
+
+    Args:
+        dataset: "mnist", "digits" (8x8, of scikit-learn) or "smiles" (GENKI-4K, or two folders of images).
+        hidden_sizes: Units of each hidden layer; [] is a linear classifier.
+        activation: "sigmoid", "relu", "tanh" or "elu".
+        batch_size: B, images in a minibatch.
+        init_std: θ0 ~ N(0, init_std²), weights and biases alike.
+
+    Raises:
+        ValueError: An argument out of its range, or (when a minibatch is gathered) images of another size or
+            number of classes.
+
+    Example:
+        >>> from l2l_lightning.data import load_images
+        >>> from l2l_lightning.optimizees import Optimizees
+        >>> task, images = ImageMLP("digits", hidden_sizes=[20]), load_images("digits").train
+        >>> optimizees = Optimizees(task, images, seed=0, stream="train", indices=[0, 1])
+        >>> losses, grads = optimizees.losses_and_grads()
+        >>> losses.shape, grads.shape
+        (torch.Size([2]), torch.Size([2, 1510]))
+
+    Source: Andrychowicz et al. 2016, section 3.2; `problems.mnist` of
+    github.com/google-deepmind/learning-to-learn.
+    """
+
+    def __init__(
+        self,
+        dataset: Literal["mnist", "digits", "smiles"],
+        hidden_sizes: Sequence[int] = (20,),
+        activation: Literal["sigmoid", "relu", "tanh", "elu"] = "sigmoid",
+        batch_size: int = 128,
+        init_std: float = 0.01,
+    ) -> None:
+        if dataset not in DATA_SETS:
+            raise ValueError(f"dataset must be one of {', '.join(DATA_SETS)}, got {dataset!r}")
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        check_at_least(1, batch_size=batch_size)
+        check_at_least(1, **{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
+        check_at_least(0, init_std=init_std)
+        self.dataset: str = dataset
+        self.hidden_sizes = list(hidden_sizes)
+        self.activation = activation
+        self.batch_size = batch_size
+        self.init_std = init_std
+        self.num_pixels = DATA_SETS[dataset].num_pixels
+        self.num_classes = DATA_SETS[dataset].num_classes
+        layers = pairwise([self.num_pixels, *hidden_sizes, self.num_classes])
+        self.shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
+        self.num_coordinates = sum(rows * columns for rows, columns in self.shapes)
+
+    def init(self, generator: torch.Generator) -> Tensor:
+        """θ0 ~ N(0, init_std²), [N]."""
+        return self.init_std * torch.randn(self.num_coordinates, generator=generator)
+
+    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+        """The indices of a minibatch, [B]."""
+        return need_images(images, self).sample_indices(self.batch_size, generator)
+
+    def gather(self, batches: Batch, images: Images | None) -> Batch:
+        """Indices [K, B] to pixels [K, B, D] and labels [K, B]."""
+        images = need_images(images, self)
+        # Here, for it runs once an evaluation, and not at all where evaluations are recorded and replayed.
+        if images.pixels.shape[-1] != self.num_pixels or images.num_classes not in (None, self.num_classes):
+            classes = "" if images.num_classes is None else f" in {images.num_classes} classes"
+            raise ValueError(
+                f"{type(self).__name__} on {self.dataset!r} takes images of {self.num_pixels} pixels in "
+                f"{self.num_classes} classes, and was given {images.pixels.shape[-1]} pixels{classes} "
+                f"({images.source}): pass a split of load_images({self.dataset!r})"
+            )
+        return images.gather(batches)
+
+    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
+        """f(θ) on pixels [B, D] and labels [B]."""
+        pixels, labels = batch
+        return self.losses(theta.unsqueeze(0), (pixels.unsqueeze(0), labels.unsqueeze(0))).squeeze(0)
+
+    def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
+        """The losses of K optimizees at once, [K]: one batched product a layer."""
+        pixels, labels = batches
+        *_, logits = self._layers(pixels, split_vector(thetas, self.shapes))
+        per_image = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        return per_image.view_as(labels).mean(-1)
+
+    @torch.no_grad()
+    def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
+        """As the base class's, by backpropagation written out: half of autograd's time goes to its graph."""
+        pixels, labels = batches
+        parameters = split_vector(thetas, self.shapes)
+        *inputs, logits = self._layers(pixels, parameters)
+        log_p, target = torch.log_softmax(logits, -1), labels.unsqueeze(-1)
+        losses = -log_p.gather(-1, target).squeeze(-1).mean(-1)
+        delta = log_p.exp().scatter_add_(-1, target, log_p.new_full((), -1.0).expand(target.shape))
+        delta /= self.batch_size  # ∂f/∂logits = (p - onehot) / B, [K, B, C]
+        grads = torch.empty_like(thetas)
+        views = split_vector(grads, self.shapes)
+        derivative = ACTIVATIONS[self.activation].derivative
+        for layer in reversed(range(len(inputs))):
+            z = inputs[layer]
+            views[2 * layer].copy_(torch.bmm(z.mT, delta))
+            torch.sum(delta, 1, keepdim=True, out=views[2 * layer + 1])
+            if layer > 0:
+                delta = torch.bmm(delta, parameters[2 * layer].mT) * derivative(z)
+        return losses, grads
+
+    def _layers(self, z: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Every layer's input z_0, z_1, … [K, B, units], then the logits [K, B, C]."""
+        *hidden, (W_out, b_out) = zip(parameters[::2], parameters[1::2], strict=True)
+        inputs = [z]
+        for W, b in hidden:
+            inputs.append(ACTIVATIONS[self.activation].function(torch.baddbmm(b, inputs[-1], W)))
+        return [*inputs, torch.baddbmm(b_out, inputs[-1], W_out)]
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments."""
+        return {
+            "dataset": self.dataset,
+            "hidden_sizes": self.hidden_sizes,
+            "activation": self.activation,
+            "batch_size": self.batch_size,
+            "init_std": self.init_std,
+        }
+
+
+class MNISTMLP(ImageMLP):
+    r"""A multilayer perceptron that classifies MNIST digits: `ImageMLP` on "mnist".
+
+    784-20-10 has N = 15,910. Every evaluation draws its minibatch with replacement.
 
     Args:
         hidden_sizes: Units of each hidden layer; [] is a linear classifier.
@@ -59,8 +189,6 @@ class MNISTMLP(Task):
     github.com/google-deepmind/learning-to-learn.
     """
 
-    dataset = "mnist"
-
     def __init__(
         self,
         hidden_sizes: Sequence[int] = (20,),
@@ -68,77 +196,8 @@ class MNISTMLP(Task):
         batch_size: int = 128,
         init_std: float = 0.01,
     ) -> None:
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        check_at_least(1, batch_size=batch_size)
-        check_at_least(1, **{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
-        check_at_least(0, init_std=init_std)
-        self.hidden_sizes = list(hidden_sizes)
-        self.activation = activation
-        self.batch_size = batch_size
-        self.init_std = init_std
-        layers = pairwise([784, *hidden_sizes, 10])
-        self.shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
-        self.num_coordinates = sum(rows * columns for rows, columns in self.shapes)
-
-    def init(self, generator: torch.Generator) -> Tensor:
-        """θ0 ~ N(0, init_std²), [N]."""
-        return self.init_std * torch.randn(self.num_coordinates, generator=generator)
-
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """The indices of a minibatch, [B]."""
-        return need_images(images, self).sample_indices(self.batch_size, generator)
-
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Indices [K, B] to pixels [K, B, 784] and labels [K, B]."""
-        return need_images(images, self).gather(batches)
-
-    def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ) on pixels [B, 784] and labels [B]."""
-        pixels, labels = batch
-        return self.losses(theta.unsqueeze(0), (pixels.unsqueeze(0), labels.unsqueeze(0))).squeeze(0)
-
-    def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses of K optimizees at once, [K]: one batched product a layer."""
-        pixels, labels = batches
-        *_, logits = self._layers(pixels, split_vector(thetas, self.shapes))
-        per_image = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        return per_image.view_as(labels).mean(-1)
-
-    @torch.no_grad()
-    def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-        """As the base class's, by backpropagation written out: half of autograd's time goes to its graph."""
-        pixels, labels = batches
-        parameters = split_vector(thetas, self.shapes)
-        *inputs, logits = self._layers(pixels, parameters)
-        log_p, target = torch.log_softmax(logits, -1), labels.unsqueeze(-1)
-        losses = -log_p.gather(-1, target).squeeze(-1).mean(-1)
-        delta = log_p.exp().scatter_add_(-1, target, log_p.new_full((), -1.0).expand(target.shape))
-        delta /= self.batch_size  # ∂f/∂logits = (p - onehot) / B, [K, B, 10]
-        grads = torch.empty_like(thetas)
-        views = split_vector(grads, self.shapes)
-        derivative = ACTIVATIONS[self.activation].derivative
-        for layer in reversed(range(len(inputs))):
-            z = inputs[layer]
-            views[2 * layer].copy_(torch.bmm(z.mT, delta))
-            torch.sum(delta, 1, keepdim=True, out=views[2 * layer + 1])
-            if layer > 0:
-                delta = torch.bmm(delta, parameters[2 * layer].mT) * derivative(z)
-        return losses, grads
-
-    def _layers(self, z: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Every layer's input z_0, z_1, … [K, B, units], then the logits [K, B, 10]."""
-        *hidden, (W_out, b_out) = zip(parameters[::2], parameters[1::2], strict=True)
-        inputs = [z]
-        for W, b in hidden:
-            inputs.append(ACTIVATIONS[self.activation].function(torch.baddbmm(b, inputs[-1], W)))
-        return [*inputs, torch.baddbmm(b_out, inputs[-1], W_out)]
+        super().__init__("mnist", hidden_sizes, activation, batch_size, init_std)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""
-        return {
-            "hidden_sizes": self.hidden_sizes,
-            "activation": self.activation,
-            "batch_size": self.batch_size,
-            "init_std": self.init_std,
-        }
+        return {name: value for name, value in super().config().items() if name != "dataset"}

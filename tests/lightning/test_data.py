@@ -15,6 +15,8 @@ import torchvision
 
 from l2l_lightning.data import DATA_SETS, DataCorruptedError, DataNotFoundError, Images, load_images
 from l2l_lightning.data.splits import split_images
+from l2l_lightning.data_module import MetaData
+from l2l_lightning.tasks import MNISTMLP, ImageMLP, Quadratic
 
 TRAIN, TEST = 600, 100
 
@@ -293,11 +295,50 @@ def test_splits_are_disjoint_and_cover(count):
         assert (images.source, images.num_classes) == ("numbers", count)
 
 
+# The data module
+
+
 def test_every_data_set_is_what_is_known_of_it():
     for name in ("mnist", "digits"):
         for images in load_images(name):
             assert images.pixels.shape[1] == DATA_SETS[name].num_pixels
             assert images.num_classes == DATA_SETS[name].num_classes == len(images.labels.unique())
+
+
+def test_the_data_module_loads_what_the_task_names(root):
+    data = MetaData(root=str(root))
+    data.load(MNISTMLP())
+    assert data.source == f"MNIST at {root} (600 + 100 images)"
+    assert data.images("test", "cpu").pixels.shape == (100, 784)
+    loaded = data.splits
+    data.load(ImageMLP("mnist", [5]))
+    data.load(Quadratic())
+    assert data.splits is loaded
+    data.load(ImageMLP("digits"))
+    assert data.source.startswith("digits")
+    assert data.images("test", "cpu").pixels.shape == (299, 64)
+
+
+def test_the_data_module_records_the_root_that_its_variable_named(root, tmp_path, monkeypatch):
+    monkeypatch.setenv("L2L_DATA", str(root))
+    for task, recorded in ((MNISTMLP(), str(root)), (ImageMLP("digits"), None), (Quadratic(), None)):
+        data = MetaData()
+        data.load(task)
+        assert data.settings()["root"] == recorded
+    with pytest.raises(DataNotFoundError, match="L2L_SMILES"):
+        MetaData().load(ImageMLP("smiles"))
+
+
+def test_the_command_line_meta_trains_on_digits(tiny_fit):
+    folder = tiny_fit("--model.task=ImageMLP", "--model.task.dataset=digits", "--model.task.batch_size=8")
+    assert "digits 8x8 of scikit-learn" in (folder / "summary.json").read_text()
+
+
+def test_the_command_line_says_what_smiles_need(fails, tmp_path):
+    arguments = ["fit", "--model.task=ImageMLP", "--model.task.dataset=smiles", "--wandb=off"]
+    printed = fails(*arguments, f"--trainer.default_root_dir={tmp_path}")
+    assert "error: the data set 'smiles' is a folder of your own" in printed
+    assert "--data.root (or the variable L2L_SMILES)" in printed
 
 
 # Images

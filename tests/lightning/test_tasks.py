@@ -12,11 +12,12 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from l2l_lightning.config import class_config, from_class_config
-from l2l_lightning.data import load_images
+from l2l_lightning.data import DATA_SETS, Images, load_images
 from l2l_lightning.optimizees import Optimizees, derive_generator
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
+    ImageMLP,
     ModuleTask,
     NoisyScaledSquare,
     Quadratic,
@@ -61,6 +62,7 @@ TASKS = {
     "mlp": MNISTMLP(hidden_sizes=[6], batch_size=5, init_std=0.1),
     "mlp-deep": MNISTMLP(hidden_sizes=[5, 4], activation="elu", batch_size=5, init_std=0.1),
     "mlp-linear": MNISTMLP(hidden_sizes=[], batch_size=5, init_std=0.1),
+    "mlp-images": ImageMLP("mnist", hidden_sizes=[6], batch_size=5, init_std=0.1),
     "function": FunctionTask(cubic, dim=3),
     "function-init": FunctionTask("test_tasks.cubic", dim=3, init=halves),
     "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),
@@ -167,6 +169,8 @@ def test_the_command_line_builds_tasks_by_their_short_names():
         return parser.instantiate(parser.parse_string(parser.dump(config))).task
 
     assert build("--task=MNISTMLP", "--task.hidden_sizes=[20,10]").hidden_sizes == [20, 10]
+    image_mlp = build("--task=ImageMLP", "--task.dataset=digits", "--task.hidden_sizes=[5]")
+    assert image_mlp.describe() == ImageMLP("digits", [5]).describe()
     assert build("--task=Quadratic", "--task.variant=deepmind").num_coordinates == 1280
     function = build("--task=FunctionTask", "--task.f=test_tasks.cubic", "--task.dim=2", "--task.init=0.5")
     assert function.config() == {"f": "test_tasks.cubic", "dim": 2, "init": 0.5}
@@ -299,6 +303,102 @@ def test_every_evaluation_has_its_own_minibatch(images):
     _, second = optimizees.next_batches()
     assert not torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
+
+
+def test_mnistmlp_draws_what_it_always_drew(images):
+    """θ0, minibatches and losses as recorded before there was an `ImageMLP`."""
+    task = MNISTMLP()
+    assert class_config(task) == {
+        "class_path": "l2l_lightning.tasks.mlp.MNISTMLP",
+        "init_args": {"hidden_sizes": [20], "activation": "sigmoid", "batch_size": 128, "init_std": 0.01},
+    }
+    assert task.describe() == "MNISTMLP(hidden_sizes=[20], activation=sigmoid, batch_size=128, init_std=0.01)"
+    optimizees = make(task, images, indices=[0, 1], dtype=torch.float32)
+    corners = [
+        [0.00256022112, -0.01339541003, -0.00467351219],
+        [-0.02376704104, 0.00192355446, -0.00504366914],
+    ]
+    torch.testing.assert_close(optimizees.theta[:, [0, 1, -1]], torch.tensor(corners))
+    assert optimizees.draw(2)[:, :, :5].tolist() == [
+        [[2895, 2369, 2550, 995, 203], [2235, 1128, 3954, 1394, 1264]],
+        [[1661, 241, 120, 2980, 584], [562, 875, 1656, 1105, 2082]],
+    ]
+    for losses in ([2.30369925, 2.29908133], [2.33083057, 2.32100677]):
+        ours, grads = optimizees.losses_and_grads()
+        torch.testing.assert_close(ours, torch.tensor(losses), rtol=1e-5, atol=0)
+        optimizees.theta -= 0.5 * grads
+
+
+def test_mnistmlp_is_imagemlp_on_mnist(images):
+    ours, theirs = MNISTMLP([6], "tanh", 5, 0.1), ImageMLP("mnist", [6], "tanh", 5, 0.1)
+    assert theirs.config() == {"dataset": "mnist", **ours.config()}
+    results = [make(task, images).losses_and_grads() for task in (ours, theirs)]
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dataset", DATA_SETS)
+def test_imagemlp_is_the_network_of_its_data_sets_size(dataset):
+    """Losses and gradients in float64 against autograd through an nn.Module, on random images."""
+    inputs, classes = {"mnist": (784, 10), "digits": (64, 10), "smiles": (784, 2)}[dataset]
+    pixels, labels = torch.rand(40, inputs, generator=generator()), torch.arange(40) % classes
+    task = ImageMLP(dataset, [7], "tanh", batch_size=9, init_std=0.5)
+    assert task.num_coordinates == inputs * 7 + 7 + 7 * classes + classes
+    optimizees = make(task, Images(pixels, labels, "random", classes))
+    batches, theta = optimizees.next_batches(), optimizees.theta
+    losses, grads = task.losses_and_grads(theta, batches)
+    for k in range(3):
+        net = nn.Sequential(nn.Linear(inputs, 7), nn.Tanh(), nn.Linear(7, classes)).double()
+        W1, b1, W2, b2 = theta[k].split([inputs * 7, 7, 7 * classes, classes])
+        with torch.no_grad():
+            for layer, W, b in ((net[0], W1, b1), (net[2], W2, b2)):
+                layer.weight.copy_(W.view(layer.in_features, -1).T)
+                layer.bias.copy_(b)
+        loss = F.cross_entropy(net(batches[0][k]), batches[1][k])
+        loss.backward()
+        torch.testing.assert_close(losses[k], loss, rtol=1e-12, atol=0)
+        flat = torch.cat([g.flatten() for m in net[::2] for g in (m.weight.grad.T, m.bias.grad)])
+        torch.testing.assert_close(grads[k], flat, rtol=1e-12, atol=1e-14)
+
+
+def test_digits_are_learned_by_gradient_descent():
+    optimizees = make(ImageMLP("digits"), load_images("digits").train, dtype=torch.float32)
+    assert optimizees.theta.shape == (3, 64 * 20 + 20 + 200 + 10)
+    losses = []
+    for _ in range(150):
+        loss, grads = optimizees.losses_and_grads()
+        optimizees.theta -= 2 * grads
+        losses.append(loss)
+    assert (losses[0] - math.log(10)).abs().max() < 0.05
+    assert torch.stack(losses[-10:]).mean() < 0.5
+
+
+@pytest.mark.parametrize(
+    ("task", "images", "message"),
+    [
+        (
+            MNISTMLP(),
+            Images(torch.rand(6, 64), torch.arange(6), "digits", 10),
+            r"MNISTMLP on 'mnist' takes images of 784 pixels in 10 classes, and was given 64 pixels in 10 "
+            r"classes \(digits\): pass a split of load_images\('mnist'\)",
+        ),
+        (
+            ImageMLP("smiles"),
+            Images(torch.rand(6, 784), torch.arange(6), "MNIST", 10),
+            "784 pixels in 2 classes, and was given 784 pixels in 10 classes",
+        ),
+        (ImageMLP("digits"), Images(torch.rand(6, 65), torch.arange(6), "mine"), r"given 65 pixels \(mine\)"),
+    ],
+    ids=["pixels", "classes", "unknown classes"],
+)
+def test_images_of_another_data_set_are_refused(task, images, message):
+    with pytest.raises(ValueError, match=message):
+        Optimizees(task, images, 0, "train", [0]).losses_and_grads()
+
+
+def test_images_that_do_not_say_their_classes_are_taken():
+    images = Images(torch.rand(6, 64), torch.arange(6), "mine")
+    losses, _ = Optimizees(ImageMLP("digits"), images, 0, "train", [0]).losses_and_grads()
+    assert losses.isfinite().all()
 
 
 @pytest.mark.parametrize("task", [MNISTMLP(), ModuleTask(lambda: nn.Linear(784, 10))], ids=["mlp", "module"])
@@ -457,6 +557,7 @@ def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
         (lambda: SimpleSquare(dim=-1), "dim must be at least 1, got -1"),
         (lambda: NoisyScaledSquare(scale_low=2.0), "scale_high must be at least 2.0, got 1.5"),
         (lambda: MNISTMLP(hidden_sizes=[20, 0]), r"hidden_sizes\[1\] must be at least 1, got 0"),
+        (lambda: ImageMLP("cifar"), "dataset must be one of mnist, digits, smiles, got 'cifar'"),
         (
             lambda: MNISTMLP(activation="swish"),
             "activation must be one of sigmoid, relu, tanh, elu, got 'swish'",
