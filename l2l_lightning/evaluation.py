@@ -8,7 +8,7 @@ import io
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +17,14 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from l2l_lightning.baselines import FINAL_STEPS, TunedBaseline, final_losses, run_baseline
+from l2l_lightning.baselines import (
+    FINAL_STEPS,
+    Setting,
+    TunedBaseline,
+    final_losses,
+    run_baseline,
+    setting_text,
+)
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.provenance import commit, device_name, versions, write_atomically, write_json
 
@@ -122,12 +129,20 @@ class Contender:
     name: str
     run: Callable[[Optimizees, int], Tensor]
     learning_rate: float | None = None
+    setting: Setting = field(default_factory=dict)
+    """Its other hyperparameters, where they are not its default."""
 
 
-def baseline_contender(tuned: TunedBaseline) -> Contender:
-    """A baseline at its tuned learning rate."""
-    run = functools.partial(run_baseline, tuned.baseline, tuned.learning_rate)
-    return Contender(tuned.baseline.name, run, tuned.learning_rate)
+def baseline_contender(tuned: TunedBaseline, name: str | None = None) -> Contender:
+    """A baseline at its tuned learning rate and setting, under its own name or another one.
+
+    Example:
+        >>> from l2l_lightning.baselines import default_baselines
+        >>> baseline_contender(default_baselines()["adam"], "adam (default)").learning_rate
+        0.001
+    """
+    run = functools.partial(run_baseline, tuned.baseline, tuned.learning_rate, setting=tuned.setting)
+    return Contender(name or tuned.baseline.name, run, tuned.learning_rate, tuned.setting)
 
 
 @dataclass(frozen=True)
@@ -139,6 +154,7 @@ class Result:
     seconds: float
     """Wall-clock of the whole rollout, all K optimizees side by side, losses and gradients included."""
     learning_rate: float | None
+    setting: Setting = field(default_factory=dict)
 
     @property
     def final_losses(self) -> Tensor:
@@ -231,6 +247,7 @@ class Comparison:
                     "sum_loss": result.sum_loss.as_json(),
                     "diverged": result.diverged,
                     "learning_rate": result.learning_rate,
+                    "setting": result.setting,
                     "seconds": result.seconds,
                 }
                 for name, result in self.results.items()
@@ -284,7 +301,7 @@ def compare(
             raise ValueError(
                 f"{contender.name} and {names[0]} differ in their first losses: the comparison is not paired"
             )
-        results[contender.name] = Result(losses, seconds, contender.learning_rate)
+        results[contender.name] = Result(losses, seconds, contender.learning_rate, contender.setting)
     return Comparison(
         task=reference.task.describe(),
         horizon=horizon,
@@ -363,14 +380,19 @@ def comparison_table(comparison: Comparison) -> Table:
     """One row per optimizer, by final loss.
 
     "learned − it" is the paired difference of the final losses; "lead" says how clearly the learned optimizer
-    is ahead (see Comparison.lead) in the final loss, then in the sum.
+    is ahead (see Comparison.lead) in the final loss, then in the sum. "setting" says which other
+    hyperparameters are not the default; without any there is no such column.
     """
     with_learned = LEARNED in comparison.results
+    with_settings = any(result.setting for result in comparison.results.values())
     title = f"{comparison.task}, {comparison.horizon} steps, {comparison.num_optimizees} optimizees"
     table = Table(title=escape(title))
     table.add_column("optimizer")
-    for column in ("final loss", "sum of losses", "diverged", "learning rate", "seconds"):
+    for column in ("final loss", "sum of losses", "diverged", "learning rate"):
         table.add_column(column, justify="right")
+    if with_settings:
+        table.add_column("setting")
+    table.add_column("seconds", justify="right")
     if with_learned:
         table.add_column("learned − it", justify="right")
         table.add_column("lead")
@@ -382,6 +404,7 @@ def comparison_table(comparison: Comparison) -> Table:
             str(result.sum_loss),
             str(result.diverged),
             "" if result.learning_rate is None else f"{result.learning_rate:g}",
+            *([setting_text(result.setting)] if with_settings else []),
             f"{result.seconds:.2f}",
         ]
         if with_learned and name != LEARNED:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from l2l_lightning.baselines import BASELINES, TunedBaseline, tune
+from l2l_lightning.baselines import BASELINES, TunedBaseline, setting_text, tune
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.evaluation import (
     LEARNED,
@@ -169,17 +169,26 @@ class MetaTrainer(Trainer):
 
 
 def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
-    """One row per baseline: its best learning rate and what it gives on the tuning optimizees."""
+    """One row per baseline: its best learning rate and setting, and what they give on the tuning optimizees.
+
+    A setting is shown where it is not the default; without any there is no such column.
+    """
+    tuned = list(tuned)
+    with_settings = any(baseline.setting for baseline in tuned)
     table = Table(title=f"Tuned on {task}")
     table.add_column("baseline")
-    for column in ("learning rate", "final loss", "rates tried"):
+    table.add_column("learning rate", justify="right")
+    if with_settings:
+        table.add_column("setting")
+    for column in ("final loss", "runs"):
         table.add_column(column, justify="right")
     for baseline in tuned:
         table.add_row(
             baseline.baseline.name,
             f"{baseline.learning_rate:g}" + (" (edge of the search)" if baseline.at_edge else ""),
+            *([setting_text(baseline.setting)] if with_settings else []),
             f"{baseline.scores[baseline.learning_rate]:.4g}",
-            str(len(baseline.scores)),
+            str(len(baseline.trials)),
         )
     return table
 

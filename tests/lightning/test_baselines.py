@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 
@@ -8,17 +9,30 @@ import torch
 from l2l_lightning import baselines
 from l2l_lightning.baselines import (
     BASELINES,
+    Alternative,
     Baseline,
+    Trial,
+    TunedBaseline,
     decades,
+    default_baselines,
     final_losses,
     preferred_number,
     run_baseline,
+    setting_text,
     tune,
+    tune_horizons,
 )
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
 
 SGD = BASELINES["sgd"]
+MOMENTUM = BASELINES["momentum"]
+ADAM = BASELINES["adam"]
+SETTINGS = [
+    pytest.param(name, setting, id=f"{name} {setting_text(setting)}".strip())
+    for name, baseline in BASELINES.items()
+    for setting in baseline.settings
+]
 
 
 class Bowl(Task):
@@ -46,6 +60,14 @@ class Bowl(Task):
         return {"curvature": list(self.curvature), "noise": self.noise}
 
 
+class QuickBowl(Bowl):
+    """A Bowl with its gradient written out, for tests of many steps."""
+
+    def losses_and_grads(self, thetas, batches):
+        curvature, distance = thetas.new_tensor(self.curvature), thetas - batches
+        return (curvature / 2 * distance**2).sum(-1), curvature * distance
+
+
 class Slope(Bowl):
     """f(x) = −x: every learning rate is beaten by a greater one."""
 
@@ -53,7 +75,9 @@ class Slope(Bowl):
         return -theta.sum()
 
 
-def hand_written(name, gradient, theta, learning_rate, steps):
+def hand_written(
+    name, gradient, theta, learning_rate, steps, momentum=0.9, alpha=0.99, beta1=0.9, beta2=0.999
+):
     """The textbook's update in float64 NumPy; θ after each of the steps, the start first."""
     m, v = np.zeros_like(theta), np.zeros_like(theta)
     path = [theta]
@@ -62,18 +86,18 @@ def hand_written(name, gradient, theta, learning_rate, steps):
         if name == "sgd":
             update = g
         elif name == "momentum":
-            m = 0.9 * m + g
+            m = momentum * m + g
             update = m
         elif name == "nag":
-            m = 0.9 * m + g
-            update = g + 0.9 * m
+            m = momentum * m + g
+            update = g + momentum * m
         elif name == "rmsprop":
-            v = 0.99 * v + 0.01 * g**2
+            v = alpha * v + (1 - alpha) * g**2
             update = g / (np.sqrt(v) + 1e-8)
         elif name in ("adam", "adamw"):
-            m = 0.9 * m + 0.1 * g
-            v = 0.999 * v + 0.001 * g**2
-            update = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+            m = beta1 * m + (1 - beta1) * g
+            v = beta2 * v + (1 - beta2) * g**2
+            update = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + 1e-8)
             if name == "adamw":
                 theta = theta - 0.01 * learning_rate * theta
         theta = theta - learning_rate * update
@@ -81,13 +105,13 @@ def hand_written(name, gradient, theta, learning_rate, steps):
     return np.stack(path)
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_follows_the_hand_written_formula(name):
+@pytest.mark.parametrize(("name", "setting"), SETTINGS)
+def test_follows_the_hand_written_formula(name, setting):
     curvature = np.array([0.5, 2.0, 7.0])
     optimizees = Optimizees(Bowl(curvature), None, 0, "test", range(4), dtype=torch.float64)
     theta0 = optimizees.theta.clone()
-    losses = run_baseline(BASELINES[name], 0.05, optimizees, 8)
-    path = hand_written(name, lambda theta: curvature * theta, theta0.numpy(), 0.05, 8)
+    losses = run_baseline(BASELINES[name], 0.05, optimizees, 8, setting=setting)
+    path = hand_written(name, lambda theta: curvature * theta, theta0.numpy(), 0.05, 8, **setting)
     expected = (curvature / 2 * path**2).sum(-1)
     np.testing.assert_allclose(losses.numpy(), expected[:-1], rtol=1e-12)
     np.testing.assert_allclose(optimizees.theta.numpy(), path[-1], rtol=1e-12)
@@ -184,6 +208,179 @@ def test_says_when_every_learning_rate_diverges():
         tune(Broken(), None, 3, 0, num_optimizees=1, baselines=[SGD])
 
 
+def heavy_ball_loss(curvature, theta0, learning_rate, momentum, horizon):
+    """Momentum's final loss on f(x) = Σ curvature/2 x², from powers of its linear map."""
+    total = 0.0
+    for c, start in zip(curvature, theta0.T, strict=True):
+        # (m, x) to (β m + c x, x − η (β m + c x))
+        step = np.array([[momentum, c], [-learning_rate * momentum, 1 - learning_rate * c]])
+        reached = np.linalg.matrix_power(step, horizon - 10)
+        for _ in range(10):
+            total += (c / 2 * (reached[1, 1] * start) ** 2).mean() / 10
+            reached = step @ reached
+    return total
+
+
+@pytest.mark.parametrize(
+    ("condition", "horizon", "momentum"), [(30, 150, 0.8), (1000, 150, 0.9), (6000, 300, 0.95)]
+)
+def test_chooses_the_momentum_that_the_theory_wants(condition, horizon, momentum):
+    """The brute force runs no optimizer: all momenta at all rates, from the iterates' closed form.
+
+    Asymptotically the best momentum is ((√κ − 1) / (√κ + 1))².
+    """
+    task = QuickBowl((1.0, float(condition)))
+    theta0 = Optimizees(task, None, 0, "tuning", range(2), dtype=torch.float64).theta.numpy()
+    momenta = [setting.get("momentum", 0.9) for setting in MOMENTUM.settings]
+    rates = [preferred_number(position) for position in range(-20, 4)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        losses = {
+            (b, rate): heavy_ball_loss(task.curvature, theta0, rate, b, horizon)
+            for b in momenta
+            for rate in rates
+        }
+    best = min((key for key in losses if math.isfinite(losses[key])), key=losses.get)
+    tuned = tune(task, None, horizon, 0, num_optimizees=2, baselines=[MOMENTUM], dtype=torch.float64)[
+        "momentum"
+    ]
+    assert (tuned.setting.get("momentum", 0.9), tuned.learning_rate) == best
+    assert min(tuned.scores.values()) == pytest.approx(losses[best], rel=1e-4)
+    theory = ((condition**0.5 - 1) / (condition**0.5 + 1)) ** 2
+    assert momentum == best[0] == min(momenta, key=lambda b: abs(b - theory))
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_search_scores_what_it_says_and_takes_the_best(name):
+    baseline, task, horizon = BASELINES[name], QuickBowl((0.3, 2.0, 90.0), noise=0.1), 12
+    tuned = tune(task, None, horizon, 0, num_optimizees=2, baselines=[baseline])[name]
+    for setting, rate, loss in tuned.trials:
+        optimizees = Optimizees(task, None, 0, "tuning", range(2))
+        expected = float(
+            final_losses(run_baseline(baseline, rate, optimizees, horizon, setting=setting)).mean()
+        )
+        assert loss == (expected if math.isfinite(expected) else math.inf)
+    assert (tuned.setting, tuned.learning_rate) == min(tuned.trials, key=lambda trial: trial.final_loss)[:2]
+    by_setting = [[t for t in tuned.trials if t.setting == setting] for setting in baseline.settings]
+    assert [*itertools.chain(*by_setting)] == list(tuned.trials)
+    assert [trial.learning_rate for trial in by_setting[0]] == list(baseline.learning_rates)
+    default = min(by_setting[0], key=lambda trial: trial.final_loss).learning_rate
+    for alternative, trials in zip(baseline.alternatives, by_setting[1:], strict=True):
+        rates = [trial.learning_rate for trial in trials]
+        assert rates == [
+            preferred_number(p) for p in range(-30, 30) if rates[0] <= preferred_number(p) <= rates[-1]
+        ]
+        expected = default * 10 ** (alternative.positions / 3)
+        assert rates[0] < expected < rates[-1]
+        assert min(trials, key=lambda trial: trial.final_loss) not in (trials[0], trials[-1])
+
+
+def test_the_default_setting_wins_a_draw():
+    same = Baseline(
+        "same", lambda p, lr, factor=1.0: torch.optim.SGD(p, lr), SGD.grid, (Alternative({"factor": 2.0}),)
+    )
+    tuned = tune(Bowl((2.0,)), None, 4, 0, num_optimizees=2, baselines=[same])["same"]
+    assert tuned.setting == {}
+    assert len({trial.final_loss for trial in tuned.trials if trial.learning_rate == 0.5}) == 1
+
+
+@pytest.mark.parametrize(
+    "task", [QuickBowl((1.0, 500.0), noise=0.2), QuickBowl((1e4,))], ids=["noisy", "steep"]
+)
+def test_several_horizons_are_several_searches(task):
+    """The steep one diverges at most rates, at some after the shorter horizons' ends."""
+    runs = []
+    settings = {"num_optimizees": 2, "baselines": [SGD, MOMENTUM, ADAM]}
+    several = tune_horizons(task, None, [15, 3, 40], 0, progress=lambda *run: runs.append(run), **settings)
+    assert list(several) == [15, 3, 40]
+    alone = {horizon: tune(task, None, horizon, 0, **settings) for horizon in several}
+    assert several == alone
+    tried = {
+        (name, *trial.setting.items(), trial.learning_rate)
+        for tuned in alone.values()
+        for name, baseline in tuned.items()
+        for trial in baseline.trials
+    }
+    assert len(runs) == len(tried)
+    assert "momentum (momentum 0.95)" in {label for label, _, _ in runs}
+
+
+def test_a_rate_that_diverges_later_counts_for_the_shorter_horizon():
+    several = tune_horizons(Bowl((1e4,)), None, [2, 60], 0, num_optimizees=2, baselines=[SGD])
+    assert math.isfinite(several[2]["sgd"].scores[1.0])
+    assert several[60]["sgd"].scores[1.0] == math.inf
+
+
+def test_refuses_a_horizon_of_no_steps():
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        tune_horizons(Bowl(), None, [5, 0], 0)
+
+
+def test_pytorchs_own_learning_rates():
+    rates = {name: default.learning_rate for name, default in default_baselines().items()}
+    expected = {"sgd": 1e-3, "momentum": 1e-3, "nag": 1e-3, "rmsprop": 1e-2, "adam": 1e-3, "adamw": 1e-3}
+    assert rates == expected
+    for name, default in default_baselines().items():
+        assert default.baseline is BASELINES[name]
+        assert (default.setting, default.trials, default.at_edge) == ({}, (), False)
+
+
+def test_json_round_trip():
+    trials = (Trial({}, 0.1, 2.5), Trial({}, 0.2, math.inf), Trial({"momentum": 0.95}, 0.05, 1.5))
+    for tuned in (
+        TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, trials),
+        TunedBaseline(ADAM, 0.02, {"beta1": 0.9, "beta2": 0.95}),
+        *default_baselines().values(),
+    ):
+        content = json.loads(json.dumps(tuned.as_json(), allow_nan=False))
+        assert TunedBaseline.from_json(content) == tuned
+    assert TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, trials).scores == {0.05: 1.5}
+    assert TunedBaseline(MOMENTUM, 0.1, {}, trials).scores == {0.1: 2.5, 0.2: math.inf}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"baseline": "lbfgs"}, "unknown baseline 'lbfgs': choose from sgd, momentum"),
+        ({"comment": "mine"}, "expected the keys baseline, learning_rate, setting, scores"),
+        (
+            {"setting": {"beta": 0.5}},
+            "momentum at learning rate 0.05 and setting {'beta': 0.5} is not possible",
+        ),
+        ({"setting": {"momentum": -1.0}}, "Invalid momentum value"),
+        ({"setting": {"momentum": "0.9"}}, "'0.9' is not a finite number"),
+        ({"setting": None}, "not possible"),
+        ({"learning_rate": 0.0}, "a learning rate is positive"),
+        ({"learning_rate": math.nan}, "nan is not a finite number"),
+        ({"learning_rate": None}, "None is not a finite number"),
+        ({"scores": None}, "not a list"),
+        ({"baseline": ["sgd"]}, "unknown baseline"),
+        ({"learning_rate": 0.1}, "not the best of its scores"),
+        ({"setting": {}}, "not the best of its scores"),
+        (
+            {"scores": [{"learning_rate": 0.05, "final_loss": 1.0}]},
+            "expected the keys setting, learning_rate",
+        ),
+        (
+            {"scores": [{"setting": {"momentum": 0.95}, "learning_rate": 0.05, "final_loss": math.nan}]},
+            "nan is not",
+        ),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_json_is_read_strictly(change, message):
+    tuned = TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, (Trial({"momentum": 0.95}, 0.05, 1.0),))
+    with pytest.raises(ValueError, match=message):
+        TunedBaseline.from_json(tuned.as_json() | change)
+
+
+@pytest.mark.parametrize("key", ["baseline", "learning_rate", "setting", "scores"])
+def test_json_without_a_key_is_refused(key):
+    content = TunedBaseline(SGD, 0.1).as_json()
+    del content[key]
+    with pytest.raises(ValueError, match="expected the keys"):
+        TunedBaseline.from_json(content)
+
+
 class Search:
     """tune() with small settings, to be changed one at a time, and a count of the rates that it scored."""
 
@@ -225,6 +422,7 @@ def test_a_kept_search_is_not_repeated(search):
         {"dtype": torch.float64},
         {"baselines": [Baseline("sgd", lambda p, lr: torch.optim.SGD(p, lr, dampening=0.5), SGD.grid)]},
         {"baselines": [Baseline("sgd", SGD.make, decades(-4, 2))]},
+        {"baselines": [Baseline("sgd", SGD.make, SGD.grid, (Alternative({}, positions=9),))]},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -235,7 +433,41 @@ def test_a_changed_setting_is_searched_anew(search, changes):
     assert len(list(search.folder.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["", '{"settings"', "{}", "[]", "null"])
+def test_a_kept_setting_comes_back(search):
+    steep = QuickBowl((1.0, 6000.0))
+    first = search(steep, horizon=300, baselines=[MOMENTUM])
+    assert first.setting == {"momentum": 0.95}
+    assert search(steep, horizon=300, baselines=[MOMENTUM]) == first
+    assert search.scored == 0
+
+
+def test_only_the_horizons_that_are_not_kept_are_run(search):
+    known = search(horizon=8)
+    several = tune_horizons(
+        search.task, None, [4, 8], 0, num_optimizees=2, baselines=[SGD], cache_dir=search.folder
+    )
+    assert several[8]["sgd"] == known
+    assert several[4]["sgd"] == search(horizon=4)
+    assert search.scored == 0
+    assert len(list(search.folder.iterdir())) == 2
+
+
+def test_a_file_of_the_format_without_settings_is_warned_of_and_replaced(search):
+    first = search()
+    (path,) = search.folder.iterdir()
+    kept = json.loads(path.read_text())
+    del kept["setting"]
+    for row in kept["scores"]:
+        del row["setting"]
+    path.write_text(json.dumps(kept))
+    with pytest.warns(UserWarning, match="Tuning sgd again"):
+        assert search() == first
+    assert json.loads(path.read_text())["setting"] == {}
+    assert search() == first
+    assert search.scored == 0
+
+
+@pytest.mark.parametrize("damage", ["", '{"search"', "{}", "[]", "null"])
 def test_a_corrupted_file_is_warned_of_and_replaced(search, damage):
     first = search()
     (path,) = search.folder.iterdir()
@@ -276,8 +508,8 @@ def test_the_file_says_where_the_numbers_come_from(search):
     assert kept["origin"]["task"] == "Bowl(curvature=[10000.0], noise=0.0)"
     assert set(kept["origin"]) == {"task", "commit", "versions", "device", "date"}
     assert "torch" in kept["origin"]["versions"]
-    assert kept["settings"]["horizon"] == 60
-    assert kept["settings"]["data_source"] is None
+    assert kept["search"]["horizon"] == 60
+    assert kept["search"]["data_source"] is None
     assert kept["learning_rate"] == tuned.learning_rate == 1e-4
-    assert kept["scores"][-1] == {"learning_rate": 100.0, "final_loss": None}
-    assert len(kept["scores"]) == len(tuned.scores)
+    assert kept["scores"][-1] == {"setting": {}, "learning_rate": 100.0, "final_loss": None}
+    assert len(kept["scores"]) == len(tuned.trials)

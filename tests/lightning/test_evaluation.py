@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from l2l_lightning import provenance
-from l2l_lightning.baselines import BASELINES, TunedBaseline, run_baseline
+from l2l_lightning.baselines import BASELINES, Trial, TunedBaseline, run_baseline
 from l2l_lightning.data.images import Images
 from l2l_lightning.evaluation import (
     Comparison,
@@ -25,6 +25,7 @@ from l2l_lightning.evaluation import (
 )
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.trainer import tuning_table
 
 IMAGES = Images(torch.rand(16, 3), torch.zeros(16, dtype=torch.int64), "sixteen random vectors")
 
@@ -129,7 +130,7 @@ def test_intervals_are_printed_to_the_digits_that_mean_something(interval, text)
 
 def test_every_contender_meets_the_same_optimizees():
     """The same rule under three names gives the same numbers, minibatch noise and all."""
-    adam = TunedBaseline(BASELINES["adam"], 0.1, {})
+    adam = TunedBaseline(BASELINES["adam"], 0.1)
     run = baseline_contender(adam).run
     result = compare([Contender(name, run) for name in "abc"], make_optimizees, 12, seed=0)
     a, b, c = (result.results[name].losses for name in "abc")
@@ -138,6 +139,43 @@ def test_every_contender_meets_the_same_optimizees():
     assert torch.equal(a, run(make_optimizees(), 12).double())
     assert a.shape == (12, 5)
     assert a.dtype == torch.float64
+
+
+def test_a_baseline_runs_at_its_setting_and_under_another_name():
+    setting = {"beta1": 0.5, "beta2": 0.9}
+    tuned = baseline_contender(TunedBaseline(BASELINES["adam"], 0.1, setting))
+    plain = baseline_contender(TunedBaseline(BASELINES["adam"], 0.1), "adam (default)")
+    assert (tuned.name, plain.name) == ("adam", "adam (default)")
+    expected = run_baseline(BASELINES["adam"], 0.1, make_optimizees(), 12, setting=setting)
+    assert torch.equal(tuned.run(make_optimizees(), 12), expected)
+    assert not torch.equal(plain.run(make_optimizees(), 12), expected)
+    result = compare([tuned, plain], make_optimizees, 12, seed=0)
+    optimizers = result.summary()["optimizers"]
+    assert optimizers["adam"]["setting"] == setting
+    assert optimizers["adam (default)"]["setting"] == {}
+    (row,) = (line for line in printed(comparison_table(result)).splitlines() if "│ adam  " in line)
+    assert "beta1 0.5, beta2 0.9" in row
+
+
+def test_tables_have_a_column_of_settings_where_there_are_any(comparison):
+    assert "setting" not in printed(comparison_table(comparison))
+    default = TunedBaseline(BASELINES["nag"], 0.1, {}, (Trial({}, 0.1, 0.25), Trial({}, 0.2, math.inf)))
+    other = TunedBaseline(
+        BASELINES["momentum"],
+        0.2,
+        {"momentum": 0.8},
+        tuple(Trial({"momentum": 0.8}, r, r) for r in (0.2, 0.5, 1)),
+    )
+    text = printed(tuning_table([default], "task"))
+    assert "setting" not in text
+    text = printed(tuning_table(iter([default, other]), "task"))
+    rows = [
+        [cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines() if line.startswith("│")
+    ]
+    assert rows == [
+        ["nag", "0.1 (edge of the search)", "", "0.25", "2"],
+        ["momentum", "0.2 (edge of the search)", "momentum 0.8", "0.2", "3"],
+    ]
 
 
 def test_refuses_what_is_not_paired():
@@ -213,7 +251,7 @@ def test_summary_json(comparison, tmp_path):
     assert summary["dtype"] == "float32"
     assert list(summary["optimizers"]) == ["learned", "slow", "lost"]
     for entry in summary["optimizers"].values():
-        assert set(entry) == {"final_loss", "sum_loss", "diverged", "learning_rate", "seconds"}
+        assert set(entry) == {"final_loss", "sum_loss", "diverged", "learning_rate", "setting", "seconds"}
         assert set(entry["final_loss"]) == set(entry["sum_loss"]) == {"mean", "ci95"}
         assert entry["seconds"] > 0
     slow = comparison.results["slow"].losses
@@ -245,15 +283,15 @@ def test_curves_csv_and_png(comparison, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.csv", "curves.png", "summary.json"]
 
 
-def printed(comparison):
+def printed(table):
     console = Console(width=160)
     with console.capture() as capture:
-        console.print(comparison_table(comparison))
+        console.print(table)
     return capture.get()
 
 
 def test_table(comparison):
-    text = printed(comparison)
+    text = printed(comparison_table(comparison))
     assert "activation=[relu]" in text  # not taken for rich's markup
     rows = [line for line in text.splitlines() if line.startswith("│")]
     assert [row.split()[1] for row in rows] == ["learned", "slow", "lost"]
@@ -262,7 +300,7 @@ def test_table(comparison):
 
 
 def test_table_of_baselines_alone():
-    text = printed(compare([sgd("slow", 0.01, 0.01)], make_optimizees, 5, seed=0))
+    text = printed(comparison_table(compare([sgd("slow", 0.01, 0.01)], make_optimizees, 5, seed=0)))
     assert "learned" not in text
     assert "0.01" in text
 
