@@ -54,7 +54,7 @@ class PhiAveraging(EMAWeightAveraging):
 
 
 class RuleSnapshots(Callback):
-    """Writes the averaged rule as it is after given numbers of rollouts, as FOLDER/after-ROLLOUTS.safetensors.
+    """Writes the averaged rule as it is after given numbers of rollouts: after-ROLLOUTS.safetensors.
 
     Args:
         averaging: Whose φ̄ to write; it comes before this in the trainer's callbacks.

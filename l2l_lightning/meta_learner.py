@@ -37,8 +37,8 @@ class MetaLearner(LightningModule):
     Args:
         task: The distribution of optimizees.
         rule: m_φ, the rule to learn.
-        horizon: Inner steps of a rollout. Of a list, rollouts have one or another, in equal shares; validations
-            and comparisons run the first.
+        horizon: Inner steps of a rollout. Of a list, rollouts have one or another, in equal shares;
+            validations and comparisons run the first.
         unroll: T, the inner steps of a window (a rollout's last window may be shorter). A list divides the
             run evenly between its lengths: short windows give many meta-steps to begin with, long ones
             then credit an early update with all that comes of it.
@@ -226,7 +226,7 @@ class MetaLearner(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam on φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
-        total = max(int(self.trainer.estimated_stepping_batches), 1)
+        total = self._meta_steps()
 
         def factor(step: int) -> float:
             warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
@@ -236,6 +236,17 @@ class MetaLearner(LightningModule):
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _meta_steps(self) -> int:
+        """The run's length in meta-steps.
+
+        Not the trainer's own estimate: it would set up the loader before a checkpoint's position is restored,
+        and a resumed run would then begin with the first rollout again.
+        """
+        trainer = self.trainer
+        epochs = max(trainer.max_epochs or 1, 1)
+        steps = math.ceil(len(self.data.windows(self)) / trainer.accumulate_grad_batches) * epochs
+        return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def settings(self) -> dict[str, Any]:
         """The constructor's arguments, but for the seed and start_from, as plain values."""

@@ -39,9 +39,7 @@ class Mixture(Task):
     """
 
     def __init__(self, tasks: Sequence[Task]) -> None:
-        self.tasks = [
-            from_class_config(task, Task) if isinstance(task, dict) else task for task in tasks
-        ]
+        self.tasks = [from_class_config(task, Task) if isinstance(task, dict) else task for task in tasks]
         if not self.tasks:
             raise ValueError("tasks must name at least one task")
         if any(isinstance(task, Mixture) for task in self.tasks):

@@ -4,17 +4,12 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from meta_training import fit, make_rule
 
-from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, Optimizees, Quadratic, Rollout, run_rule
-from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning import MetaLearner, Optimizees, Quadratic, Rollout, pretrained, run_rule
+from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging, RuleSnapshots
 from l2l_lightning.data_module import WindowIndex, WindowLoader
-
-
-def make_rule(**arguments):
-    torch.manual_seed(0)
-    return CoordinatewiseLSTM(hidden_size=6, preprocessing="identity", **arguments)
 
 
 def make_model(task=None, rule=None, **arguments):
@@ -27,26 +22,6 @@ def make_model(task=None, rule=None, **arguments):
         "lr_schedule": "constant",
     }
     return MetaLearner(task or Quadratic(dim=3), rule or make_rule(), **{**settings, **arguments})
-
-
-def fit(model, folder, *callbacks, num_rollouts=2, ckpt_path=None, **arguments):
-    trainer = Trainer(
-        **{
-            "accelerator": "cpu",
-            "max_epochs": 1,
-            "inference_mode": False,
-            "num_sanity_val_steps": 0,
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": any(isinstance(c, ModelCheckpoint) for c in callbacks),
-            "default_root_dir": folder,
-            "callbacks": list(callbacks),
-            **arguments,
-        }
-    )
-    trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts), ckpt_path=ckpt_path)
-    return trainer
 
 
 def test_fit_is_adam_on_the_windows_meta_gradients(tmp_path):
@@ -216,3 +191,69 @@ def test_several_unroll_lengths_divide_the_run():
 def test_impossible_settings_are_named(argument, value):
     with pytest.raises(ValueError, match=argument):
         make_model(**{argument: value})
+
+
+def test_rollouts_of_several_lengths_take_turns():
+    windows = list(WindowLoader(num_rollouts=6, horizon=[4, 9], unrolls=[4]))
+    lengths = {r: sum(w.length for w in windows if w.rollout == r) for r in range(6)}
+    assert sorted(lengths.values()) == [4, 4, 4, 9, 9, 9]
+    for pair in ((0, 1), (2, 3), (4, 5)):
+        assert {lengths[r] for r in pair} == {4, 9}
+    model = make_model(horizon=[9, 6], unroll=6)
+    assert model.horizon == 9
+    assert model.settings()["horizon"] == [9, 6]
+    with pytest.raises(ValueError, match="must not exceed horizon"):
+        make_model(horizon=[9, 6], unroll=7)
+    with pytest.raises(ValueError, match="horizon must be at least 1"):
+        make_model(horizon=[])
+
+
+def test_a_run_resumes_after_any_window(tmp_path):
+    """Cut within a rollout or between two, whatever their lengths, it ends where the whole run ends."""
+    settings = {"horizon": [4, 12], "unroll": 4, "seed": 3}
+    whole = make_model(**settings)
+    fit(whole, tmp_path / "whole", num_rollouts=4, limit_val_batches=0)
+    every = ModelCheckpoint(tmp_path / "cut", every_n_train_steps=1, save_top_k=-1)
+    fit(make_model(**settings), tmp_path / "cut", every, num_rollouts=4, limit_val_batches=0)
+    checkpoints = list((tmp_path / "cut").glob("*.ckpt"))
+    assert len(checkpoints) == 8
+    for path in checkpoints:
+        resumed = make_model(**settings)
+        fit(resumed, tmp_path / "resumed", num_rollouts=4, limit_val_batches=0, ckpt_path=path)
+        for ours, theirs in zip(resumed.rule.parameters(), whole.rule.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+
+def test_a_meta_training_starts_from_a_trained_rule(tmp_path):
+    start = make_rule(head_init_scale=0.5)
+    pretrained.save(start, tmp_path / "start.safetensors")
+    model = make_model(start_from=str(tmp_path / "start.safetensors"))
+    for ours, theirs in zip(model.rule.parameters(), start.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    trainer = fit(model, tmp_path, ModelCheckpoint(tmp_path), limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    (tmp_path / "start.safetensors").unlink()  # the checkpoint does without
+    again = MetaLearner.from_checkpoint(tmp_path / "whole.ckpt")
+    assert torch.equal(again.rule.head_weight, model.rule.head_weight)
+    with pytest.raises(ValueError, match="start_from=lstm-mnist is a rule of another shape"):
+        make_model(start_from="lstm-mnist")
+    with pytest.raises(pretrained.WeightsError, match="no rule 'lstm-mars'"):
+        make_model(start_from="lstm-mars")
+
+
+def test_snapshots_are_the_averaged_rule_after_that_many_rollouts(tmp_path):
+    averaging = PhiAveraging(decay=0.5)
+    snapshots = RuleSnapshots(averaging, [1, 3], tmp_path / "snapshots")
+    averages = []
+
+    class Record(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            averages.append(averaging.rule.head_weight.detach().clone())
+
+    # Rollouts of 6 steps in windows of 4 and 2.
+    fit(make_model(), tmp_path, averaging, snapshots, Record(), num_rollouts=4, limit_val_batches=0)
+    written = sorted(path.name for path in (tmp_path / "snapshots").iterdir())
+    assert written == ["after-1.safetensors", "after-3.safetensors"]
+    for name, meta_steps in zip(written, (2, 6), strict=True):
+        rule = pretrained.load(tmp_path / "snapshots" / name)
+        assert torch.equal(rule.head_weight, averages[meta_steps - 1])
