@@ -1,12 +1,13 @@
-"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | info`."""
+"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | reproduce | info`."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
@@ -27,6 +28,7 @@ from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
 from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
+from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
@@ -235,7 +237,7 @@ class MetaLearningCLI(LightningCLI):
             trainer.tune(model, datamodule, self._comparison, task=task, **arguments)
 
     def compare(self, model: MetaLearner, datamodule: MetaData, out: str, **arguments: Any) -> None:
-        """Runs MetaTrainer.compare with the command line's settings; a mixture's members get a folder each."""
+        """Runs MetaTrainer.compare with the command line's settings, on every member of a mixture."""
         trainer: Any = self.trainer
         for number, task in enumerate(model.task.members, start=1):
             folder = out if len(model.task.members) == 1 else f"{out}/member-{number}"
@@ -248,6 +250,13 @@ def main(args: Sequence[str] | None = None) -> None:
     if arguments[:1] == ["info"]:
         print_info(presets())
         return
+    if arguments[:1] == ["reproduce"]:
+        # Imported where it is needed: it builds on this module.
+        from l2l_lightning.reproduce.command import main as reproduce
+
+        run: Callable[[], Any] = functools.partial(reproduce, arguments[1:])
+    else:
+        run = functools.partial(_run_lightning, arguments)
     # The folder is the run's own and new; what is in it are this run's other files.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Lightning's own affair.
@@ -255,8 +264,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # Saturated sigmoids at a search's largest learning rates make subnormal numbers, ten times as slow.
     torch.set_flush_denormal(True)
     try:
-        arguments, MetaLearningCLI.run_name = _prepare(arguments)
-        MetaLearningCLI.build(arguments)
+        run()
     except (
         CommandLineError,
         DataNotFoundError,
@@ -265,6 +273,7 @@ def main(args: Sequence[str] | None = None) -> None:
         CheckpointMismatchError,
         BackendUnavailableError,
         CaptureError,
+        WeightsError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
@@ -284,6 +293,12 @@ def main(args: Sequence[str] | None = None) -> None:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish()
+
+
+def _run_lightning(arguments: list[str]) -> None:
+    """The subcommands of Lightning's kind."""
+    arguments, MetaLearningCLI.run_name = _prepare(arguments)
+    MetaLearningCLI.build(arguments)
 
 
 def _prepare(arguments: list[str]) -> tuple[list[str], str]:

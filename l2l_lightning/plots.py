@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -114,6 +116,58 @@ def _scale(axes: Axes, means: npt.NDArray[np.float64]) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def heatmap_figure(
+    values: Sequence[Sequence[float]],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    label: str,
+    middle: float | None = None,
+) -> Figure:
+    """A table of positive numbers, coloured on a log scale; what is not finite is grey and reads ∞.
+
+    Args:
+        values: [rows][columns].
+        rows: Their names, from the top.
+        columns: Their names.
+        title: Above the axes.
+        label: Of the colour bar.
+        middle: The neutral colour's value: below it green, above it red, alike at the same ratio. None
+            colours from the least to the greatest.
+
+    Example:
+        >>> figure = heatmap_figure([[0.5, 2.0]], ["a cell"], ["one rule", "another"], "Ratios", "ratio", 1.0)
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['0.50', '2.00']
+    """
+    table = np.asarray(values, dtype=float)
+    finite = table[np.isfinite(table)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 1.0)
+    colours = "viridis_r"
+    if middle is not None:
+        spread = min(max(high / middle, middle / low, 1.01), 4.0)
+        low, high, colours = middle / spread, middle * spread, "RdYlGn_r"
+    figure = Figure(figsize=(2.6 + 1.15 * len(columns), 1.6 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    shown = np.ma.masked_invalid(table)
+    norm = LogNorm(low, max(high, low * 1.0001))
+    image = axes.imshow(shown, norm=norm, cmap=colormaps[colours].with_extremes(bad="#bbbbbb"), aspect="auto")
+    for row, column in np.ndindex(table.shape):
+        value = table[row, column]
+        text = "∞" if not math.isfinite(value) else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+        # Dark colours lie at the scale's ends.
+        position = 0.5 if not math.isfinite(value) else float(norm(value))
+        dark = not 0.12 < position < 0.88 if middle is not None else position > 0.6
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axes.set_xticks(range(len(columns)), columns, rotation=25, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=10)
+    figure.colorbar(image, label=label, shrink=min(1.0, 6 / max(len(rows), 6)))
+    return figure
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:

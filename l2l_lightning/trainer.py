@@ -196,7 +196,9 @@ def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
 def _one_kind(task: Task) -> Task:
     """The task, unless it is a mixture."""
     if len(task.members) > 1:
-        raise ValueError(f"{task.describe()} is compared one member at a time: pass one of task.members as task")
+        raise ValueError(
+            f"{task.describe()} is compared one member at a time: pass one of task.members as task"
+        )
     return task
 
 

@@ -45,8 +45,8 @@ class ImageMLP(Task):
         activation: "sigmoid", "relu", "tanh" or "elu".
         batch_size: B, images in a minibatch.
         init_std: θ0 ~ N(0, init_std²), weights and biases alike.
-        stride: Only every stride-th row and column of the images: with 2, MNIST's network has a quarter of the
-            inputs, and meta-training on it takes a quarter of the time.
+        stride: Only every stride-th row and column of the images: with 2, MNIST's network has a quarter of
+            the inputs, and meta-training on it takes a quarter of the time.
 
     Raises:
         ValueError: An argument out of its range, or (when a minibatch is gathered) images of another size or
