@@ -1,100 +1,165 @@
-"""Makes a rule that ships with the package, and its card, from a run of `fit --config mnist`.
+"""Makes the rules, cards and tuned baselines that ship with the package, from a complete reproduction.
 
-    python benchmarks/make_pretrained.py RUN --checkpoint CHECKPOINT --name lstm-mnist --data-root FOLDER
+    python -m l2l_lightning reproduce all --data-root FOLDER
+    python benchmarks/make_pretrained.py reproduction --data-root FOLDER
 
-RUN is the run's folder: its summary and curves give the card's headline, on full MNIST's test images. The
-figures on the subset that the package ships, which a test repeats, and on other networks are measured here.
+Every figure of a card is read from the reproduction's results, but for those on the images that the package
+ships, which a test repeats: they are measured here.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from l2l_lightning import MetaLearner, Optimizees, pretrained, run_rule
-from l2l_lightning.baselines import final_losses
+from l2l_lightning import Optimizees, pretrained, run_rule
+from l2l_lightning.baselines import BASELINES, TunedBaseline, final_losses
+from l2l_lightning.config import class_config
 from l2l_lightning.data import load_images
-from l2l_lightning.data.images import Images
 from l2l_lightning.evaluation import Interval
-from l2l_lightning.provenance import commit
+from l2l_lightning.provenance import commit, write_json
+from l2l_lightning.reproduce import bench as bench_module
+from l2l_lightning.reproduce.bench import Bench, Run, Settings, Tune, tuning_key
+from l2l_lightning.reproduce.command import EXPERIMENTS
+from l2l_lightning.reproduce.experiment import summary
+from l2l_lightning.reproduce.generalise import AIM, RULES
+from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
 from l2l_lightning.rules import UpdateRule
-from l2l_lightning.tasks import MNISTMLP
+from l2l_lightning.tasks import MNISTMLP, NoisyScaledSquare, Quadratic
+from l2l_lightning.tasks.base import Task
 
-TRANSFER = [
-    (MNISTMLP(), 200),
-    (MNISTMLP(), 1000),
-    (MNISTMLP([40]), 100),
-    (MNISTMLP([20, 20]), 100),
-    (MNISTMLP(activation="tanh"), 100),
-    (MNISTMLP(activation="relu"), 100),
-    (MNISTMLP(activation="elu"), 100),
-]
+HEADLINES: dict[str, Task] = {
+    "lstm-quadratic": Quadratic(),
+    "lstm-study-quadratic": NoisyScaledSquare(),
+    "lstm-mnist": MNISTMLP(),
+    "lstm-mnist-relu": MNISTMLP([20], "relu"),
+    "lstm-mnist-tanh": MNISTMLP([20], "tanh"),
+    "lstm-mnist-activations": MNISTMLP(),
+    "lstm-mnist-mixture": MNISTMLP(),
+}
+"""What each rule's headline is measured on, over 100 steps."""
+
+EXPERIMENT_RULES = [f"lstm-mnist-relu-{number}" for number in SNAPSHOTS] + [a.name for a in ABLATIONS]
+"""Rules that an experiment needs and nobody else: no cards."""
 
 
-def measure(rule: UpdateRule, task: MNISTMLP, images: Images, horizon: int, num_optimizees: int) -> dict:
-    """Final loss and sum of the first 100 losses on test optimizees of seed 0."""
-    optimizees = Optimizees(task, images, 0, "test", range(num_optimizees))
-    losses = run_rule(rule, optimizees, horizon)
+def measure(rule: UpdateRule, task: Task, num_optimizees: int = 32) -> dict[str, Any]:
+    """Final loss and sum of 100 losses on test optimizees of seed 0, with the images of the package."""
+    images = None if task.dataset is None else load_images(task.dataset).test
+    losses = run_rule(rule, Optimizees(task, images, 0, "test", range(num_optimizees)), 100)
     return {
-        "task": task.describe(),
-        "data": images.source,
+        "task": class_config(task),
+        "data": "none (synthetic task)" if images is None else images.source,
         "seed": 0,
         "num_optimizees": num_optimizees,
-        "horizon": horizon,
-        "final_loss": Interval.of(final_losses(losses)).as_json(),
-        "sum_of_100_losses": Interval.of(losses[:100].sum(0)).as_json(),
-        "not_finite": int((~losses.isfinite()).any(0).sum()),
+        "horizon": 100,
+        "final_loss": Interval.of(final_losses(losses).double()).as_json(),
+        "sum_of_losses": Interval.of(losses.double().sum(0)).as_json(),
     }
 
 
-def learning_curve(path: Path) -> list[float]:
-    """The learned optimizer's mean loss at every step."""
-    losses = defaultdict(list)
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if row["optimizer"] == "learned":
-                losses[int(row["step"])].append(float(row["loss"]))
-    return [round(sum(losses[step]) / len(losses[step]), 5) for step in sorted(losses)]
+def headline(bench: Bench, name: str) -> dict[str, Any]:
+    """A rule and the tuned baselines on what it is for, on all of the data."""
+    task = HEADLINES[name]
+    number = 128 if task.dataset is None else bench.settings.num_optimizees
+    runs = {"learned": Run(task, name, 100, number)}
+    runs |= {baseline: Run(task, baseline, 100, number) for baseline in BASELINES}
+    optimizers = {}
+    for label, run in runs.items():
+        optimizers[label] = summary(bench.losses(run))
+        if label in BASELINES:
+            tuned = bench.baseline(run)
+            optimizers[label] |= {"learning_rate": tuned.learning_rate, "setting": tuned.setting}
+    curve = bench.losses(runs["learned"]).double().mean(1)
+    return {
+        "task": task.describe(),
+        "data": bench.source(task.dataset),
+        "horizon": 100,
+        "seed": bench.settings.seed,
+        "optimizers": optimizers,
+        "learning_curve": [round(loss, 5) for loss in curve.tolist()],
+    }
+
+
+def matrix(out: Path, name: str) -> list[dict[str, Any]]:
+    """A rule's row of the generalisation matrix, [] if it is not in it."""
+    labels = {rule: label for label, rule in RULES.items()}
+    if name not in labels:
+        return []
+    cells = json.loads((out / "generalise/results.json").read_text(encoding="utf-8"))["results"]["cells"]
+    rows = []
+    for cell in cells:
+        entry = cell["ratios"][labels[name]]
+        place = {key: cell[key] for key in ("dataset", "activation", "hidden_sizes", "horizon")}
+        keys = ("ratio", "low", "high", "diverged", "num_optimizees", "best_baseline")
+        rows.append(place | {key: entry[key] for key in keys})
+    return rows
+
+
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    """The cells in which a rule is more than 10% behind the best tuned baseline, the worst first."""
+    behind = [row for row in rows if row["ratio"] is None or row["ratio"] > AIM or row["diverged"]]
+    behind.sort(key=lambda row: -(row["ratio"] or float("inf")))
+    return [
+        f"{row['dataset']}, {row['activation']}, hidden {row['hidden_sizes']}, {row['horizon']} steps: "
+        + (
+            "not finite"
+            if row["ratio"] is None
+            else f"{row['ratio']:.2f} times {row['best_baseline']}'s loss"
+        )
+        + (f", {row['diverged']} of {row['num_optimizees']} diverged" if row["diverged"] else "")
+        for row in behind
+    ]
+
+
+def tuned_table(bench: Bench) -> dict[str, list[dict[str, Any]]]:
+    """Every search that the experiments asked for: the setting chosen, without all that was tried."""
+    table = {}
+    for experiment in EXPERIMENTS.values():
+        for request in experiment().requests(bench):
+            if isinstance(request, Tune):
+                for horizon, found in bench.tuned(request).items():
+                    rows = [TunedBaseline(t.baseline, t.learning_rate, t.setting) for t in found.values()]
+                    table[tuning_key(request.task, horizon)] = [row.as_json() for row in rows]
+    return table
 
 
 def main() -> None:
-    """Writes the weights and the card into the package."""
+    """Writes weights, cards and tuned baselines into the package."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("run", type=Path)
-    parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--name", required=True)
+    parser.add_argument("reproduction", help="its --out folder")
     parser.add_argument("--data-root", required=True, help="folder of all of MNIST")
     args = parser.parse_args()
-    summary = json.loads((args.run / "summary.json").read_text(encoding="utf-8"))
-    model = MetaLearner.from_checkpoint(args.checkpoint)
-    full, subset = (load_images("mnist", root).test for root in (args.data_root, None))
-    full = type(full)(full.pixels, full.labels, "MNIST, the 10,000 test images")
-    card = {
-        "rule": {"class": type(model.rule).__name__, **model.rule.config()},
-        "meta_training": {
-            "preset": "mnist",
-            "settings": model.settings(),
-            "data": "MNIST, the first 50,000 training images",
-            **{key: summary[key] for key in ("seed", "commit", "device", "versions")},
-            "meta_step": torch.load(args.checkpoint, weights_only=True)["global_step"],
-        },
-        "headline": {
-            "data": full.source,
-            **{key: summary[key] for key in ("task", "horizon", "num_optimizees", "seed", "optimizers")},
-            "learning_curve": learning_curve(args.run / "curves.csv"),
-        },
-        "subset": measure(model.rule, MNISTMLP(), subset, 100, 32),
-        "transfer": [measure(model.rule, task, full, horizon, 16) for task, horizon in TRANSFER],
-        "measured_at": commit(),
+    bench = Bench(Settings(out=args.reproduction, data_root=args.data_root))
+    package = Path(pretrained.__file__).parent
+    for name, task in HEADLINES.items():
+        rule = bench.rule(name)
+        training = json.loads((bench.rule_folder(name) / "training.json").read_text(encoding="utf-8"))
+        rows = matrix(bench.out, name)
+        card = {
+            "rule": {"class": type(rule).__name__, **rule.config()},
+            "meta_training": training
+            | {"data": bench.source(task.dataset), "start_from": RECIPES[name].start},
+            "headline": headline(bench, name),
+            "repeatable": measure(rule, task),
+            "known_failures": failures(rows),
+            "generalisation": rows,
+            "measured_at": commit(),
+        }
+        pretrained.save(rule, package / f"{name}.safetensors")
+        write_json(package / f"{name}.json", card)
+    for name in EXPERIMENT_RULES:
+        pretrained.save(bench.rule(name), package / "experiments" / f"{name}.safetensors")
+    document = {
+        "data": bench.source("mnist"),
+        "seed": bench.settings.seed,
+        "num_tuning_optimizees": bench.settings.num_tuning_optimizees,
+        "commit": commit(),
+        "searches": tuned_table(bench),
     }
-    folder = Path(pretrained.__file__).parent
-    pretrained.save(model.rule, folder / f"{args.name}.safetensors")
-    (folder / f"{args.name}.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    write_json(Path(bench_module.__file__).parent / bench_module.SHIPPED_TUNING, document)
 
 
 if __name__ == "__main__":

@@ -84,9 +84,11 @@ def main() -> None:
         baselines=[BASELINES["adam"]],
         device=device,
     )["adam"]
-    adam_losses = run_baseline(adam.baseline, adam.learning_rate, validation_optimizees(), horizon)
+    adam_losses = run_baseline(
+        adam.baseline, adam.learning_rate, validation_optimizees(), horizon, setting=adam.setting
+    )
     adam_sum = float(adam_losses.sum(0).mean())
-    print(f"tuned Adam (learning rate {adam.learning_rate:g}): sum of {horizon} losses {adam_sum:.4g}")
+    print(f"tuned Adam (learning rate {adam.learning_rate:g} {adam.setting}): sum of {horizon} losses {adam_sum:.4g}")
 
     rule = CoordinatewiseLSTM()
     rule.reset_parameters(derive_generator(seed, "phi", 0))
@@ -102,7 +104,7 @@ def main() -> None:
         "budget_s": args.budget_s,
         "horizon": horizon,
         "optimizees": args.optimizees,
-        "adam": {"learning_rate": adam.learning_rate, "sum_of_losses": adam_sum},
+        "adam": {"learning_rate": adam.learning_rate, "setting": adam.setting, "sum_of_losses": adam_sum},
         "reached_s": None,
         "curve": [],
     }

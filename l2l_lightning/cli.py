@@ -92,8 +92,8 @@ class MetaLearningCLI(LightningCLI):
             "fit": loaders,
             "validate": loaders,
             "test": loaders,
-            "tune": {*loaders, "comparison"},
-            "compare": {*loaders, "comparison"},
+            "tune": {*loaders, "comparison", "task"},
+            "compare": {*loaders, "comparison", "task"},
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

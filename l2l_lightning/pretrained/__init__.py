@@ -2,6 +2,7 @@
 
 A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments. Loading it executes
 nothing. Beside each of the package's own lies a card: what it was trained on, what it does, where it fails.
+The rules in `experiments/` have none: they are an ablation's settings and early snapshots, for `reproduce`.
 """
 
 from __future__ import annotations
@@ -93,6 +94,9 @@ def save(rule: UpdateRule, path: str | Path) -> None:
 
 
 def _package_file(name: str, suffix: str) -> Path:
+    experiment = _FOLDER / "experiments" / f"{name}{suffix}"
+    if experiment.is_file() and experiment.parent == _FOLDER / "experiments":
+        return experiment
     if name not in names():
         raise WeightsError(
             f"there is no rule {name!r}: choose one of {', '.join(names())}, "

@@ -44,9 +44,7 @@ class Stopwatch(Callback):
         total = max(int(trainer.estimated_stepping_batches), 1)
         loss = trainer.callback_metrics.get("val/final_loss")
         validated = "" if loss is None else f", validation loss {float(loss):.3g}"
-        self.report(
-            trainer.global_step / total, f"meta-step {trainer.global_step:,} of {total:,}{validated}"
-        )
+        self.report(trainer.global_step / total, f"meta-step {trainer.global_step:,} of {total:,}{validated}")
 
     def state_dict(self) -> dict[str, Any]:
         """The seconds so far."""
@@ -99,9 +97,11 @@ def meta_train(
     averaging = next(callback for callback in trainer.callbacks if isinstance(callback, PhiAveraging))
     stopwatch = Stopwatch(report)
     trainer.callbacks += [stopwatch, RuleSnapshots(averaging, snapshots, folder)]
-    trainer.fit(model, cli.datamodule, ckpt_path=_last_checkpoint(folder))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
+    try:
+        trainer.fit(model, cli.datamodule, ckpt_path=_last_checkpoint(folder))
+    except SystemExit:
+        # What Lightning makes of an interruption.
+        raise KeyboardInterrupt from None
     best = trainer.checkpoint_callback.best_model_path
     rule = MetaLearner.from_checkpoint(best).rule
     training = {
