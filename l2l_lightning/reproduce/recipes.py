@@ -63,10 +63,10 @@ class Ablation:
             "--collapse.start_patience=100",  # it is the outcome if a setting stays at chance
             "--collapse.patience=100",
         )
-        return Recipe("mnist", 1.0, arguments)
+        return Recipe("mnist", 0.5, arguments)
 
 
-ABLATION_ROLLOUTS = 100
+ABLATION_ROLLOUTS = 50
 ABLATIONS = [
     Ablation(preprocessing, factor, output_scale, unroll)
     for preprocessing, factor in (
@@ -86,7 +86,7 @@ RECIPES: dict[str, Recipe] = {
     "lstm-study-quadratic": Recipe("study_quadratic", 1.0),
     "lstm-mnist": Recipe("mnist", 28.0),
     "lstm-mnist-relu": Recipe("mnist_relu", 22.0, snapshots=SNAPSHOTS),
-    "lstm-mnist-tanh": Recipe("mnist_tanh", 11.0),
+    "lstm-mnist-tanh": Recipe("mnist_tanh", 4.0),
     "lstm-mnist-activations": Recipe("mnist_activations", 8.0),
     "lstm-mnist-mixture": Recipe("mnist_mixture", 20.0, start="lstm-mnist-activations"),
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
