@@ -5,7 +5,10 @@
 The recipe is that of the preset `mnist`, in a plain loop and scaled to a budget of seconds: windows of 20
 steps for its first tenth, whole rollouts for the rest, Adam on φ with a cosine rate, clipping, averaged φ.
 The clock counts meta-training alone, neither tuning nor evaluation; the first evaluation compiles the step.
-Both optimizers run on the same validation optimizees; Adam's learning rate is tuned on others.
+Both optimizers run on the same validation optimizees; Adam's learning rate and βs are tuned on others.
+
+The plain implementation (peers/plain_unroll.py: torch.nn.LSTMCell, unrolled, autograd) is given the same
+meta-steps: a few of each window length are timed at the end, and what it would have taken is their sum.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from __future__ import annotations
 import argparse
 import copy
 import math
+import statistics
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -28,6 +34,7 @@ from l2l_lightning.tasks import MNISTMLP
 
 # As l2l_lightning/configs/mnist.yaml has them.
 SHORT_WINDOW, SHORT_SHARE = 20, 0.1
+PLAIN_REPETITIONS = 3
 NUM_TASKS, LEARNING_RATE, WARMUP_STEPS, CLIP, AVERAGING = 2, 0.005, 10, 1.0, 0.98
 
 
@@ -52,6 +59,32 @@ class Clock:
     def stop(self) -> None:
         """Stands still."""
         self.seconds = self.read()
+
+
+def plain_seconds(rule: CoordinatewiseLSTM, optimizees: Optimizees, steps: Counter[int]) -> float:
+    """What the plain implementation takes for as many meta-steps of each window length, [length] to count."""
+    sys.path.insert(0, str(Path(__file__).parent / "peers"))
+    import plain_unroll
+
+    images = optimizees.images
+    problem = {
+        "images": images.pixels.cpu().numpy(),
+        "labels": images.labels.cpu().numpy(),
+        "theta": optimizees.theta.cpu().numpy(),
+        "phi": rule.phi().detach().cpu().numpy(),
+    }
+    device = optimizees.device
+    meta_step = plain_unroll.prepare(problem, argparse.Namespace(device=device))
+    total = 0.0
+    for length, count in sorted(steps.items()):
+        seconds = []
+        for _ in range(PLAIN_REPETITIONS + 1):
+            indices = optimizees.draw(length + 1).cpu().numpy()
+            start = time.perf_counter()
+            meta_step(indices)  # ends with a number on the host
+            seconds.append(time.perf_counter() - start)
+        total += count * statistics.median(seconds[1:])
+    return total
 
 
 def main() -> None:
@@ -88,7 +121,9 @@ def main() -> None:
         adam.baseline, adam.learning_rate, validation_optimizees(), horizon, setting=adam.setting
     )
     adam_sum = float(adam_losses.sum(0).mean())
-    print(f"tuned Adam (learning rate {adam.learning_rate:g} {adam.setting}): sum of {horizon} losses {adam_sum:.4g}")
+    print(
+        f"tuned Adam (learning rate {adam.learning_rate:g} {adam.setting}): sum of {horizon} losses {adam_sum:.4g}"
+    )
 
     rule = CoordinatewiseLSTM()
     rule.reset_parameters(derive_generator(seed, "phi", 0))
@@ -106,6 +141,7 @@ def main() -> None:
         "optimizees": args.optimizees,
         "adam": {"learning_rate": adam.learning_rate, "setting": adam.setting, "sum_of_losses": adam_sum},
         "reached_s": None,
+        "plain_s": None,
         "curve": [],
     }
     print_row = start_table(["seconds", "meta-steps", "sum of losses"])
@@ -122,6 +158,7 @@ def main() -> None:
 
     evaluate(0.0, 0)
     clock, workspace, rollout, num_rollouts, meta_step, skipped = Clock(device), Workspace(), None, 0, 0, 0
+    steps: Counter[int] = Counter()  # meta-steps by window length, until Adam was reached
     clock.start()
     while (share := (seconds := clock.read()) / args.budget_s) < 1:
         if seconds >= args.budget_s / args.evaluations * len(document["curve"]):
@@ -138,6 +175,8 @@ def main() -> None:
         meta_optimizer.param_groups[0]["lr"] = LEARNING_RATE * warmup * 0.5 * (1 + math.cos(math.pi * share))
         meta_optimizer.zero_grad()
         rollout.window(window).meta_loss.backward()
+        if document["reached_s"] is None:
+            steps[window] += 1
         if torch.nn.utils.clip_grad_norm_(parameters, CLIP).isfinite():
             meta_optimizer.step()
             meta_step += 1
@@ -150,7 +189,17 @@ def main() -> None:
     document["skipped_meta_steps"] = skipped
     evaluate(clock.seconds, meta_step)
     reached = document["reached_s"]
-    print("tuned Adam was not reached" if reached is None else f"below tuned Adam after {reached:.1f} s")
+    if reached is None:
+        print("tuned Adam was not reached")
+        return
+    indices = range(num_rollouts * NUM_TASKS, (num_rollouts + 1) * NUM_TASKS)
+    plain = plain_seconds(rule, Optimizees(task, train, seed, "train", indices, device), steps)
+    document["plain_s"] = plain
+    write_json(args.json, document)
+    print(
+        f"below tuned Adam after {reached:.1f} s and {sum(steps.values())} meta-steps; plain unrolling takes "
+        f"{plain:.0f} s for them, {plain / reached:.1f} times as long"
+    )
 
 
 if __name__ == "__main__":
