@@ -121,9 +121,8 @@ def main() -> None:
         adam.baseline, adam.learning_rate, validation_optimizees(), horizon, setting=adam.setting
     )
     adam_sum = float(adam_losses.sum(0).mean())
-    print(
-        f"tuned Adam (learning rate {adam.learning_rate:g} {adam.setting}): sum of {horizon} losses {adam_sum:.4g}"
-    )
+    chosen = f"learning rate {adam.learning_rate:g} {adam.setting or ''}"
+    print(f"tuned Adam ({chosen}): sum of {horizon} losses {adam_sum:.4g}")
 
     rule = CoordinatewiseLSTM()
     rule.reset_parameters(derive_generator(seed, "phi", 0))
