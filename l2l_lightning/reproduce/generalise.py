@@ -68,7 +68,7 @@ def cells(kind: Literal["star", "full"]) -> list[Cell]:
 
     Example:
         >>> len(cells("star")), len(cells("full"))
-        (48, 432)
+        (40, 432)
     """
     everything = [
         Cell(*values)
@@ -87,8 +87,7 @@ def _differences(cell: Cell) -> int:
         cell.depth != BASE_DEPTH,
         cell.horizon != BASE_HORIZON,
     )
-    # Digits are so small that all of their horizons are affordable.
-    return sum(respects) - (cell.dataset == "digits" and cell.horizon != BASE_HORIZON)
+    return sum(respects)
 
 
 class GeneraliseExperiment(Experiment):

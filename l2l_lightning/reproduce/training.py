@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from l2l_lightning import pretrained
 from l2l_lightning.callbacks import PhiAveraging, RuleSnapshots
@@ -16,6 +17,9 @@ from l2l_lightning.cli import MetaLearningCLI, presets
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.provenance import commit, device_name, versions, write_json
 from l2l_lightning.rules import UpdateRule
+
+LATEST_EVERY = 20
+"""Meta-steps between the checkpoints that an interrupted meta-training goes on from."""
 
 Report = Callable[[float, str], None]
 """(fraction done, what is being done) of one piece of work."""
@@ -96,7 +100,14 @@ def meta_train(
     cli.limit_validation()
     averaging = next(callback for callback in trainer.callbacks if isinstance(callback, PhiAveraging))
     stopwatch = Stopwatch(report)
-    trainer.callbacks += [stopwatch, RuleSnapshots(averaging, snapshots, folder)]
+    # The configured one writes when a validation is the best so far; this one for going on, whatever happens.
+    latest = ModelCheckpoint(
+        folder / "checkpoints",
+        filename="latest",
+        every_n_train_steps=LATEST_EVERY,
+        enable_version_counter=False,
+    )
+    trainer.callbacks += [stopwatch, RuleSnapshots(averaging, snapshots, folder), latest]
     try:
         trainer.fit(model, cli.datamodule, ckpt_path=_last_checkpoint(folder))
     except SystemExit:
@@ -125,5 +136,5 @@ def meta_train(
 
 def _last_checkpoint(folder: Path) -> str | None:
     """The newest checkpoint of a run that was interrupted."""
-    found = sorted((folder / "checkpoints").glob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = sorted((folder / "checkpoints").glob("la*.ckpt"), key=lambda path: path.stat().st_mtime)
     return str(found[-1]) if found else None
