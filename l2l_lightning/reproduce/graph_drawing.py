@@ -172,6 +172,13 @@ def step_figure(graph: Graph, title: str) -> Figure:
     Args:
         graph: With every operation in its place.
         title: Above it; its counts are added.
+
+    Example:
+        >>> from l2l_lightning import CoordinatewiseLSTM, Optimizees, Quadratic
+        >>> from l2l_lightning.reproduce.autograd_graph import window_graph
+        >>> optimizees = Optimizees(Quadratic(dim=3), None, seed=0, stream="train", indices=[0])
+        >>> graph = window_graph(CoordinatewiseLSTM(), optimizees, 1, second_order=True)
+        >>> figure = step_figure(graph, "An inner step")
     """
     labels = [_label(operation) for operation in graph.operations]
     widths = [_LETTER * len(label) + _PADDING if label else _DOT for label in labels]
