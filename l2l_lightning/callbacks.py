@@ -44,7 +44,7 @@ class PhiAveraging(EMAWeightAveraging):
     def rule(self) -> UpdateRule:
         """The rule with the averaged φ̄."""
         assert self._average_model is not None
-        averaged: UpdateRule = self._average_model.module.rule  # type: ignore[union-attr, assignment]
+        averaged: UpdateRule = self._average_model.module.rule  # type: ignore[assignment]
         return averaged
 
     def restart(self) -> None:

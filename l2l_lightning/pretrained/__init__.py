@@ -39,13 +39,16 @@ def card(name: str) -> dict[str, Any]:
     """What is known of one of the package's rules: its training, results, transfer and learning curve.
 
     Raises:
-        WeightsError: The package has no rule of this name.
+        WeightsError: The package has no rule of this name, or it is one of an experiment's, without a card.
 
     Example:
         >>> card("lstm-mnist")["meta_training"]["seed"]
         0
     """
-    content: dict[str, Any] = json.loads(_package_file(name, ".json").read_text(encoding="utf-8"))
+    path = _package_file(name, ".json")
+    if not path.is_file():
+        raise WeightsError(f"{name} has no card: it is a setting of an experiment, see its results")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 
@@ -94,9 +97,9 @@ def save(rule: UpdateRule, path: str | Path) -> None:
 
 
 def _package_file(name: str, suffix: str) -> Path:
-    experiment = _FOLDER / "experiments" / f"{name}{suffix}"
-    if experiment.is_file() and experiment.parent == _FOLDER / "experiments":
-        return experiment
+    experiments = _FOLDER / "experiments"
+    if name in {path.stem for path in experiments.glob("*.safetensors")}:
+        return experiments / f"{name}{suffix}"
     if name not in names():
         raise WeightsError(
             f"there is no rule {name!r}: choose one of {', '.join(names())}, "

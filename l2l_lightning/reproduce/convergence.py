@@ -78,7 +78,8 @@ class Curves(Experiment):
             panel.key: {name: bench.losses(run) for name, run in panel.runs(bench).items()}
             for panel in self.panels
         }
-        pictures, tables, results, rows = {}, [], {}, []
+        pictures, tables, results = {}, [], {}
+        rows: list[Sequence[Any]] = []
         for panel in self.panels:
             found, runs = losses[panel.key], panel.runs(bench)
             pictures[panel.key] = _picture(panel, found)

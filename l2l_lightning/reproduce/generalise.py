@@ -27,11 +27,14 @@ RULES = {
 }
 """What each was meta-trained on, and its name."""
 
-ACTIVATIONS = ("sigmoid", "relu", "tanh", "elu")
+Dataset = Literal["mnist", "digits", "smiles"]
+Activation = Literal["sigmoid", "relu", "tanh", "elu"]
+
+ACTIVATIONS: tuple[Activation, ...] = ("sigmoid", "relu", "tanh", "elu")
 WIDTHS = (10, 20, 40, 100)
 DEPTHS = (1, 2, 3)
 HORIZONS = (100, 200, 1000)
-DATASETS = ("mnist", "digits", "smiles")
+DATASETS: tuple[Dataset, ...] = ("mnist", "digits", "smiles")
 BASE_WIDTH, BASE_DEPTH, BASE_HORIZON = 20, 1, 100
 NUM_OPTIMIZEES = 6
 """Of every cell."""
@@ -43,8 +46,8 @@ AIM = 1.10
 class Cell:
     """A kind of optimizee, and for how long it is optimised."""
 
-    dataset: Literal["mnist", "digits", "smiles"]
-    activation: Literal["sigmoid", "relu", "tanh", "elu"]
+    dataset: Dataset
+    activation: Activation
     width: int
     depth: int
     horizon: int
@@ -70,10 +73,8 @@ def cells(kind: Literal["star", "full"]) -> list[Cell]:
         >>> len(cells("star")), len(cells("full"))
         (40, 432)
     """
-    everything = [
-        Cell(*values)
-        for values in itertools.product(DATASETS, ACTIVATIONS, WIDTHS, DEPTHS, HORIZONS)  # type: ignore[arg-type]
-    ]
+    axes = itertools.product(DATASETS, ACTIVATIONS, WIDTHS, DEPTHS, HORIZONS)
+    everything = [Cell(*place) for place in axes]
     if kind == "full":
         return everything
     return [cell for cell in everything if _differences(cell) <= 1]

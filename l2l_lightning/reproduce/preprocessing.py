@@ -36,7 +36,8 @@ class PreprocessingExperiment(Experiment):
 
     def requests(self, bench: Bench) -> list[Request]:
         """Every setting's meta-training, then its curves."""
-        return [Train(a.name) for a in ABLATIONS] + [_run(a, bench) for a in ABLATIONS]
+        rules: list[Request] = [Train(ablation.name) for ablation in ABLATIONS]
+        return rules + [_run(ablation, bench) for ablation in ABLATIONS]
 
     def outcome(self, bench: Bench, folder: Path, report: Report) -> Outcome:
         """A table and a heat map of the sums of losses."""

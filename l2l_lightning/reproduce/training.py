@@ -96,7 +96,8 @@ def meta_train(
         ],
         run=False,
     )
-    trainer, model = cli.trainer, cli.model
+    trainer: Any = cli.trainer
+    model = cli.model
     cli.limit_validation()
     averaging = next(callback for callback in trainer.callbacks if isinstance(callback, PhiAveraging))
     stopwatch = Stopwatch(report)

@@ -33,7 +33,8 @@ class CoordinatewiseLSTM(UpdateRule):
         gradient_scale: Multiplies gradients before anything else.
 
     Raises:
-        ValueError: A value is out of its range (see LSTMSpec), gradient_scale is not positive, or the backend is unknown.
+        ValueError: A value is out of its range (see LSTMSpec), gradient_scale is not positive, or the
+            backend is unknown.
 
     Source: Andrychowicz et al. 2016, section 2.1.
 

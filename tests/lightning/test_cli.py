@@ -35,6 +35,9 @@ def test_every_preset_runs_to_its_comparison(preset, tiny_fit, capsys):
 
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert config["model"]["horizon"] == 6
+    members = sorted(folder.glob("member-*"))
+    assert bool(members) == (preset in ("mnist_activations", "mnist_mixture"))
+    folder = members[0] if members else folder
     rows = list(csv.DictReader((folder / "curves.csv").open()))
     assert list(rows[0]) == ["task", "optimizer", "seed", "step", "loss"]
     assert {row["optimizer"] for row in rows} == {"learned", "sgd", "adam"}

@@ -81,7 +81,13 @@ def assert_same_gradients(rule, expected, relative=1e-10):
 
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize(
-    "rule_arguments", [{}, {"num_layers": 1, "preprocessing": "identity"}, {"num_layers": 3}]
+    "rule_arguments",
+    [
+        {},
+        {"num_layers": 1, "preprocessing": "identity"},
+        {"num_layers": 3},
+        {"preprocessing": "identity", "gradient_scale": 10.0},
+    ],
 )
 def test_meta_gradient_equals_the_unrolled_graph_across_windows(rule_arguments, second_order):
     rule, optimizees = make(CoordinatewiseLSTM(hidden_size=5, **rule_arguments))
@@ -230,3 +236,19 @@ def test_inputs_of_the_rule_carry_no_gradient():
 def test_impossible_windows_are_named(unroll, weights):
     with pytest.raises(ValueError, match="unroll"):
         Rollout(*make()).window(unroll, weights)
+
+
+def test_gradients_are_scaled_before_anything_else():
+    torch.manual_seed(0)
+    plain = CoordinatewiseLSTM(hidden_size=4, preprocessing="identity")
+    scaled = CoordinatewiseLSTM(hidden_size=4, preprocessing="identity", gradient_scale=100.0)
+    scaled.load_state_dict(plain.state_dict())
+    grad, state = torch.randn(7), torch.randn(*plain.state_shape, 7)
+    for ours, theirs in zip(scaled.step(grad, state), plain.step(100 * grad, state), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    theta, new_state = torch.zeros(7), torch.empty_like(state)
+    scaled.step_(theta, grad, state, new_state)
+    torch.testing.assert_close(theta, plain.step(100 * grad, state)[0])
+    assert scaled.config()["gradient_scale"] == 100.0
+    with pytest.raises(ValueError, match="gradient_scale must be positive, got 0"):
+        CoordinatewiseLSTM(gradient_scale=0.0)

@@ -63,6 +63,7 @@ TASKS = {
     "mlp-deep": MNISTMLP(hidden_sizes=[5, 4], activation="elu", batch_size=5, init_std=0.1),
     "mlp-linear": MNISTMLP(hidden_sizes=[], batch_size=5, init_std=0.1),
     "mlp-images": ImageMLP("mnist", hidden_sizes=[6], batch_size=5, init_std=0.1),
+    "mlp-stride": ImageMLP("mnist", hidden_sizes=[6], batch_size=5, init_std=0.1, stride=5),
     "function": FunctionTask(cubic, dim=3),
     "function-init": FunctionTask("test_tasks.cubic", dim=3, init=halves),
     "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),
@@ -331,7 +332,7 @@ def test_mnistmlp_draws_what_it_always_drew(images):
 
 def test_mnistmlp_is_imagemlp_on_mnist(images):
     ours, theirs = MNISTMLP([6], "tanh", 5, 0.1), ImageMLP("mnist", [6], "tanh", 5, 0.1)
-    assert theirs.config() == {"dataset": "mnist", **ours.config()}
+    assert theirs.config() == {"dataset": "mnist", **ours.config(), "stride": 1}
     results = [make(task, images).losses_and_grads() for task in (ours, theirs)]
     torch.testing.assert_close(*results, rtol=0, atol=0)
 
@@ -581,3 +582,15 @@ def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
 def test_wrong_arguments_are_named(build, message):
     with pytest.raises((ValueError, TypeError), match=message):
         build()
+
+
+@pytest.mark.parametrize(("stride", "inputs"), [(1, 784), (2, 196), (5, 36), (28, 1), (40, 1)])
+def test_a_stride_keeps_every_so_many_rows_and_columns(stride, inputs):
+    task, images = ImageMLP("mnist", [3], stride=stride), load_images("mnist").test
+    assert task.num_coordinates == 3 * inputs + 3 + 3 * 10 + 10
+    indices = torch.tensor([[0, 5], [7, 9]])
+    pixels, labels = task.gather(indices, images)
+    expected = images.pixels.view(-1, 28, 28).numpy()[indices.numpy(), ::stride, ::stride]
+    assert pixels.shape == (2, 2, inputs)
+    assert (pixels.view(2, 2, *expected.shape[2:]).numpy() == expected).all()
+    assert torch.equal(labels, images.labels[indices])
