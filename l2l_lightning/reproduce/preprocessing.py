@@ -107,7 +107,8 @@ def _findings(losses: dict[Ablation, Tensor], sums: dict[Ablation, Interval]) ->
                 "p = 10, output × 0.1" if kind == "log_sign" else "–",
                 f"{best.inputs}, output × {best.output_scale:g}, {_window(best.unroll)}: sum {sums[best]}, "
                 f"final {final(losses[best])}",
-                f"New: {stuck} of {len(of_kind)} settings learn nothing; in {lost} some optimizee diverges.",
+                f"New: {stuck} of {len(of_kind)} settings learn nothing; in {lost} some optimizee ends above "
+                "where it began.",
             )
         )
     return findings
