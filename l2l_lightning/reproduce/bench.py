@@ -46,6 +46,9 @@ SHIPPED_TUNING = "tuned_baselines.json"
 REFERENCE_TASK, REFERENCE_HORIZON = MNISTMLP(), 100
 """What the "one for all" baselines are tuned on: the task that the rule `lstm-mnist` is trained on."""
 
+RUNS_PER_SEARCH = 163
+"""About how many settings and rates a search of all baselines tries: for the time left."""
+
 Tuning = Literal["tuned", "reference", "default"]
 
 
@@ -190,8 +193,10 @@ class Bench:
                 parent = snapshot_of(name)
                 recipe = RECIPES[parent[0] if parent else name]
                 return 0.1 if self.settings.from_pretrained else 60 * recipe.minutes * scale
+            case Tune() if self._ships(request):
+                return 0.1
             case Tune(task, horizons):
-                runs = 130 * self.settings.num_tuning_optimizees
+                runs = RUNS_PER_SEARCH * self.settings.num_tuning_optimizees
                 return task.num_coordinates * max(horizons) * runs * 16e-9 * scale
             case Run(task, optimizer, horizon, number):
                 cost = 75e-9 if optimizer not in BASELINES else 16e-9
@@ -239,16 +244,14 @@ class Bench:
         self, request: Tune, report: Report = lambda fraction, text: None
     ) -> dict[int, dict[str, TunedBaseline]]:
         """Every baseline at its best, by horizon and name."""
-        if self.settings.from_pretrained and not self.settings.quick:
-            shipped = self._shipped_tuning(request)
-            if shipped is not None:
-                return shipped
+        if self._ships(request):
+            return self._shipped_tuning(request)
         tried = 0
 
         def progress(name: str, rate: float, score: float) -> None:
             nonlocal tried
             tried += 1
-            report(min(tried / 130, 0.99), f"tuning {name}: learning rate {rate:g} gives {score:.3g}")
+            report(min(tried / RUNS_PER_SEARCH, 0.99), f"tuning {name}: learning rate {rate:g} gives {score:.3g}")
 
         splits = self.splits(request.task.dataset)
         return tune_horizons(
@@ -261,16 +264,20 @@ class Bench:
             progress=progress,
         )
 
-    def _shipped_tuning(self, request: Tune) -> dict[int, dict[str, TunedBaseline]] | None:
-        """The package's, if it has this task at these horizons."""
+    def _ships(self, request: Tune) -> bool:
+        """Whether the package's searches are wanted, and there are some for this task at these horizons."""
+        keys = {tuning_key(request.task, horizon) for horizon in request.horizons}
+        return self.settings.from_pretrained and keys <= _shipped_table().keys()
+
+    def _shipped_tuning(self, request: Tune) -> dict[int, dict[str, TunedBaseline]]:
         table = _shipped_table()
-        found = {}
-        for horizon in request.horizons:
-            rows = table.get(tuning_key(request.task, horizon))
-            if rows is None:
-                return None
-            found[horizon] = {row["baseline"]: TunedBaseline.from_json(row) for row in rows}
-        return found
+        return {
+            horizon: {
+                row["baseline"]: TunedBaseline.from_json(row)
+                for row in table[tuning_key(request.task, horizon)]
+            }
+            for horizon in request.horizons
+        }
 
     def baseline(self, request: Run) -> TunedBaseline:
         """The baseline that a request names, at the learning rate and setting that it asks for."""
