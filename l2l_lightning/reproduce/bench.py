@@ -251,7 +251,8 @@ class Bench:
         def progress(name: str, rate: float, score: float) -> None:
             nonlocal tried
             tried += 1
-            report(min(tried / RUNS_PER_SEARCH, 0.99), f"tuning {name}: learning rate {rate:g} gives {score:.3g}")
+            fraction = min(tried / RUNS_PER_SEARCH, 0.99)
+            report(fraction, f"tuning {name}: learning rate {rate:g} gives {score:.3g}")
 
         splits = self.splits(request.task.dataset)
         return tune_horizons(
