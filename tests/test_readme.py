@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from l2l_lightning.cli import main
 
@@ -45,17 +46,31 @@ def checkpoint(tmp_path_factory):
 
 
 # FOLDER stands for a full MNIST, which a fresh machine does not have.
-@pytest.mark.parametrize("command", [command for command in commands() if "FOLDER --" not in command])
+NEEDS_DATA = re.compile(r"FOLDER --|--data-root FOLDER")
+
+
+@pytest.mark.parametrize("command", [command for command in commands() if not NEEDS_DATA.search(command)])
 def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "my_problem.py").write_text(next(b for b in blocks("python") if "# my_problem.py" in b))
+    if "smiles" in command:
+        make_smiles(tmp_path / "smiles")
+        command = command.replace("FOLDER", str(tmp_path / "smiles"))
     if command.endswith("--data.root FOLDER"):
         command = command.removesuffix("--data.root FOLDER")
     arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
-    tiny = [] if arguments == ["info"] else TINY
+    tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"]}.get(arguments[0], TINY)
     main([*arguments, *tiny])
     assert capsys.readouterr().out
+
+
+def make_smiles(folder):
+    """Two folders of images: one bright, one dark."""
+    for name, grey in (("non_smile", 40), ("smile", 200)):
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            Image.new("L", (30, 34), grey + index).save(folder / name / f"{index}.png")
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
@@ -71,8 +86,7 @@ def test_the_readmes_trained_rule_runs():
     variables = {}
     exec(example, variables)
     assert variables["losses"].shape == (100, 4)
-    for row in variables["known"]["transfer"]:
-        assert f"| {row['horizon']} | {row['final_loss']['mean']:.2f}" in README
+    assert variables["known"]["headline"]["optimizers"]["learned"]["diverged"] == 0
 
 
 def test_the_readme_names_every_preset():
@@ -88,3 +102,35 @@ def test_the_readmes_meta_steps_are_the_committed_results():
         cells = [row["threads"], row["unroll"], f"{row['ms']['ours']:.0f} ms", *(f"{r:.2f}" for r in ratios)]
         assert f"| {' | '.join(map(str, cells))} |" in README
     assert document["origin"]["commit"] in README
+
+
+REPRODUCTION = ROOT / "benchmarks/results/reproduction"
+
+
+def test_the_readmes_findings_are_the_committed_reports():
+    report = (REPRODUCTION / "REPORT.md").read_text(encoding="utf-8")
+    rows = [
+        line for line in README.splitlines() if re.match(r"\| (mnist|generalise|epochs|quadratic) \|", line)
+    ]
+    assert len(rows) > 10
+    assert all(row in report for row in rows)
+
+
+def test_the_report_is_of_the_committed_results():
+    report = (REPRODUCTION / "REPORT.md").read_text(encoding="utf-8")
+    documents = [json.loads(path.read_text(encoding="utf-8")) for path in REPRODUCTION.glob("*/results.json")]
+    assert len(documents) == 7
+    for document in documents:
+        assert document["commit"] in report
+        for finding in document["findings"]:
+            assert f"| {finding['ours']} | {finding['verdict']} |" in report
+        for picture in document["pictures"]:
+            assert (REPRODUCTION / document["experiment"] / picture).is_file()
+
+
+def test_the_readmes_mnist_table_is_the_reports():
+    document = json.loads((REPRODUCTION / "mnist/results.json").read_text(encoding="utf-8"))
+    for numbers in document["results"]["mnist_100"]["optimizers"].values():
+        final, total = numbers["final_loss"]["mean"], numbers["sum_loss"]["mean"]
+        assert re.search(rf"{final:.3f}\d* ± [\d.]+\W+{total:.1f}", README)
+    assert document["commit"] in README

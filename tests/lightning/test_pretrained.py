@@ -7,10 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained, run_rule
-from l2l_lightning.baselines import final_losses
+from l2l_lightning import CoordinatewiseLSTM, Optimizees, pretrained, run_rule
+from l2l_lightning.baselines import BASELINES, final_losses
+from l2l_lightning.config import from_class_config
 from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
+from l2l_lightning.reproduce.generalise import AIM
+from l2l_lightning.reproduce.recipes import ABLATIONS
+from l2l_lightning.tasks import Task
 
 
 @pytest.fixture
@@ -128,17 +132,40 @@ def test_only_what_can_be_loaded_is_saved(rule, tmp_path):
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_a_shipped_rule_does_what_its_card_says(name):
-    """On the images that the package ships: the very optimizees of the card's figures, and others."""
-    said, rule = pretrained.card(name)["subset"], pretrained.load(name)
-    images = load_images("mnist").test
-    assert said["data"] == images.source
-    low, high = said["sum_of_100_losses"]["ci95"]
+    """On what needs no data but the package's: the very optimizees of the card's figures, and others."""
+    said, rule = pretrained.card(name)["repeatable"], pretrained.load(name)
+    task = from_class_config(said["task"], Task)
+    images = None if task.dataset is None else load_images(task.dataset).test
+    assert images is None or said["data"] == images.source
     count = said["num_optimizees"]
     for first in (0, 1000):
-        optimizees = Optimizees(MNISTMLP(), images, said["seed"], "test", range(first, first + count))
+        optimizees = Optimizees(task, images, said["seed"], "test", range(first, first + count))
         losses = run_rule(rule, optimizees, said["horizon"])
+        low, high = said["sum_of_losses"]["ci95"]
         assert low < losses.sum(0).mean() < high
         if first == 0:
-            assert losses.sum(0).mean().item() == pytest.approx(said["sum_of_100_losses"]["mean"], rel=1e-3)
-            final = final_losses(losses).mean().item()
-            assert final == pytest.approx(said["final_loss"]["mean"], rel=1e-2)
+            assert losses.sum(0).mean().item() == pytest.approx(said["sum_of_losses"]["mean"], rel=1e-3)
+            assert final_losses(losses).mean().item() == pytest.approx(said["final_loss"]["mean"], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_card_says_where_a_rule_comes_from_and_where_it_fails(name):
+    card = pretrained.card(name)
+    assert {"seed", "commit", "device", "settings", "seconds", "data"} <= set(card["meta_training"])
+    assert len(card["headline"]["learning_curve"]) == card["headline"]["horizon"]
+    assert set(card["headline"]["optimizers"]) == {"learned", *BASELINES}
+    behind = [
+        row for row in card["generalisation"] if row["ratio"] is None or row["ratio"] > AIM or row["diverged"]
+    ]
+    assert len(card["known_failures"]) == len(behind)
+    text = json.dumps(card)
+    assert "NaN" not in text
+    assert "/" not in card["meta_training"]["data"]
+
+
+@pytest.mark.parametrize("name", [ablation.name for ablation in ABLATIONS] + ["lstm-mnist-relu-10"])
+def test_the_rules_that_experiments_need_are_shipped(name):
+    assert pretrained.load(name).spec.hidden_size == 20
+    assert name not in pretrained.names()
+    with pytest.raises(WeightsError, match="no card"):
+        pretrained.card(name)
