@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from l2l_lightning.cli import main
+from l2l_lightning.evaluation import Interval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -131,6 +132,7 @@ def test_the_report_is_of_the_committed_results():
 def test_the_readmes_mnist_table_is_the_reports():
     document = json.loads((REPRODUCTION / "mnist/results.json").read_text(encoding="utf-8"))
     for numbers in document["results"]["mnist_100"]["optimizers"].values():
-        final, total = numbers["final_loss"]["mean"], numbers["sum_loss"]["mean"]
-        assert re.search(rf"{final:.3f}\d* ± [\d.]+\W+{total:.1f}", README)
+        values = (numbers[key] for key in ("final_loss", "sum_loss"))
+        final, total = (Interval(value["mean"], *value["ci95"]) for value in values)
+        assert f" | {final} | {total} | " in README
     assert document["commit"] in README
