@@ -188,8 +188,8 @@ def main() -> None:
     document["skipped_meta_steps"] = skipped
     evaluate(clock.seconds, meta_step)
     reached = document["reached_s"]
-    if reached is None:
-        print("tuned Adam was not reached")
+    if not reached:
+        print("tuned Adam was not reached" if reached is None else "below tuned Adam from the start")
         return
     indices = range(num_rollouts * NUM_TASKS, (num_rollouts + 1) * NUM_TASKS)
     plain = plain_seconds(rule, Optimizees(task, train, seed, "train", indices, device), steps)
