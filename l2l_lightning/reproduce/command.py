@@ -68,7 +68,7 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     _check_folder(bench)
     experiments = {name: EXPERIMENTS[name]() for name in chosen}
     for experiment in experiments.values():
-        for dataset in experiment.datasets:
+        for dataset in experiment.data(bench):
             bench.splits(dataset)  # what is missing shows now rather than in an hour
     for name in [name for name in experiments if (bench.out / name / "results.json").is_file()]:
         print(f"{name}: done before")

@@ -62,6 +62,10 @@ class Experiment(ABC):
     seconds: ClassVar[float] = 5.0
     """What `outcome` takes, for the time left."""
 
+    def data(self, bench: Bench) -> set[str | None]:
+        """The data sets that it runs on, None for synthetic tasks."""
+        return self.datasets
+
     @abstractmethod
     def requests(self, bench: Bench) -> list[Request]:
         """What it needs, in the order in which it is to be computed."""

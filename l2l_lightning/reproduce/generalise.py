@@ -98,6 +98,10 @@ class GeneraliseExperiment(Experiment):
     title = "Generalisation: other activations, widths, depths, horizons and data, undone in the study"
     datasets: ClassVar[set[str | None]] = {"mnist", "digits"}
 
+    def data(self, bench: Bench) -> set[str | None]:
+        """The smiles as well, if there is a copy."""
+        return self.datasets | ({"smiles"} if bench.has_smiles else set())
+
     def requests(self, bench: Bench) -> list[Request]:
         """Rules, then cell by cell the search and the runs."""
         requests: list[Request] = [Train(rule) for rule in RULES.values()]

@@ -51,7 +51,7 @@ def write_experiment(
     document: dict[str, Any] = {
         "experiment": experiment.name,
         "title": experiment.title,
-        **bench.provenance(set(experiment.datasets)),
+        **bench.provenance(experiment.data(bench)),
         "seconds": round(seconds, 1),
         "rules_trained_here": trained,
         "findings": [vars(finding) for finding in outcome.findings],

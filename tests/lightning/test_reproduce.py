@@ -290,3 +290,14 @@ def test_an_unknown_experiment_lists_those_there_are(capfd):
     assert error.value.code == 2
     printed = capfd.readouterr().err
     assert all(name in printed for name in EXPERIMENTS)
+
+
+def test_smiles_are_measured_where_there_is_a_copy(tmp_path):
+    generalise = EXPERIMENTS["generalise"]()
+    without = Bench(settings(tmp_path, matrix="star"))
+    assert generalise.data(without) == {"mnist", "digits"}
+    assert not any("smiles" in str(request) for request in generalise.requests(without))
+    bench = Bench(settings(tmp_path, smiles_root=str(tmp_path)))
+    assert generalise.data(bench) == {"mnist", "digits", "smiles"}
+    tasks = [request.task for request in generalise.requests(bench) if isinstance(request, Run)]
+    assert "smiles" in {task.dataset for task in tasks}
