@@ -23,6 +23,7 @@ TINY = [
 def no_data_of_the_users(monkeypatch):
     """Tests run on the embedded subset, whatever the user's shell says."""
     monkeypatch.delenv("L2L_DATA", raising=False)
+    monkeypatch.delenv("L2L_SMILES", raising=False)
 
 
 @pytest.fixture
