@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,14 +21,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 from l2l_lightning.cuda_graphs import CaptureError, check_available
 from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
+from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
 from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
+from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
@@ -106,6 +109,7 @@ class MetaLearningCLI(LightningCLI):
         )
         parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LatestCheckpoint, "latest")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(PhiAveraging, "averaging")
         parser.add_lightning_class_args(CollapseGuard, "collapse")
@@ -113,7 +117,8 @@ class MetaLearningCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/sum_loss",
                 "checkpoint.filename": "best-{step}",
-                "checkpoint.save_last": True,
+                # A run that was killed and goes on writes its best one again, not beside it.
+                "checkpoint.enable_version_counter": False,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_on_train_epoch_end": False,
                 "early_stopping.monitor": "val/sum_loss",
@@ -131,12 +136,16 @@ class MetaLearningCLI(LightningCLI):
         """A checkpoint's configuration was put before the user's own options (see `main`), not over them."""
 
     def before_instantiate_classes(self) -> None:
-        """Gives a fit its own run folder, which nothing else ever writes to."""
+        """Gives a fit a run folder of its own, or that of the run that it continues."""
         config = self._options
         self.root = Path(config.trainer.default_root_dir or "runs")
         self.run_folder = self.root
         if self.subcommand == "fit":
-            self.run_folder = _new_run_folder(self.root / self.run_name)
+            continued = _run_of(config.ckpt_path)
+            self.run_folder = continued or _new_run_folder(self.root / self.run_name)
+            if continued:
+                # Beside the first one, which says how the run began.
+                self.save_config_kwargs["config_filename"] = f"config-{datetime.now():%Y%m%d-%H%M%S-%f}.yaml"
         else:
             # What runs on a checkpoint reports; it leaves no run behind.
             self.save_config_callback = None
@@ -153,8 +162,7 @@ class MetaLearningCLI(LightningCLI):
         config = self._options
         kwargs["default_root_dir"] = str(self.run_folder)
         if config.trainer.logger in (None, True):
-            # Without a subcommand the caller fits, as often as it takes: each time into logs of its own.
-            loggers: Any = {"fit": self._loggers, None: lambda _: CSVLogger(self.run_folder, name="logs")}
+            loggers: Any = {"fit": self._loggers, None: lambda _: MetricsLog(self.run_folder)}
             kwargs["logger"] = loggers[self.subcommand](config.wandb) if self.subcommand in loggers else False
         self.trainer_defaults["callbacks"] = []
         if config.trainer.enable_progress_bar is not False:
@@ -174,7 +182,7 @@ class MetaLearningCLI(LightningCLI):
         return settings
 
     def _loggers(self, mode: str) -> list[Logger]:
-        loggers: list[Logger] = [CSVLogger(self.run_folder, name="", version="")]
+        loggers: list[Logger] = [MetricsLog(self.run_folder)]
         if mode == "off":
             return loggers
         try:
@@ -277,6 +285,12 @@ def main(args: Sequence[str] | None = None) -> None:
     ) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(1) from error
+    except RunStoppedError as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
+    except KeyboardInterrupt as stop:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from stop
     except OSError as error:
         print(f"error: {error} (--trainer.default_root_dir says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
@@ -377,6 +391,13 @@ def _checkpoint_config(path: str, subcommand: str) -> dict[str, Any]:
         # Resuming: the run's own trainer settings as well.
         return {**yaml.safe_load(saved.read_text()), **config}
     return config
+
+
+def _run_of(checkpoint: str | None) -> Path | None:
+    """The folder of the run whose newest checkpoint this is: a fit from it is the same run."""
+    path = Path(checkpoint or "")
+    folder = path.absolute().parent.parent
+    return folder if path.name == "last.ckpt" and (folder / "config.yaml").is_file() else None
 
 
 def _new_run_folder(parent: Path) -> Path:

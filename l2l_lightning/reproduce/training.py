@@ -9,17 +9,14 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from l2l_lightning import pretrained
 from l2l_lightning.callbacks import PhiAveraging, RuleSnapshots
 from l2l_lightning.cli import MetaLearningCLI, presets
+from l2l_lightning.latest_checkpoint import RunStoppedError
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.provenance import commit, device_name, versions, write_json
 from l2l_lightning.rules import UpdateRule
-
-LATEST_EVERY = 20
-"""Meta-steps between the checkpoints that an interrupted meta-training goes on from."""
 
 Report = Callable[[float, str], None]
 """(fraction done, what is being done) of one piece of work."""
@@ -92,6 +89,7 @@ def meta_train(
             f"--trainer.default_root_dir={folder}",
             f"--checkpoint.dirpath={folder / 'checkpoints'}",
             "--trainer.enable_progress_bar=false",
+            "--latest.every_n_meta_steps=20",
             *arguments,
         ],
         run=False,
@@ -101,18 +99,12 @@ def meta_train(
     cli.limit_validation()
     averaging = next(callback for callback in trainer.callbacks if isinstance(callback, PhiAveraging))
     stopwatch = Stopwatch(report)
-    # The configured one writes when a validation is the best so far; this one for going on, whatever happens.
-    latest = ModelCheckpoint(
-        folder / "checkpoints",
-        filename="latest",
-        every_n_train_steps=LATEST_EVERY,
-        enable_version_counter=False,
-    )
-    trainer.callbacks += [stopwatch, RuleSnapshots(averaging, snapshots, folder), latest]
+    trainer.callbacks += [stopwatch, RuleSnapshots(averaging, snapshots, folder)]
+    last = folder / "checkpoints" / "last.ckpt"
     try:
-        trainer.fit(model, cli.datamodule, ckpt_path=_last_checkpoint(folder))
-    except SystemExit:
-        # What Lightning makes of an interruption.
+        trainer.fit(model, cli.datamodule, ckpt_path=last if last.is_file() else None)
+    except (RunStoppedError, SystemExit):
+        # A signal after a whole meta-step; or what Lightning makes of one at any other moment.
         raise KeyboardInterrupt from None
     best = trainer.checkpoint_callback.best_model_path
     rule = MetaLearner.from_checkpoint(best).rule
@@ -133,9 +125,3 @@ def meta_train(
     write_json(folder / "training.json", training)
     pretrained.save(rule, finished)  # the last: its presence says that all is done
     return rule
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint of a run that was interrupted."""
-    found = sorted((folder / "checkpoints").glob("la*.ckpt"), key=lambda path: path.stat().st_mtime)
-    return str(found[-1]) if found else None

@@ -110,16 +110,16 @@ def test_a_folder_is_not_shared_by_different_settings(quadratic):
         reproduce(["quadratic"], settings(quadratic, seed=1))
 
 
-def test_a_meta_training_that_was_stopped_gives_the_same_rule(tmp_path, monkeypatch):
+def test_a_meta_training_that_was_stopped_gives_the_same_rule(tmp_path):
     whole = meta_train("quadratic", tmp_path / "whole", report=silent, arguments=SMALL, snapshots=[3])
 
     def stop(fraction, text):
         if fraction >= 0.5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "LATEST_EVERY", 5)  # the last validation was earlier
+    arguments = [*SMALL, "--latest.every_n_meta_steps=5"]  # the last validation was earlier
     with pytest.raises(KeyboardInterrupt):
-        meta_train("quadratic", tmp_path / "cut", report=stop, arguments=SMALL, snapshots=[3])
+        meta_train("quadratic", tmp_path / "cut", report=stop, arguments=arguments, snapshots=[3])
     assert not (tmp_path / "cut/rule.safetensors").exists()
     resumed = meta_train("quadratic", tmp_path / "cut", report=silent, arguments=SMALL, snapshots=[3])
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):

@@ -1,0 +1,178 @@
+"""The newest checkpoint of a run: what it goes on from after a kill, a Ctrl-C or a preemption."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_info
+
+from l2l_lightning.metrics_log import MetricsLog
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunStoppedError(Exception):
+    """A signal ended the run after a whole meta-step; the message says how to go on.
+
+    Args:
+        number: The signal's.
+        step: Meta-steps done.
+        checkpoint: What to go on from.
+    """
+
+    def __init__(self, number: int, step: int, checkpoint: Path) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(number).name} after meta-step {step}; "
+            f"go on with: python -m l2l_lightning fit --ckpt_path {checkpoint}"
+        )
+        self.exit_code = 128 + number
+
+
+class LatestCheckpoint(Checkpoint):
+    """Keeps `last.ckpt`, the run's newest checkpoint, and ends a run cleanly when a signal asks for it.
+
+    Going on from it gives the same φ, bit for bit, and the same logs as a run that was never interrupted,
+    wherever it was cut. For that a checkpoint is first written under another name, and takes the old one's
+    place when everything that was logged up to it is on the disk; the old one is whole until then.
+
+    SIGINT (Ctrl-C), SIGTERM (preemption) and SLURM's signal to requeue take effect after the meta-step in
+    progress, on all processes after the same one; the first two raise RunStoppedError. The same signal again
+    acts at once.
+
+    Args:
+        every_n_meta_steps: Meta-steps from one to the next: what a kill can cost at most.
+        dirpath: Its folder; None is "checkpoints" in the run's folder.
+
+    Raises:
+        ValueError: every_n_meta_steps < 1.
+    """
+
+    def __init__(self, every_n_meta_steps: int = 50, dirpath: str | None = None) -> None:
+        if every_n_meta_steps < 1:
+            raise ValueError(f"latest.every_n_meta_steps must be at least 1, got {every_n_meta_steps}")
+        self.every_n_meta_steps = every_n_meta_steps
+        self.path = Path(dirpath or "checkpoints") / "last.ckpt"
+        self._saved_step = 0
+        self._is_new = False
+        self._received = 0
+        self._agreed = 0
+        self._handlers: dict[int, Any] = {}
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Settles where the file lies."""
+        self.path = Path(trainer.default_root_dir) / self.path
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begins to count, trims the log to where the run is, and takes the signals over from here."""
+        self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsLog):
+                logger.go_on_from(trainer.global_step)
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (*STOP_SIGNALS, *_requeue_signals(trainer)):
+            self._handlers[number] = signal.signal(number, self._receive)
+
+    @property
+    def _new_path(self) -> Path:
+        return self.path.with_suffix(".new")
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._received == number:
+            self._give_signals_back()
+            os.kill(os.getpid(), number)
+        self._received = number
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nStopping after this meta-step; the same signal again stops at once.\n")
+
+    def _give_signals_back(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What was logged before is complete: puts a new checkpoint in place, and stops if that was asked."""
+        self._put_in_place(trainer)
+        if not self._agreed:
+            return
+        if self._agreed in STOP_SIGNALS:
+            raise RunStoppedError(self._agreed, trainer.global_step, self.path)
+        handler, self._received, self._agreed = self._handlers[self._agreed], 0, 0
+        handler(self._agreed, None)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Writes one if it is time, unless a validation is still to come."""
+        self._agreed = self._agree(trainer)
+        validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if not (validates and trainer.enable_validation):
+            self._write_if_due(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes one if it is time."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._write_if_due(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Puts the last one in place."""
+        self._put_in_place(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leaves signals as they were."""
+        self._give_signals_back()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leaves signals as they were, drops what was not yet in place, and says what is."""
+        self._give_signals_back()
+        if not trainer.is_global_zero:
+            return
+        self._new_path.unlink(missing_ok=True)
+        if self.path.is_file() and not isinstance(exception, RunStoppedError):
+            rank_zero_info(f"The run's newest checkpoint, to go on from: fit --ckpt_path {self.path}")
+
+    def _agree(self, trainer: Trainer) -> int:
+        """The signal that any of the processes has received: all stop after the same meta-step."""
+        if trainer.world_size == 1:
+            return self._received
+        received = torch.tensor(self._received, device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX)
+        return int(received)
+
+    def _write_if_due(self, trainer: Trainer) -> None:
+        since = trainer.global_step - self._saved_step
+        ends = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
+        due = since >= self.every_n_meta_steps or ends or self._agreed
+        if not (since and due):
+            return
+        trainer.save_checkpoint(self._new_path, weights_only=False)
+        self._saved_step, self._is_new = trainer.global_step, True
+
+    def _put_in_place(self, trainer: Trainer) -> None:
+        if not self._is_new:
+            return
+        self._is_new = False
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.save()
+            self._new_path.replace(self.path)
+
+
+def _requeue_signals(trainer: Trainer) -> list[int]:
+    """SLURM's, if Lightning listens to it: its handler saves a checkpoint, which needs a whole meta-step."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not (isinstance(environment, SLURMEnvironment) and environment.auto_requeue):
+        return []
+    return [] if environment.requeue_signal is None else [environment.requeue_signal]

@@ -1,0 +1,192 @@
+"""Kills, signals and full disks: what a run goes on from, and what it says."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2l_lightning.cli import main
+from l2l_lightning.latest_checkpoint import LatestCheckpoint
+from l2l_lightning.metrics_log import MetricsLog
+
+KILLED_FITS = Path(__file__).with_name("killed_fits.py")
+SMALL = [
+    "--data.num_rollouts=8",
+    "--model.horizon=12",
+    "--model.unroll=5",
+    "--model.num_tasks=2",
+    "--model.num_validation_optimizees=2",
+    "--trainer.val_check_interval=4",
+    "--trainer.log_every_n_steps=3",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--latest.every_n_meta_steps=5",
+    "--comparison.num_optimizees=2",
+    "--comparison.num_tuning_optimizees=2",
+    "--comparison.baselines=[sgd]",
+    "--wandb=off",
+]
+
+
+def the_run(root):
+    """The folder of the only run under a root."""
+    (folder,) = root.glob("*/2*")
+    return folder
+
+
+def contents(folder):
+    """What a finished run holds that does not depend on where or when it ran."""
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    parts = {
+        key: checkpoint[key]
+        for key in ("state_dict", "current_model_state", "optimizer_states", "global_step", "rollouts")
+    }
+    return {
+        "metrics": (folder / "metrics.csv").read_text(),
+        "curves": (folder / "curves.csv").read_text(),
+        "best": sorted(path.name for path in (folder / "checkpoints").iterdir()),
+        **dict(leaves(parts)),
+    }
+
+
+def leaves(value, path=""):
+    """Every number in a nest, by its path."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from leaves(part, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from leaves(part, f"{path}/{index}")
+    else:
+        yield path, value.tolist() if isinstance(value, torch.Tensor) else value
+
+
+@pytest.fixture(scope="module")
+def in_peace(tmp_path_factory):
+    root = tmp_path_factory.mktemp("peace")
+    main(["fit", *SMALL, f"--trainer.default_root_dir={root}"])
+    return contents(the_run(root))
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
+    """SIGKILL at 20 random moments or more: weights, rollouts, logs and curves are the same, bit for bit."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(KILLED_FITS), str(tmp_path / "runs"), "20", "0"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    kills = json.loads(done.stdout)["kills"]
+    assert sum(kills) >= 20
+    expected = contents(the_run(tmp_path / "runs/peace"))
+    for number in range(len(kills)):
+        folders = [path.parent for path in (tmp_path / f"runs/killed-{number}").glob("*/2*/curves.csv")]
+        assert [contents(folder) for folder in folders] == [expected]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
+    tmp_path, capsys, in_peace, number, monkeypatch
+):
+    taken = signal.getsignal(number)
+    written = LatestCheckpoint.on_train_batch_end
+
+    def interrupt(self, trainer, *arguments):
+        if trainer.global_step == 13:
+            os.kill(os.getpid(), number)
+        written(self, trainer, *arguments)
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+    monkeypatch.undo()
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == taken
+    folder = the_run(tmp_path)
+    message = capsys.readouterr().err
+    assert (
+        f"stopped by {number.name} after meta-step 13; go on with: python -m l2l_lightning fit --ckpt_path"
+        in message
+    )
+    main(["fit", *message.rpartition(" fit ")[2].split()])
+    assert contents(folder) == in_peace
+
+
+def test_the_same_signal_again_stops_at_once(tmp_path, capsys, monkeypatch):
+    def twice(self, *arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", twice)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+    assert stopped.value.code not in (0, None)
+
+
+def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, capsys, caplog, in_peace):
+    """A limit on the size of files is what a process can impose on itself: at 20 KiB no checkpoint fits."""
+    saved = resource.getrlimit(resource.RLIMIT_FSIZE)
+    written = LatestCheckpoint._put_in_place
+
+    def fill(self, trainer):
+        written(self, trainer)
+        if trainer.global_step == 12:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, saved[1]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LatestCheckpoint, "_put_in_place", fill)
+        try:
+            with pytest.raises(SystemExit) as stopped:
+                main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, saved)
+    folder = the_run(tmp_path)
+    assert stopped.value.code == 1
+    message = capsys.readouterr().err
+    assert "File too large" in message
+    assert "--trainer.default_root_dir" in message
+    assert f"fit --ckpt_path {folder / 'checkpoints/last.ckpt'}" in caplog.text
+    assert not [path for path in (folder / "checkpoints").iterdir() if path.suffix != ".ckpt"]
+    main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
+    assert contents(folder) == in_peace
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path, fails):
+    (tmp_path / "file").touch()
+    message = fails("fit", *SMALL, f"--trainer.default_root_dir={tmp_path / 'file'}")
+    assert str(tmp_path / "file") in message
+    assert "--trainer.default_root_dir" in message
+
+
+def test_every_n_meta_steps_is_positive():
+    with pytest.raises(ValueError, match=r"latest.every_n_meta_steps must be at least 1, got 0"):
+        LatestCheckpoint(every_n_meta_steps=0)
+
+
+def test_signals_are_left_alone_outside_the_main_thread(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=main, args=(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"],))
+    thread.start()
+    thread.join()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (the_run(tmp_path) / "curves.csv").is_file()
+
+
+def test_the_log_is_trimmed_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_path):
+    log = MetricsLog(tmp_path)
+    for step in range(5):
+        log.log_metrics({"loss": 0.5 * step}, step)
+    log.save()
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2.")  # a kill in the middle of a row
+    again = MetricsLog(tmp_path)
+    again.go_on_from(3)
+    again.log_metrics({"loss": 7.0, "new": 1.0}, 3)
+    again.save()
+    rows = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert rows == ["loss,new,step", "0.0,,0", "0.5,,1", "1.0,,2", "7.0,1.0,3"]
