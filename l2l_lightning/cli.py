@@ -124,6 +124,8 @@ class MetaLearningCLI(LightningCLI):
                 "early_stopping.monitor": "val/sum_loss",
                 "early_stopping.patience": 30,
                 "early_stopping.check_finite": False,
+                # A run that goes on from its end has no validation of its own to look at.
+                "early_stopping.check_on_train_epoch_end": False,
             }
         )
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)

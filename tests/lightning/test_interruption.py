@@ -190,3 +190,11 @@ def test_the_log_is_trimmed_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_path
     again.save()
     rows = (tmp_path / "metrics.csv").read_text().splitlines()
     assert rows == ["loss,new,step", "0.0,,0", "0.5,,1", "1.0,,2", "7.0,1.0,3"]
+
+
+def test_a_finished_run_that_goes_on_is_finished(tmp_path):
+    main(["fit", *SMALL, "--trainer.val_check_interval=1.0", f"--trainer.default_root_dir={tmp_path}"])
+    folder = the_run(tmp_path)
+    before = contents(folder)
+    main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
+    assert contents(folder) == before
