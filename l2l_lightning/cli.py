@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +27,7 @@ from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
 from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
 from l2l_lightning.pretrained import WeightsError
+from l2l_lightning.run_folder import keep_metrics, last_checkpoint, new_run_folder
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
@@ -104,6 +103,12 @@ class MetaLearningCLI(LightningCLI):
             default="offline",
             help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later.",
         )
+        parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            help="fit: the run's folder, instead of a new one; a run that was interrupted in it goes on from "
+            "its checkpoints/last.ckpt.",
+        )
         parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -116,6 +121,8 @@ class MetaLearningCLI(LightningCLI):
                 "checkpoint.save_last": True,
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_on_train_epoch_end": False,
+                # A run that goes on in its folder writes its own files again.
+                "checkpoint.enable_version_counter": False,
                 "early_stopping.monitor": "val/sum_loss",
                 "early_stopping.patience": 30,
                 "early_stopping.check_finite": False,
@@ -135,8 +142,15 @@ class MetaLearningCLI(LightningCLI):
         config = self._options
         self.root = Path(config.trainer.default_root_dir or "runs")
         self.run_folder = self.root
-        if self.subcommand == "fit":
-            self.run_folder = _new_run_folder(self.root / self.run_name)
+        if config.run_folder:
+            if self.subcommand != "fit":
+                raise CommandLineError(f"--run_folder is where a fit goes on; {self.subcommand} has none")
+            self.run_folder = Path(config.run_folder)
+            # The saved options describe the run; whoever repeats it wants another folder.
+            config.run_folder = None
+            self.save_config_kwargs["overwrite"] = True
+        elif self.subcommand == "fit":
+            self.run_folder = new_run_folder(self.root / self.run_name)
         else:
             # What runs on a checkpoint reports; it leaves no run behind.
             self.save_config_callback = None
@@ -205,7 +219,15 @@ class MetaLearningCLI(LightningCLI):
         choose(device, getattr(self.model.rule, "backend", None))
         check_available(self.model.cuda_graphs, device)
         self.limit_validation()
+        checkpoint = last_checkpoint(self.run_folder)
+        if checkpoint:
+            self.config_init["fit"]["ckpt_path"] = str(checkpoint)
+        if not self.trainer.is_global_zero:
+            return
+        keep_metrics(self.run_folder)
         print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
+        if checkpoint:
+            print(f"The run goes on from {checkpoint}")
 
     def limit_validation(self) -> None:
         """Validates at least once: Lightning refuses an interval that is longer than the run."""
@@ -308,9 +330,14 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     subcommand, *rest = arguments
     expanded, configs = _expand_configs(rest)
     checkpoint = _option(rest, "--ckpt_path")
+    folder = _option(rest, "--run_folder")
+    interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
     wants_help = any(argument in ("-h", "--help") for argument in rest)
     base: list[str] = []
-    if checkpoint:
+    if interrupted:
+        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand))]
+        configs = configs or [DEFAULT_PRESET]
+    elif checkpoint:
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand))]
     elif subcommand in NEEDS_CHECKPOINT and not wants_help:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
@@ -377,13 +404,6 @@ def _checkpoint_config(path: str, subcommand: str) -> dict[str, Any]:
         # Resuming: the run's own trainer settings as well.
         return {**yaml.safe_load(saved.read_text()), **config}
     return config
-
-
-def _new_run_folder(parent: Path) -> Path:
-    """A folder's path that nothing has used: the time, and a number if that is taken."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    candidates = (parent / (f"{stamp}-{n}" if n else stamp) for n in itertools.count())
-    return next(path for path in candidates if not path.exists())
 
 
 def _seed(value: bool | int) -> int:

@@ -1,0 +1,31 @@
+"""A run's own folder: a new one, or a named one in which an interrupted run goes on."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import datetime
+from pathlib import Path
+
+
+def new_run_folder(parent: Path) -> Path:
+    """A folder's path that nothing has used: the time, and a number if that is taken."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    candidates = (parent / (f"{stamp}-{n}" if n else stamp) for n in itertools.count())
+    return next(path for path in candidates if not path.exists())
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint from which the folder's run goes on; None if it has not come to one."""
+    path = folder / "checkpoints" / "last.ckpt"
+    return path if path.is_file() else None
+
+
+def keep_metrics(folder: Path) -> None:
+    """Renames the metrics that an interrupted run has logged, as a logger begins with an empty file.
+
+    metrics.csv becomes metrics-1.csv, or the next number that is free.
+    """
+    path = folder / "metrics.csv"
+    if path.is_file():
+        candidates = (folder / f"metrics-{n}.csv" for n in itertools.count(1))
+        path.rename(next(path for path in candidates if not path.exists()))
