@@ -1,0 +1,268 @@
+"""Several processes: the same φ as one with all the tasks, the same decisions on each, and runs that go on."""
+
+import functools
+import math
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from meta_training import fit, make_rule
+from processes import fit_in_processes
+from torch.multiprocessing import ProcessRaisedException
+
+from l2l_lightning import MetaLearner, Optimizees, Quadratic, optimizees
+from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.meta_learner import CheckpointMismatchError
+from l2l_lightning.resharding import reshard
+from l2l_lightning.rollout import Rollout
+from l2l_lightning.tasks import Mixture, NoisyScaledSquare
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """A forked process must not use a pool of threads that it has not."""
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    double = functools.partial(Optimizees, dtype=torch.float64)
+    monkeypatch.setattr("l2l_lightning.meta_learner.Optimizees", double)
+
+
+def make_model(num_tasks, task=None, **arguments):
+    settings = {
+        "horizon": [7, 5],
+        "unroll": 3,
+        "learning_rate": 0.01,
+        "num_validation_optimizees": 5,
+        "seed": 4,
+    }
+    task = task or Mixture([Quadratic(dim=3), NoisyScaledSquare(dim=2)])
+    return MetaLearner(task, make_rule().double(), num_tasks=num_tasks, **{**settings, **arguments})
+
+
+def assert_same_phi(ours, theirs, rtol=1e-11):
+    assert ours["phi"].keys() == theirs["phi"].keys()
+    for name, value in theirs["phi"].items():
+        torch.testing.assert_close(ours["phi"][name], value, rtol=rtol, atol=rtol * float(value.abs().max()))
+
+
+def assert_processes_agree(processes):
+    for other in processes[1:]:
+        assert all(torch.equal(value, processes[0]["phi"][name]) for name, value in other["phi"].items())
+        assert other["meta_steps"] == processes[0]["meta_steps"]
+        assert other["restarts"] == processes[0]["restarts"]
+        validation = [name for name in other["metrics"] if name.startswith("val/")]
+        assert [other["metrics"][n] for n in validation] == [processes[0]["metrics"][n] for n in validation]
+
+
+SETTINGS = {
+    "clipped and averaged": {"gradient_clip_val": 0.1, "val_check_interval": 5},
+    "accumulated": {"accumulate_grad_batches": 2, "val_check_interval": 4},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
+    devices, settings, tmp_path, in_float64, record_streams
+):
+    """Rollouts of two tasks and two lengths in uneven windows, in float64."""
+    runs, streams = {}, {}
+    for number in (1, devices):
+        averaging = [PhiAveraging(decay=0.7)] if settings == "clipped and averaged" else []
+        record = record_streams(tmp_path / f"streams-{number}")
+        model = make_model(4 // number)
+        runs[number] = fit_in_processes(
+            model, tmp_path / str(number), number, *averaging, num_rollouts=6, **SETTINGS[settings]
+        )
+        streams[number] = record()
+    assert runs[devices][0]["meta_steps"] == runs[1][0]["meta_steps"] >= 7
+    assert_processes_agree(runs[devices])
+    assert_same_phi(runs[devices][0], runs[1][0])
+    for name in ("val/initial_loss", "val/final_loss", "val/sum_loss"):
+        # torchmetrics adds up in float32.
+        assert runs[devices][0]["metrics"][name] == pytest.approx(runs[1][0]["metrics"][name], rel=1e-6)
+
+    # No stream is drawn from twice, and together they are the single process's.
+    assert len(streams[devices]) == devices
+    ours, [theirs] = list(streams[devices].values()), streams[1].values()
+    assert sorted(draw for process in ours for draw in process) == sorted(theirs)
+    training = [draw for process in ours for draw in process if draw.startswith("train ")]
+    assert len(training) == len(set(training)) == 6 * 4
+    assert all(len(process) > 0 for process in ours)
+
+
+@pytest.fixture
+def record_streams(monkeypatch):
+    """Writes down, by process, the streams that optimizees draw from; `record(folder)()` reads them back."""
+    derive = optimizees.derive_generator
+
+    def record(folder):
+        folder.mkdir()
+
+        def derive_and_record(seed, stream, index):
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            with (folder / str(rank)).open("a") as file:
+                file.write(f"{stream} {index}\n")
+            return derive(seed, stream, index)
+
+        monkeypatch.setattr(optimizees, "derive_generator", derive_and_record)
+        return lambda: {path.name: path.read_text().splitlines() for path in sorted(folder.iterdir())}
+
+    return record
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_validation_runs_the_same_optimizees_on_any_number_of_processes(count, tmp_path, record_streams):
+    """Fewer than processes, not divisible by them, and of two members."""
+    metrics, streams = {}, {}
+    for number in (1, 2, 4):
+        record = record_streams(tmp_path / f"streams-{number}")
+        model = make_model(1, num_validation_optimizees=count, horizon=5, learning_rate=1e-30)
+        ended = fit_in_processes(model.float(), tmp_path / str(number), number, num_rollouts=1)
+        assert_processes_agree(ended)
+        metrics[number] = [ended[0]["metrics"][f"val/{name}_loss"] for name in ("initial", "final", "sum")]
+        read = record()
+        streams[number] = sorted(
+            d for process in read.values() for d in process if d.startswith("validation")
+        )
+        if 2 * max(count // 2, 1) >= number:  # the members' first ones are not all the first process's
+            assert all(any(d.startswith("validation") for d in process) for process in read.values())
+    expected = [f"validation {index}" for index in range(max(count // 2, 1)) for _ in range(2)]
+    for number in (1, 2, 4):
+        assert streams[number] == expected
+        assert metrics[number] == pytest.approx(metrics[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path, in_float64):
+    """Cut after any meta-step, in mid-rollout and between two, and resumed with as many tasks in all."""
+    settings = {"num_rollouts": 4, "limit_val_batches": 0}
+    [whole] = fit_in_processes(make_model(4), tmp_path / "whole", 1, **settings)
+    every = ModelCheckpoint(tmp_path / "cut", every_n_train_steps=1, save_top_k=-1)
+    fit_in_processes(make_model(4 // before), tmp_path / "cut", before, every, **settings)
+    checkpoints = sorted((tmp_path / "cut").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert len(checkpoints) == whole["meta_steps"] == 10
+    in_progress = [torch.load(path, weights_only=True)["rollouts"] for path in checkpoints]
+    assert all(len(rollouts) == before for rollouts in in_progress)
+    assert {rollouts[0] is None for rollouts in in_progress} == {True, False}
+    for number, path in enumerate(checkpoints[:-1]):
+        folder = tmp_path / f"resumed-{number}"
+        ended = fit_in_processes(make_model(4 // after), folder, after, ckpt_path=path, **settings)
+        assert_processes_agree(ended)
+        assert_same_phi(ended[0], whole)
+
+
+def test_a_run_does_not_go_on_with_another_number_of_tasks(tmp_path, in_float64):
+    every = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    settings = {"num_rollouts": 2, "limit_val_batches": 0}
+    fit_in_processes(make_model(2), tmp_path, 2, every, **settings)
+    checkpoints = list(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == 5
+    for (
+        path
+    ) in checkpoints:  # between two rollouts as well: their streams would overlap with the earlier ones'
+        with pytest.raises(
+            CheckpointMismatchError, match=r"2 processes of 2.*1 of 2.*trainer.devices.*model.num_tasks"
+        ):
+            fit(make_model(2), tmp_path, ckpt_path=path, **settings)
+
+
+def test_resharding_keeps_every_optimizee_with_its_state():
+    rule = make_rule()
+
+    def rollout(indices):
+        started = Rollout(rule, Optimizees(NoisyScaledSquare(dim=2), None, 0, "train", indices))
+        started.window(2)
+        return started
+
+    saved = [rollout(range(2 * rank, 2 * rank + 2)).state_dict() for rank in range(3)]
+    for rank in range(2):
+        mine = range(3 * rank, 3 * rank + 3)
+        resumed = Rollout(rule, Optimizees(NoisyScaledSquare(dim=2), None, 9, "train", mine))
+        resumed.load_state_dict(reshard(saved, rank, 2))
+        expected = rollout(mine)
+        assert resumed.steps_done == 2
+        assert torch.equal(resumed.window(3).losses, expected.window(3).losses)
+        assert torch.equal(resumed.state, expected.state)
+    with pytest.raises(ValueError, match="6 optimizees cannot be shared out evenly among 4"):
+        reshard(saved, 0, 4)
+
+
+def test_early_stopping_stops_every_process_at_the_same_meta_step(tmp_path):
+    ended = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        best = ModelCheckpoint(folder, monitor="val/sum_loss", save_on_train_epoch_end=False)
+        stop = EarlyStopping("val/sum_loss", patience=2, check_on_train_epoch_end=False)
+        # A rate this small changes nothing, so that the third validation is the second without improvement.
+        model = make_model(2 // devices, learning_rate=1e-30).float()
+        ended[devices] = fit_in_processes(
+            model, folder, devices, best, stop, num_rollouts=50, val_check_interval=2
+        )
+    assert_processes_agree(ended[2])
+    assert ended[2][0]["meta_steps"] == ended[1][0]["meta_steps"] == 6
+
+
+class NaNOnLastProcess(Quadratic):
+    """The last process's losses are NaN, at one evaluation."""
+
+    def __init__(self, evaluation):
+        super().__init__(dim=3)
+        self.evaluations_left = evaluation
+
+    def losses(self, thetas, batches):
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.evaluations_left -= rank == world - 1 and torch.is_grad_enabled()
+        return super().losses(thetas, batches) * (math.nan if self.evaluations_left == 0 else 1.0)
+
+
+class KeepPhi(Callback):
+    """Every process writes down φ after every meta-step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        phi = pl_module.rule.head_weight.detach().clone()
+        torch.save(phi, self.folder / f"phi-{trainer.global_step}-{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("any_better", [True, False])
+def test_one_process_s_nan_restarts_all_of_them(any_better, tmp_path):
+    """From the best checkpoint, or from the same fresh draw."""
+    best = ModelCheckpoint(tmp_path, monitor="val/sum_loss", save_on_train_epoch_end=False)
+    # Of chance = 2 every validation is better, of 0 none.
+    guard = CollapseGuard(chance=2.0 if any_better else 0.0)
+    model = make_model(2, NaNOnLastProcess(evaluation=18), horizon=6).float()
+    ended = fit_in_processes(
+        model, tmp_path, 2, guard, KeepPhi(tmp_path), best, num_rollouts=4, val_check_interval=2
+    )
+    assert_processes_agree(ended)
+    assert sum(ended[0]["restarts"]) == 1
+    history = []
+    for step in range(1, 9):
+        first, last = (torch.load(tmp_path / f"phi-{step}-{rank}.pt") for rank in range(2))
+        assert first.isfinite().all()
+        assert torch.equal(first, last)
+        history.append(first)
+    returned = [
+        any(torch.equal(phi, earlier) for earlier in history[:step]) for step, phi in enumerate(history)
+    ]
+    assert sum(returned) == any_better
+
+
+def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path):
+    guard = CollapseGuard(start_patience=1, chance=0.0, max_restarts=2)
+    model = make_model(1).float()
+    ended = fit_in_processes(model, tmp_path, 2, guard, num_rollouts=2, val_check_interval=2)
+    assert_processes_agree(ended)
+    assert sum(ended[0]["restarts"]) == 2
+    with pytest.raises(ProcessRaisedException, match="MetaTrainingError.*after 2 restarts"):
+        fit_in_processes(model, tmp_path, 2, guard, num_rollouts=4, val_check_interval=2)
