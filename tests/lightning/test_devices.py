@@ -1,30 +1,40 @@
-"""Several processes: the same φ as one with all the tasks, the same decisions on each, and runs that go on."""
+"""Several processes: the same φ as one with all the tasks, the same decisions on each, runs that go on."""
 
 import functools
 import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from meta_training import fit, make_rule
-from processes import fit_in_processes
+from processes import fit_in_processes, free_port, run_together
 from torch.multiprocessing import ProcessRaisedException
 
 from l2l_lightning import MetaLearner, Optimizees, Quadratic, optimizees
 from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.cli import main
 from l2l_lightning.meta_learner import CheckpointMismatchError
 from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout
 from l2l_lightning.tasks import Mixture, NoisyScaledSquare
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """A forked process must not use a pool of threads that it has not."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """A forked process has not its parent's pool of threads, and must not wait for it."""
     threads = torch.get_num_threads()
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
     torch.set_num_threads(threads)
 
 
@@ -264,5 +274,148 @@ def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path
     ended = fit_in_processes(model, tmp_path, 2, guard, num_rollouts=2, val_check_interval=2)
     assert_processes_agree(ended)
     assert sum(ended[0]["restarts"]) == 2
-    with pytest.raises(ProcessRaisedException, match="MetaTrainingError.*after 2 restarts"):
+    with pytest.raises(ProcessRaisedException, match=r"MetaTrainingError.*after 2 restarts"):
         fit_in_processes(model, tmp_path, 2, guard, num_rollouts=4, val_check_interval=2)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("## Several processes and machines\n")[2].partition("\n## ")[0]
+OPTIONS = [
+    "--data.num_rollouts=4",
+    "--model.horizon=9",
+    "--model.unroll=3",
+    "--model.num_validation_optimizees=3",
+    "--model.task.dim=3",
+    "--trainer.val_check_interval=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--comparison.num_optimizees=2",
+    "--comparison.num_tuning_optimizees=2",
+    "--comparison.baselines=[sgd]",
+    "--wandb=off",
+]
+
+
+def readmes(start, **replacements):
+    """The README's command that begins so, as arguments, small and on this machine."""
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL) if b.startswith(start))
+    for word, replacement in replacements.items():
+        assert word in block
+        block = block.replace(word, replacement)
+    return block.replace("--config mnist", shlex.join(["--config", "quadratic", *OPTIONS]))
+
+
+def phi_of(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    return {"phi": {k: v for k, v in saved["state_dict"].items() if k.startswith("rule.")}}, saved[
+        "global_step"
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """φ that every way to start two processes must end with: two forked ones', which is one's to rounding."""
+    runs = {}
+    for devices, arguments in (
+        (1, ["--model.num_tasks=4"]),
+        (2, ["--model.num_tasks=2", "--trainer.devices=2", "--trainer.strategy=ddp_fork"]),
+    ):
+        folder = tmp_path_factory.mktemp("whole") / str(devices)
+        main(["fit", *OPTIONS, f"--run_folder={folder}", *arguments])
+        runs[devices], meta_steps = phi_of(folder / "checkpoints/last.ckpt")
+        assert meta_steps == 12
+    assert_same_phi(runs[2], runs[1], rtol=1e-5)
+    return runs[2]
+
+
+def assert_ended_as(folder, whole_run):
+    ended, meta_steps = phi_of(folder / "checkpoints/last.ckpt")
+    assert meta_steps == 12
+    assert all(torch.equal(ended["phi"][name], value) for name, value in whole_run["phi"].items())
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "summary.json").is_file()
+
+
+def test_ddp_starts_its_own_processes(whole_run, tmp_path):
+    command = shlex.split(readmes("python -m"))
+    root = tmp_path / "runs"
+    more = ["--model.num_tasks=2", f"--trainer.default_root_dir={root}", "--wandb=offline"]
+    [printed] = run_together([([sys.executable, *command[1:], *more], {})])
+    (folder,) = root.glob("quadratic/*")
+    assert_ended_as(folder, whole_run)
+    assert printed.count("Run: ") == printed.count("Tuned on") == 1
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
+    """torchrun starts all of them again, and they go on where the last checkpoint was."""
+    folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
+    more = ["--model.num_tasks=2", callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5"]
+    endpoint = f"localhost:{free_port()}"
+    commands = []
+    for node in ("0", "1"):
+        command = readmes(
+            "torchrun",
+            **{
+                "--node-rank 0": f"--node-rank {node}",
+                "--nproc-per-node 4": "--nproc-per-node 1",
+                "--trainer.devices 4": "--trainer.devices 1",
+                "HOST:29500": endpoint,
+                "FOLDER": str(folder),
+            },
+        )
+        arguments = shlex.split(command)[1:]
+        here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+        commands.append(([sys.executable, "-m", "torch.distributed.run", *arguments, *more], here))
+    printed = "".join(run_together(commands))
+    assert_ended_as(folder, whole_run)
+    assert printed.count("Run: ") == 2
+    assert printed.count("The run goes on from") == printed.count("Tuned on") == 1
+    # Logged up to the kill, and from the checkpoint before it.
+    assert (folder / "metrics-1.csv").is_file()
+    assert (folder / "metrics.csv").is_file()
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Puts an `srun` and an `scontrol` in the path; the job's script, with this process's python."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    srun = """
+        export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 SLURM_NNODES=2 SLURM_LOCALID=0 SLURM_NODELIST=localhost
+        for rank in 0 1; do SLURM_PROCID=$rank SLURM_NODEID=$rank "$@" & done
+        wait -n && wait -n
+    """
+    scontrol = f'echo "$@" > {tmp_path / "requeued"}'
+    scripts = {"srun": srun, "scontrol": scontrol, "python": f'exec {sys.executable} "$@"'}
+    for name, script in scripts.items():
+        (programs / name).write_text(f"#!/bin/bash\n{script}")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234567")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job.sh")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
+def test_a_slurm_job_runs_on_two_nodes(whole_run, slurm, tmp_path):
+    script = readmes(
+        "#!/bin/bash",
+        **{"--trainer.devices 4": "--trainer.devices 1 --model.num_tasks 2", "runs/job": f"{tmp_path}/job"},
+    )
+    [printed] = run_together([(["bash", "-c", script], {})])
+    assert_ended_as(tmp_path / "job-1234567", whole_run)
+    assert printed.count("Run: ") == printed.count("Tuned on") == 1
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_slurm_job_is_queued_again_before_its_time_is_up(slurm, tmp_path):
+    (tmp_path / "bin/srun").write_text(f"#!/bin/bash\ntouch {tmp_path / 'started'}; sleep 60")
+    job = subprocess.Popen(["bash", "-c", readmes("#!/bin/bash")], start_new_session=True)
+    try:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(timeout=30)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path / "requeued").read_text() == "requeue 1234567\n"
