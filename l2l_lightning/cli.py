@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import json
 import signal
 import sys
@@ -32,6 +31,7 @@ from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
 from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.pretrained import WeightsError
+from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
@@ -107,6 +107,12 @@ class MetaLearningCLI(LightningCLI):
             default="offline",
             help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later.",
         )
+        parser.add_argument(
+            "--run_folder",
+            type=str | None,
+            help="fit: the run's folder, instead of a new one; a run that was interrupted in it goes on from "
+            "its checkpoints/last.ckpt.",
+        )
         parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LatestCheckpoint, "latest")
@@ -142,10 +148,14 @@ class MetaLearningCLI(LightningCLI):
         config = self._options
         self.root = Path(config.trainer.default_root_dir or "runs")
         self.run_folder = self.root
+        if config.run_folder and self.subcommand != "fit":
+            raise CommandLineError(f"--run_folder is where a fit goes on; {self.subcommand} has none")
         if self.subcommand == "fit":
-            continued = _run_of(config.ckpt_path)
-            self.run_folder = continued or _new_run_folder(self.root / self.run_name)
-            if continued:
+            named = Path(config.run_folder) if config.run_folder else folder_of_run(config.ckpt_path)
+            self.run_folder = named or new_run_folder(self.root / self.run_name)
+            # The saved options describe the run; whoever repeats it wants another folder.
+            config.run_folder = None
+            if (self.run_folder / "config.yaml").exists():
                 # Beside the first one, which says how the run began.
                 self.save_config_kwargs["config_filename"] = f"config-{datetime.now():%Y%m%d-%H%M%S-%f}.yaml"
         else:
@@ -215,7 +225,14 @@ class MetaLearningCLI(LightningCLI):
         choose(device, getattr(self.model.rule, "backend", None))
         check_available(self.model.cuda_graphs, device)
         self.limit_validation()
+        checkpoint = last_checkpoint(self.run_folder)
+        if checkpoint:
+            self.config_init["fit"]["ckpt_path"] = str(checkpoint)
+        if not self.trainer.is_global_zero:
+            return
         print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
+        if checkpoint:
+            print(f"The run goes on from {checkpoint}")
 
     def limit_validation(self) -> None:
         """Validates at least once: Lightning refuses an interval that is longer than the run."""
@@ -324,9 +341,14 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     subcommand, *rest = arguments
     expanded, configs = _expand_configs(rest)
     checkpoint = _option(rest, "--ckpt_path")
+    folder = _option(rest, "--run_folder")
+    interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
     wants_help = any(argument in ("-h", "--help") for argument in rest)
     base: list[str] = []
-    if checkpoint:
+    if interrupted:
+        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand))]
+        configs = configs or [DEFAULT_PRESET]
+    elif checkpoint:
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand))]
     elif subcommand in NEEDS_CHECKPOINT and not wants_help:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
@@ -393,20 +415,6 @@ def _checkpoint_config(path: str, subcommand: str) -> dict[str, Any]:
         # Resuming: the run's own trainer settings as well.
         return {**yaml.safe_load(saved.read_text()), **config}
     return config
-
-
-def _run_of(checkpoint: str | None) -> Path | None:
-    """The folder of the run whose newest checkpoint this is: a fit from it is the same run."""
-    path = Path(checkpoint or "")
-    folder = path.absolute().parent.parent
-    return folder if path.name == "last.ckpt" and (folder / "config.yaml").is_file() else None
-
-
-def _new_run_folder(parent: Path) -> Path:
-    """A folder's path that nothing has used: the time, and a number if that is taken."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    candidates = (parent / (f"{stamp}-{n}" if n else stamp) for n in itertools.count())
-    return next(path for path in candidates if not path.exists())
 
 
 def _seed(value: bool | int) -> int:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 
 from l2l_lightning.data import ImageSplits, load_images
@@ -68,6 +72,15 @@ class WindowLoader:
         self._next = state["next"]
 
 
+def _download_lock(root: str) -> AbstractContextManager[Any]:
+    """Lets the processes of a run download one after another, so that all but the first find the files."""
+    folder = Path(root).expanduser()
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    # To a folder that cannot be written nobody downloads; what is missing in it, the loader says.
+    return FileLock(folder / ".download.lock") if os.access(folder, os.W_OK) else nullcontext()
+
+
 class MetaData(LightningDataModule):
     """The data of a meta-training run.
 
@@ -103,7 +116,8 @@ class MetaData(LightningDataModule):
             return
         # The variable is looked up once, so that a checkpoint records the data it was trained on.
         root = self.root or root_from_environment(task.dataset)
-        self.splits = load_images(task.dataset, root, self.download)
+        with _download_lock(root) if self.download and root else nullcontext():
+            self.splits = load_images(task.dataset, root, self.download)
         self._dataset, self._loaded_root = task.dataset, root
         self._on_device.clear()
 

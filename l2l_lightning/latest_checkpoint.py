@@ -70,7 +70,7 @@ class LatestCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settles where the file lies."""
-        self.path = Path(trainer.default_root_dir) / self.path
+        self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / self.path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to count, trims the log to where the run is, and takes the signals over from here."""
@@ -104,13 +104,7 @@ class LatestCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """What was logged before is complete: puts a new checkpoint in place, and stops if that was asked."""
-        self._put_in_place(trainer)
-        if not self._agreed:
-            return
-        if self._agreed in STOP_SIGNALS:
-            raise RunStoppedError(self._agreed, trainer.global_step, self.path)
-        handler, self._received, self._agreed = self._handlers[self._agreed], 0, 0
-        handler(self._agreed, None)
+        self._put_in_place_and_stop(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -127,8 +121,8 @@ class LatestCheckpoint(Checkpoint):
             self._write_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the last one in place."""
-        self._put_in_place(trainer)
+        """Puts the last one in place; a comparison is not begun if a signal has come."""
+        self._put_in_place_and_stop(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves signals as they were."""
@@ -159,15 +153,23 @@ class LatestCheckpoint(Checkpoint):
             return
         trainer.save_checkpoint(self._new_path, weights_only=False)
         self._saved_step, self._is_new = trainer.global_step, True
+        if self._agreed not in STOP_SIGNALS:
+            self._requeue()
 
-    def _put_in_place(self, trainer: Trainer) -> None:
-        if not self._is_new:
-            return
-        self._is_new = False
-        if trainer.is_global_zero:
+    def _requeue(self) -> None:
+        """Lets Lightning save and requeue, if SLURM has asked for it; the run goes on until it is ended."""
+        number, self._received, self._agreed = self._agreed, 0, 0
+        if number:
+            self._handlers[number](number, None)
+
+    def _put_in_place_and_stop(self, trainer: Trainer) -> None:
+        if self._is_new and trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.save()
             self._new_path.replace(self.path)
+        self._is_new = False
+        if self._agreed:
+            raise RunStoppedError(self._agreed, trainer.global_step, self.path)
 
 
 def _requeue_signals(trainer: Trainer) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
 from l2l_lightning.baselines import final_losses
@@ -16,6 +17,7 @@ from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import load
+from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
@@ -26,6 +28,10 @@ CHECKPOINT_VERSION = 1
 
 class CheckpointMismatchError(ValueError):
     """A checkpoint's rule has another shape than the one configured; the message names the options."""
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu() if isinstance(value, Tensor) else value
 
 
 class MetaLearner(LightningModule):
@@ -200,13 +206,19 @@ class MetaLearner(LightningModule):
         return result.meta_loss
 
     def _evaluate(self, stream: Literal["validation", "test"]) -> None:
-        # Every process runs its own share; the metrics' means are synchronised.
+        # The optimizees are the same on any number of processes: each runs a share of them, maybe none, and
+        # the metrics' means, which count optimizees, are synchronised.
         rank, world = self.trainer.global_rank, self.trainer.world_size
         images, members = self.data.images(stream, self.device), self.task.members
-        share = max(self.num_validation_optimizees // len(members), rank + 1)
-        for task in members:
-            optimizees = Optimizees(task, images, self.seed, stream, range(rank, share, world), self.device)
-            losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
+        count = max(self.num_validation_optimizees // len(members), 1)
+        for number, task in enumerate(members):
+            # Of many members with few optimizees each, no process runs all the first ones.
+            indices = range((rank - number) % world, count, world)
+            if indices:
+                optimizees = Optimizees(task, images, self.seed, stream, indices, self.device)
+                losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
+            else:
+                losses = torch.empty(self.horizon, 0, device=self.device)
             self.initial_loss.update(losses[0])
             self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
             self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
@@ -266,12 +278,16 @@ class MetaLearner(LightningModule):
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the settings (plain values: nothing is ever unpickled) and the rollouts in progress."""
-        carried = None if self._rollout is None else self._rollout.state_dict()
-        everyone = [carried]
+        """Adds the settings (plain values: nothing is ever unpickled) and the rollouts in progress.
+
+        All processes must save at the same meta-step: each sends its rollout to the first one.
+        """
+        # From the CPU: a process must not take memory on another's device.
+        carried = None if self._rollout is None else tree_map(_on_cpu, self._rollout.state_dict())
+        everyone = [carried] * self.trainer.world_size
         if self.trainer.world_size > 1:
-            everyone = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(everyone, carried)
+            # Only the first process writes the file.
+            torch.distributed.gather_object(carried, everyone if self.trainer.is_global_zero else None)
         checkpoint["rollouts"] = everyone
         checkpoint["l2l_lightning"] = {
             "version": CHECKPOINT_VERSION,
@@ -284,15 +300,29 @@ class MetaLearner(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that φ fits, and takes up this process's rollout in progress.
+        """Checks that φ fits, and takes up this process's share of the rollouts in progress.
+
+        A meta-training goes on with as many processes as give the same number of optimizees in all. (With
+        another number, it would draw from streams that it has already used.)
 
         Raises:
-            CheckpointMismatchError: The checkpoint's rule has another shape.
+            CheckpointMismatchError: The checkpoint's rule has another shape, or its meta-training another
+                number of optimizees per meta-step.
         """
         self._check_shapes(checkpoint)
-        rollouts = checkpoint.get("rollouts", [])
-        rank = self.trainer.global_rank if self._trainer is not None else 0
-        self._carried = rollouts[rank] if rank < len(rollouts) else None
+        # Whoever validates or compares needs φ only.
+        if self._trainer is None or not self.trainer.training:
+            return
+        rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
+        num_tasks = checkpoint["l2l_lightning"]["model"]["num_tasks"]
+        if len(rollouts) * num_tasks != world * self.num_tasks:
+            raise CheckpointMismatchError(
+                f"the checkpoint's meta-steps are of {len(rollouts) * num_tasks} optimizees ({len(rollouts)} "
+                f"processes of {num_tasks}), this run's of {world * self.num_tasks} ({world} of "
+                f"{self.num_tasks}): to go on with it, choose --trainer.devices, --trainer.num_nodes and "
+                "--model.num_tasks so that their product is the same"
+            )
+        self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
 
     def _check_shapes(self, checkpoint: dict[str, Any]) -> None:
         saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}

@@ -15,6 +15,7 @@ import torch
 from l2l_lightning.cli import main
 from l2l_lightning.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.metrics_log import MetricsLog
+from l2l_lightning.tasks import Quadratic
 
 KILLED_FITS = Path(__file__).with_name("killed_fits.py")
 SMALL = [
@@ -89,15 +90,17 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
         assert [contents(folder) for folder in folders] == [expected]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "step"), [(signal.SIGINT, 13), (signal.SIGTERM, 12), (signal.SIGTERM, 24)]
+)
 def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
-    tmp_path, capsys, in_peace, number, monkeypatch
+    tmp_path, capsys, in_peace, number, step, monkeypatch
 ):
     taken = signal.getsignal(number)
     written = LatestCheckpoint.on_train_batch_end
 
     def interrupt(self, trainer, *arguments):
-        if trainer.global_step == 13:
+        if trainer.global_step == step:
             os.kill(os.getpid(), number)
         written(self, trainer, *arguments)
 
@@ -109,10 +112,7 @@ def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
     assert signal.getsignal(number) == taken
     folder = the_run(tmp_path)
     message = capsys.readouterr().err
-    assert (
-        f"stopped by {number.name} after meta-step 13; go on with: python -m l2l_lightning fit --ckpt_path"
-        in message
-    )
+    assert f"stopped by {number.name} after meta-step {step}; go on with: python -m " in message
     main(["fit", *message.rpartition(" fit ")[2].split()])
     assert contents(folder) == in_peace
 
@@ -131,7 +131,7 @@ def test_the_same_signal_again_stops_at_once(tmp_path, capsys, monkeypatch):
 def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, capsys, caplog, in_peace):
     """A limit on the size of files is what a process can impose on itself: at 20 KiB no checkpoint fits."""
     saved = resource.getrlimit(resource.RLIMIT_FSIZE)
-    written = LatestCheckpoint._put_in_place
+    written = LatestCheckpoint._put_in_place_and_stop
 
     def fill(self, trainer):
         written(self, trainer)
@@ -139,7 +139,7 @@ def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, 
             resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, saved[1]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LatestCheckpoint, "_put_in_place", fill)
+        patch.setattr(LatestCheckpoint, "_put_in_place_and_stop", fill)
         try:
             with pytest.raises(SystemExit) as stopped:
                 main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
@@ -198,3 +198,33 @@ def test_a_finished_run_that_goes_on_is_finished(tmp_path):
     before = contents(folder)
     main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
     assert contents(folder) == before
+
+
+def test_slurms_signal_to_requeue_saves_a_whole_meta_step(tmp_path, monkeypatch, in_peace):
+    """Lightning's handler would save at once: in the middle of a window."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > {tmp_path / "requeued"}')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    job = {"JOB_ID": "123", "JOB_NAME": "job.sh", "NTASKS": "1", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    taken = Quadratic.losses_and_grads
+    calls = []
+
+    def signalled(self, *arguments):
+        calls.append(None)
+        if len(calls) == 40:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return taken(self, *arguments)
+
+    monkeypatch.setattr(Quadratic, "losses_and_grads", signalled)
+    main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path / 'runs'}"])
+    monkeypatch.undo()
+    folder = the_run(tmp_path / "runs")
+    assert (tmp_path / "requeued").read_text() == "requeue 123\n"
+    assert contents(folder) == in_peace
+    saved = torch.load(folder / "hpc_ckpt_1.ckpt", weights_only=True)
+    (folder / "hpc_ckpt_1.ckpt").rename(folder / "checkpoints/last.ckpt")
+    assert 0 < saved["global_step"] < 24
+    main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
+    assert contents(folder) == in_peace

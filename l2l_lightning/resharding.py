@@ -1,0 +1,45 @@
+"""Rollouts in progress, from the processes that saved them to as many as go on with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
+    """A process's rollout, from those that any number of processes saved, in the order of their ranks.
+
+    The optimizees keep their order: of N·k in all, process r of R goes on with those from r·N·k/R on. Nothing
+    is drawn anew, so that the run goes on as it would have on the processes that saved it.
+
+    Args:
+        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], the states [..., k·N], k instances,
+            k generators.
+        rank: Which of the processes that go on.
+        world_size: How many those are.
+
+    Raises:
+        ValueError: The optimizees cannot be shared out evenly.
+    """
+    optimizees = [rollout["optimizees"] for rollout in rollouts]
+    theta = torch.cat([saved["theta"] for saved in optimizees])
+    total, num_coordinates = theta.shape
+    if total % world_size:
+        raise ValueError(f"{total} optimizees cannot be shared out evenly among {world_size} processes")
+    share = total // world_size
+    mine = slice(rank * share, (rank + 1) * share)
+    states = torch.cat([rollout["state"] for rollout in rollouts], dim=-1)
+    coordinates = slice(mine.start * num_coordinates, mine.stop * num_coordinates)
+    return {
+        "optimizees": {
+            "theta": theta[mine].clone(),
+            **{
+                name: [one for saved in optimizees for one in saved[name]][mine]
+                for name in ("instances", "generators")
+            },
+        },
+        "state": states[..., coordinates].clone(),
+        "steps_done": rollouts[0]["steps_done"],
+    }

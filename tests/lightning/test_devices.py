@@ -1,0 +1,421 @@
+"""Several processes: the same φ as one with all the tasks, the same decisions on each, runs that go on."""
+
+import functools
+import math
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from meta_training import fit, make_rule
+from processes import fit_in_processes, free_port, run_together
+from torch.multiprocessing import ProcessRaisedException
+
+from l2l_lightning import MetaLearner, Optimizees, Quadratic, optimizees
+from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.cli import main
+from l2l_lightning.meta_learner import CheckpointMismatchError
+from l2l_lightning.resharding import reshard
+from l2l_lightning.rollout import Rollout
+from l2l_lightning.tasks import Mixture, NoisyScaledSquare
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """A forked process has not its parent's pool of threads, and must not wait for it."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    double = functools.partial(Optimizees, dtype=torch.float64)
+    monkeypatch.setattr("l2l_lightning.meta_learner.Optimizees", double)
+
+
+def make_model(num_tasks, task=None, **arguments):
+    settings = {
+        "horizon": [7, 5],
+        "unroll": 3,
+        "learning_rate": 0.01,
+        "num_validation_optimizees": 5,
+        "seed": 4,
+    }
+    task = task or Mixture([Quadratic(dim=3), NoisyScaledSquare(dim=2)])
+    return MetaLearner(task, make_rule().double(), num_tasks=num_tasks, **{**settings, **arguments})
+
+
+def assert_same_phi(ours, theirs, rtol=1e-11):
+    assert ours["phi"].keys() == theirs["phi"].keys()
+    for name, value in theirs["phi"].items():
+        torch.testing.assert_close(ours["phi"][name], value, rtol=rtol, atol=rtol * float(value.abs().max()))
+
+
+def assert_processes_agree(processes):
+    for other in processes[1:]:
+        assert all(torch.equal(value, processes[0]["phi"][name]) for name, value in other["phi"].items())
+        assert other["meta_steps"] == processes[0]["meta_steps"]
+        assert other["restarts"] == processes[0]["restarts"]
+        validation = [name for name in other["metrics"] if name.startswith("val/")]
+        assert [other["metrics"][n] for n in validation] == [processes[0]["metrics"][n] for n in validation]
+
+
+SETTINGS = {
+    "clipped and averaged": {"gradient_clip_val": 0.1, "val_check_interval": 5},
+    "accumulated": {"accumulate_grad_batches": 2, "val_check_interval": 4},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("devices", [2, 4])
+def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
+    devices, settings, tmp_path, in_float64, record_streams
+):
+    """Rollouts of two tasks and two lengths in uneven windows, in float64."""
+    runs, streams = {}, {}
+    for number in (1, devices):
+        averaging = [PhiAveraging(decay=0.7)] if settings == "clipped and averaged" else []
+        record = record_streams(tmp_path / f"streams-{number}")
+        model = make_model(4 // number)
+        runs[number] = fit_in_processes(
+            model, tmp_path / str(number), number, *averaging, num_rollouts=6, **SETTINGS[settings]
+        )
+        streams[number] = record()
+    assert runs[devices][0]["meta_steps"] == runs[1][0]["meta_steps"] >= 7
+    assert_processes_agree(runs[devices])
+    assert_same_phi(runs[devices][0], runs[1][0])
+    for name in ("val/initial_loss", "val/final_loss", "val/sum_loss"):
+        # torchmetrics adds up in float32.
+        assert runs[devices][0]["metrics"][name] == pytest.approx(runs[1][0]["metrics"][name], rel=1e-6)
+
+    # No stream is drawn from twice, and together they are the single process's.
+    assert len(streams[devices]) == devices
+    ours, [theirs] = list(streams[devices].values()), streams[1].values()
+    assert sorted(draw for process in ours for draw in process) == sorted(theirs)
+    training = [draw for process in ours for draw in process if draw.startswith("train ")]
+    assert len(training) == len(set(training)) == 6 * 4
+    assert all(len(process) > 0 for process in ours)
+
+
+@pytest.fixture
+def record_streams(monkeypatch):
+    """Writes down, by process, the streams that optimizees draw from; `record(folder)()` reads them back."""
+    derive = optimizees.derive_generator
+
+    def record(folder):
+        folder.mkdir()
+
+        def derive_and_record(seed, stream, index):
+            rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+            with (folder / str(rank)).open("a") as file:
+                file.write(f"{stream} {index}\n")
+            return derive(seed, stream, index)
+
+        monkeypatch.setattr(optimizees, "derive_generator", derive_and_record)
+        return lambda: {path.name: path.read_text().splitlines() for path in sorted(folder.iterdir())}
+
+    return record
+
+
+@pytest.mark.parametrize("count", [1, 3, 6])
+def test_validation_runs_the_same_optimizees_on_any_number_of_processes(count, tmp_path, record_streams):
+    """Fewer than processes, not divisible by them, and of two members."""
+    metrics, streams = {}, {}
+    for number in (1, 2, 4):
+        record = record_streams(tmp_path / f"streams-{number}")
+        model = make_model(1, num_validation_optimizees=count, horizon=5, learning_rate=1e-30)
+        ended = fit_in_processes(model.float(), tmp_path / str(number), number, num_rollouts=1)
+        assert_processes_agree(ended)
+        metrics[number] = [ended[0]["metrics"][f"val/{name}_loss"] for name in ("initial", "final", "sum")]
+        read = record()
+        streams[number] = sorted(
+            d for process in read.values() for d in process if d.startswith("validation")
+        )
+        if 2 * max(count // 2, 1) >= number:  # the members' first ones are not all the first process's
+            assert all(any(d.startswith("validation") for d in process) for process in read.values())
+    expected = [f"validation {index}" for index in range(max(count // 2, 1)) for _ in range(2)]
+    for number in (1, 2, 4):
+        assert streams[number] == expected
+        assert metrics[number] == pytest.approx(metrics[1], rel=1e-5)
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (2, 4)])
+def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path, in_float64):
+    """Cut after any meta-step, in mid-rollout and between two, and resumed with as many tasks in all."""
+    settings = {"num_rollouts": 4, "limit_val_batches": 0}
+    [whole] = fit_in_processes(make_model(4), tmp_path / "whole", 1, **settings)
+    every = ModelCheckpoint(tmp_path / "cut", every_n_train_steps=1, save_top_k=-1)
+    fit_in_processes(make_model(4 // before), tmp_path / "cut", before, every, **settings)
+    checkpoints = sorted((tmp_path / "cut").glob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    assert len(checkpoints) == whole["meta_steps"] == 10
+    in_progress = [torch.load(path, weights_only=True)["rollouts"] for path in checkpoints]
+    assert all(len(rollouts) == before for rollouts in in_progress)
+    assert {rollouts[0] is None for rollouts in in_progress} == {True, False}
+    for number, path in enumerate(checkpoints[:-1]):
+        folder = tmp_path / f"resumed-{number}"
+        ended = fit_in_processes(make_model(4 // after), folder, after, ckpt_path=path, **settings)
+        assert_processes_agree(ended)
+        assert_same_phi(ended[0], whole)
+
+
+def test_a_run_does_not_go_on_with_another_number_of_tasks(tmp_path, in_float64):
+    every = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    settings = {"num_rollouts": 2, "limit_val_batches": 0}
+    fit_in_processes(make_model(2), tmp_path, 2, every, **settings)
+    checkpoints = list(tmp_path.glob("*.ckpt"))
+    assert len(checkpoints) == 5
+    for (
+        path
+    ) in checkpoints:  # between two rollouts as well: their streams would overlap with the earlier ones'
+        with pytest.raises(
+            CheckpointMismatchError, match=r"2 processes of 2.*1 of 2.*trainer.devices.*model.num_tasks"
+        ):
+            fit(make_model(2), tmp_path, ckpt_path=path, **settings)
+
+
+def test_resharding_keeps_every_optimizee_with_its_state():
+    rule = make_rule()
+
+    def rollout(indices):
+        started = Rollout(rule, Optimizees(NoisyScaledSquare(dim=2), None, 0, "train", indices))
+        started.window(2)
+        return started
+
+    saved = [rollout(range(2 * rank, 2 * rank + 2)).state_dict() for rank in range(3)]
+    for rank in range(2):
+        mine = range(3 * rank, 3 * rank + 3)
+        resumed = Rollout(rule, Optimizees(NoisyScaledSquare(dim=2), None, 9, "train", mine))
+        resumed.load_state_dict(reshard(saved, rank, 2))
+        expected = rollout(mine)
+        assert resumed.steps_done == 2
+        assert torch.equal(resumed.window(3).losses, expected.window(3).losses)
+        assert torch.equal(resumed.state, expected.state)
+    with pytest.raises(ValueError, match="6 optimizees cannot be shared out evenly among 4"):
+        reshard(saved, 0, 4)
+
+
+def test_early_stopping_stops_every_process_at_the_same_meta_step(tmp_path):
+    ended = {}
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        best = ModelCheckpoint(folder, monitor="val/sum_loss", save_on_train_epoch_end=False)
+        stop = EarlyStopping("val/sum_loss", patience=2, check_on_train_epoch_end=False)
+        # A rate this small changes nothing, so that the third validation is the second without improvement.
+        model = make_model(2 // devices, learning_rate=1e-30).float()
+        ended[devices] = fit_in_processes(
+            model, folder, devices, best, stop, num_rollouts=50, val_check_interval=2
+        )
+    assert_processes_agree(ended[2])
+    assert ended[2][0]["meta_steps"] == ended[1][0]["meta_steps"] == 6
+
+
+class NaNOnLastProcess(Quadratic):
+    """The last process's losses are NaN, at one evaluation."""
+
+    def __init__(self, evaluation):
+        super().__init__(dim=3)
+        self.evaluations_left = evaluation
+
+    def losses(self, thetas, batches):
+        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        self.evaluations_left -= rank == world - 1 and torch.is_grad_enabled()
+        return super().losses(thetas, batches) * (math.nan if self.evaluations_left == 0 else 1.0)
+
+
+class KeepPhi(Callback):
+    """Every process writes down φ after every meta-step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        phi = pl_module.rule.head_weight.detach().clone()
+        torch.save(phi, self.folder / f"phi-{trainer.global_step}-{trainer.global_rank}.pt")
+
+
+@pytest.mark.parametrize("any_better", [True, False])
+def test_one_process_s_nan_restarts_all_of_them(any_better, tmp_path):
+    """From the best checkpoint, or from the same fresh draw."""
+    best = ModelCheckpoint(tmp_path, monitor="val/sum_loss", save_on_train_epoch_end=False)
+    # Of chance = 2 every validation is better, of 0 none.
+    guard = CollapseGuard(chance=2.0 if any_better else 0.0)
+    model = make_model(2, NaNOnLastProcess(evaluation=18), horizon=6).float()
+    ended = fit_in_processes(
+        model, tmp_path, 2, guard, KeepPhi(tmp_path), best, num_rollouts=4, val_check_interval=2
+    )
+    assert_processes_agree(ended)
+    assert sum(ended[0]["restarts"]) == 1
+    history = []
+    for step in range(1, 9):
+        first, last = (torch.load(tmp_path / f"phi-{step}-{rank}.pt") for rank in range(2))
+        assert first.isfinite().all()
+        assert torch.equal(first, last)
+        history.append(first)
+    returned = [
+        any(torch.equal(phi, earlier) for earlier in history[:step]) for step, phi in enumerate(history)
+    ]
+    assert sum(returned) == any_better
+
+
+def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path):
+    guard = CollapseGuard(start_patience=1, chance=0.0, max_restarts=2)
+    model = make_model(1).float()
+    ended = fit_in_processes(model, tmp_path, 2, guard, num_rollouts=2, val_check_interval=2)
+    assert_processes_agree(ended)
+    assert sum(ended[0]["restarts"]) == 2
+    with pytest.raises(ProcessRaisedException, match=r"MetaTrainingError.*after 2 restarts"):
+        fit_in_processes(model, tmp_path, 2, guard, num_rollouts=4, val_check_interval=2)
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+SECTION = README.partition("## Several processes and machines\n")[2].partition("\n## ")[0]
+OPTIONS = [
+    "--data.num_rollouts=4",
+    "--model.horizon=9",
+    "--model.unroll=3",
+    "--model.num_validation_optimizees=3",
+    "--model.task.dim=3",
+    "--trainer.val_check_interval=2",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.accelerator=cpu",
+    "--comparison.num_optimizees=2",
+    "--comparison.num_tuning_optimizees=2",
+    "--comparison.baselines=[sgd]",
+    "--wandb=off",
+]
+
+
+def readmes(start, **replacements):
+    """The README's command that begins so, as arguments, small and on this machine."""
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL) if b.startswith(start))
+    for word, replacement in replacements.items():
+        assert word in block
+        block = block.replace(word, replacement)
+    return block.replace("--config mnist", shlex.join(["--config", "quadratic", *OPTIONS]))
+
+
+def phi_of(checkpoint):
+    saved = torch.load(checkpoint, weights_only=True)
+    return {"phi": {k: v for k, v in saved["state_dict"].items() if k.startswith("rule.")}}, saved[
+        "global_step"
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """φ that every way to start two processes must end with: two forked ones', which is one's to rounding."""
+    runs = {}
+    for devices, arguments in (
+        (1, ["--model.num_tasks=4"]),
+        (2, ["--model.num_tasks=2", "--trainer.devices=2", "--trainer.strategy=ddp_fork"]),
+    ):
+        folder = tmp_path_factory.mktemp("whole") / str(devices)
+        main(["fit", *OPTIONS, f"--run_folder={folder}", *arguments])
+        runs[devices], meta_steps = phi_of(folder / "checkpoints/last.ckpt")
+        assert meta_steps == 12
+    assert_same_phi(runs[2], runs[1], rtol=1e-5)
+    return runs[2]
+
+
+def assert_ended_as(folder, whole_run):
+    ended, meta_steps = phi_of(folder / "checkpoints/last.ckpt")
+    assert meta_steps == 12
+    assert all(torch.equal(ended["phi"][name], value) for name, value in whole_run["phi"].items())
+    assert (folder / "config.yaml").is_file()
+    assert (folder / "summary.json").is_file()
+
+
+def test_ddp_starts_its_own_processes(whole_run, tmp_path):
+    command = shlex.split(readmes("python -m"))
+    root = tmp_path / "runs"
+    more = ["--model.num_tasks=2", f"--trainer.default_root_dir={root}", "--wandb=offline"]
+    [printed] = run_together([([sys.executable, *command[1:], *more], {})])
+    (folder,) = root.glob("quadratic/*")
+    assert_ended_as(folder, whole_run)
+    assert printed.count("Run: ") == printed.count("Tuned on") == 1
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
+
+
+def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
+    """torchrun starts all of them again, and they go on where the last checkpoint was."""
+    folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
+    more = ["--model.num_tasks=2", callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5"]
+    endpoint = f"localhost:{free_port()}"
+    commands = []
+    for node in ("0", "1"):
+        command = readmes(
+            "torchrun",
+            **{
+                "--node-rank 0": f"--node-rank {node}",
+                "--nproc-per-node 4": "--nproc-per-node 1",
+                "--trainer.devices 4": "--trainer.devices 1",
+                "HOST:29500": endpoint,
+                "FOLDER": str(folder),
+            },
+        )
+        arguments = shlex.split(command)[1:]
+        here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
+        commands.append(([sys.executable, "-m", "torch.distributed.run", *arguments, *more], here))
+    printed = "".join(run_together(commands))
+    assert_ended_as(folder, whole_run)
+    assert printed.count("Run: ") == 2
+    assert printed.count("The run goes on from") == printed.count("Tuned on") == 1
+    # Logged up to the kill, and on from the checkpoint before it.
+    steps = [int(row.split(",")[4]) for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    assert steps == sorted(steps)
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """Puts an `srun` and an `scontrol` in the path; the job's script, with this process's python."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    srun = """
+        export SLURM_NTASKS=2 SLURM_NTASKS_PER_NODE=1 SLURM_NNODES=2 SLURM_LOCALID=0 SLURM_NODELIST=localhost
+        for rank in 0 1; do SLURM_PROCID=$rank SLURM_NODEID=$rank "$@" & done
+        wait -n && wait -n
+    """
+    scontrol = f'echo "$@" > {tmp_path / "requeued"}'
+    scripts = {"srun": srun, "scontrol": scontrol, "python": f'exec {sys.executable} "$@"'}
+    for name, script in scripts.items():
+        (programs / name).write_text(f"#!/bin/bash\n{script}")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "1234567")
+    monkeypatch.setenv("SLURM_JOB_NAME", "job.sh")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
+def test_a_slurm_job_runs_on_two_nodes(whole_run, slurm, tmp_path):
+    script = readmes(
+        "#!/bin/bash",
+        **{"--trainer.devices 4": "--trainer.devices 1 --model.num_tasks 2", "runs/job": f"{tmp_path}/job"},
+    )
+    [printed] = run_together([(["bash", "-c", script], {})])
+    assert_ended_as(tmp_path / "job-1234567", whole_run)
+    assert printed.count("Run: ") == printed.count("Tuned on") == 1
+    assert not (tmp_path / "requeued").exists()
+
+
+def test_a_slurm_job_is_queued_again_before_its_time_is_up(slurm, tmp_path):
+    (tmp_path / "bin/srun").write_text(f"#!/bin/bash\ntouch {tmp_path / 'started'}; sleep 60")
+    job = subprocess.Popen(["bash", "-c", readmes("#!/bin/bash")], start_new_session=True)
+    try:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.02)
+        job.send_signal(signal.SIGUSR1)
+        job.wait(timeout=30)
+    finally:
+        os.killpg(job.pid, signal.SIGKILL)
+    assert (tmp_path / "requeued").read_text() == "requeue 1234567\n"
