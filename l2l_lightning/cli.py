@@ -332,6 +332,9 @@ def _run_lightning(arguments: list[str]) -> None:
     """The subcommands of Lightning's kind."""
     arguments, MetaLearningCLI.run_name = _prepare(arguments)
     MetaLearningCLI.build(arguments)
+    if torch.distributed.is_initialized():
+        # Lightning leaves gloo's threads, which may abort the exiting process: torchrun would start again.
+        torch.distributed.destroy_process_group()
 
 
 def _prepare(arguments: list[str]) -> tuple[list[str], str]:

@@ -202,7 +202,8 @@ class MetaLearner(LightningModule):
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
-        self.log("meta_loss", result.meta_loss.detach(), prog_bar=True, on_step=True, batch_size=1)
+        meta_loss = result.meta_loss.detach()
+        self.log("meta_loss", meta_loss, prog_bar=True, on_step=True, batch_size=1, sync_dist=True)
         return result.meta_loss
 
     def _evaluate(self, stream: Literal["validation", "test"]) -> None:

@@ -1,8 +1,11 @@
 """Meta-training in several processes on one machine, for tests."""
 
 import os
+import signal
 import socket
 import subprocess
+import tempfile
+from contextlib import ExitStack, suppress
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -45,25 +48,33 @@ def run_together(commands, seconds=240):
 
     All of them, and what they started, are gone afterwards.
     """
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in commands]
+        codes = _run(commands, outputs, seconds)
+        printed = []
+        for output in outputs:
+            output.seek(0)
+            printed.append(output.read())
+    assert not any(codes), "\n".join(printed)
+    return printed
+
+
+def _run(commands, outputs, seconds):
     started = [
         subprocess.Popen(
             arguments,
             env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
             start_new_session=True,
         )
-        for arguments, environment in commands
+        for (arguments, environment), output in zip(commands, outputs, strict=True)
     ]
     try:
-        printed = [process.communicate(timeout=seconds)[0] for process in started]
+        return [process.wait(timeout=seconds) for process in started]
     finally:
         for process in started:
             # The group outlives its leader if anything in it does.
-            try:
-                os.killpg(process.pid, 9)
-            except ProcessLookupError:
-                continue
-    assert all(process.returncode == 0 for process in started), "\n".join(printed)
-    return printed
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -95,7 +95,7 @@ def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
     assert runs[devices][0]["meta_steps"] == runs[1][0]["meta_steps"] >= 7
     assert_processes_agree(runs[devices])
     assert_same_phi(runs[devices][0], runs[1][0])
-    for name in ("val/initial_loss", "val/final_loss", "val/sum_loss"):
+    for name in ("meta_loss", "val/initial_loss", "val/final_loss", "val/sum_loss"):
         # torchmetrics adds up in float32.
         assert runs[devices][0]["metrics"][name] == pytest.approx(runs[1][0]["metrics"][name], rel=1e-6)
 
@@ -287,6 +287,7 @@ OPTIONS = [
     "--model.num_validation_optimizees=3",
     "--model.task.dim=3",
     "--trainer.val_check_interval=2",
+    "--latest.every_n_meta_steps=2",
     "--trainer.enable_progress_bar=false",
     "--trainer.accelerator=cpu",
     "--comparison.num_optimizees=2",
@@ -302,7 +303,9 @@ def readmes(start, **replacements):
     for word, replacement in replacements.items():
         assert word in block
         block = block.replace(word, replacement)
-    return block.replace("--config mnist", shlex.join(["--config", "quadratic", *OPTIONS]))
+    return block.replace("\\\n", "").replace(
+        "--config mnist", shlex.join(["--config", "quadratic", *OPTIONS])
+    )
 
 
 def phi_of(checkpoint):
@@ -351,26 +354,22 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     """torchrun starts all of them again, and they go on where the last checkpoint was."""
     folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
     more = ["--model.num_tasks=2", callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5"]
-    endpoint = f"localhost:{free_port()}"
-    commands = []
-    for node in ("0", "1"):
-        command = readmes(
-            "torchrun",
-            **{
-                "--node-rank 0": f"--node-rank {node}",
-                "--nproc-per-node 4": "--nproc-per-node 1",
-                "--trainer.devices 4": "--trainer.devices 1",
-                "HOST:29500": endpoint,
-                "FOLDER": str(folder),
-            },
-        )
-        arguments = shlex.split(command)[1:]
-        here = {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])}
-        commands.append(([sys.executable, "-m", "torch.distributed.run", *arguments, *more], here))
-    printed = "".join(run_together(commands))
+    command = readmes(
+        "torchrun",
+        **{
+            "--nproc-per-node 4": "--nproc-per-node 1",
+            "--trainer.devices 4": "--trainer.devices 1",
+            "HOST:29500": f"localhost:{free_port()}",
+            "FOLDER": str(folder),
+        },
+    )
+    arguments = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *more]
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    printed = "".join(run_together(2 * [(arguments, {"PYTHONPATH": path})]))
     assert_ended_as(folder, whole_run)
-    assert printed.count("Run: ") == 2
-    assert printed.count("The run goes on from") == printed.count("Tuned on") == 1
+    # The two torchruns may notice it one after another, and start once more in between.
+    assert printed.count("The run goes on from") == printed.count("Run: ") - 1 >= 1
+    assert printed.count("Tuned on") == 1
     # Logged up to the kill, and on from the checkpoint before it.
     steps = [int(row.split(",")[4]) for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == sorted(steps)
