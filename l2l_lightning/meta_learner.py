@@ -16,7 +16,7 @@ from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import load
-from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rollout import Rollout, Window, Workspace, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
 
@@ -33,6 +33,11 @@ class MetaLearner(LightningModule):
 
     A training step is one window of `num_tasks` rollouts; θ, the rule's state and the random streams are
     carried from window to window, and the meta-gradient is truncated in between.
+
+    An optimizee that has diverged to NaN or infinity is masked until its rollout ends; the others train on
+    (see Rollout). The meta-gradient stays divided by all optimizees, so that N processes of K tasks each go
+    on giving what one of N·K gives. Logged are `masked`, the number of masked optimizees of all processes,
+    and `meta_loss`, the mean over the others; where none is left it is NaN, as the meta-gradient is.
 
     Args:
         task: The distribution of optimizees.
@@ -196,8 +201,22 @@ class MetaLearner(LightningModule):
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
-        self.log("meta_loss", result.meta_loss.detach(), prog_bar=True, on_step=True, batch_size=1)
-        return result.meta_loss
+        return self._counted(result)
+
+    def _counted(self, window: Window) -> Tensor:
+        """Logs what a window gave on all processes; returns the meta-loss that this one differentiates."""
+        masked = int(window.masked.sum())
+        meta_loss = window.meta_loss
+        if masked == self.num_tasks:
+            # As a share of all processes' mean it is zero, as long as another process has an optimizee left.
+            meta_loss = torch.stack([0 * parameter.sum() for parameter in self.rule.parameters()]).sum()
+        counts = meta_loss.new_tensor([1 - masked / self.num_tasks, masked])
+        sums = torch.cat([meta_loss.detach()[None], counts])
+        total, healthy, masked_of_all = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        # Where none is left anywhere: NaN, and the guard against collapse acts on the meta-gradient, NaN too.
+        self.log("meta_loss", total / healthy, prog_bar=True, on_step=True, batch_size=1)
+        self.log("masked", masked_of_all, on_step=True, batch_size=1)
+        return window.meta_loss if masked == self.num_tasks and healthy == 0 else meta_loss
 
     def _evaluate(self, stream: Literal["validation", "test"]) -> None:
         # Every process runs its own share; the metrics' means are synchronised.
