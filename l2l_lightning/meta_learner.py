@@ -14,11 +14,13 @@ from torchmetrics import MeanMetric
 from l2l_lightning.baselines import final_losses
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.history import HistoryDtype, check_history
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import load
-from l2l_lightning.rollout import Rollout, Window, Workspace, run_rule
+from l2l_lightning.rollout import Rollout, Window, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.workspace import Workspace
 
 CHECKPOINT_VERSION = 1
 """Of what MetaLearner adds to Lightning's checkpoints."""
@@ -56,6 +58,9 @@ class MetaLearner(LightningModule):
         cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
             then says why); True: or else an error; False: never.
+        checkpoint_every: k: keep every k-th state of a window and compute the others again (see Rollout):
+            large optimizees and long windows fit in memory, for up to another forward's time. None keeps all.
+        history_dtype: What kept states are stored in, "float32" or "bfloat16" (see Rollout).
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
@@ -92,6 +97,8 @@ class MetaLearner(LightningModule):
         num_validation_optimizees: int = 32,
         seed: int = 0,
         start_from: str | None = None,
+        checkpoint_every: int | None = None,
+        history_dtype: HistoryDtype = "float32",
     ) -> None:
         super().__init__()
         self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
@@ -114,6 +121,7 @@ class MetaLearner(LightningModule):
             raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         if second_order and cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+        check_history(checkpoint_every, history_dtype, second_order)
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -124,6 +132,8 @@ class MetaLearner(LightningModule):
         self.loss_weights = loss_weights
         self.second_order = second_order
         self.cuda_graphs = cuda_graphs
+        self.checkpoint_every = checkpoint_every
+        self.history_dtype: HistoryDtype = history_dtype
         self.num_validation_optimizees = num_validation_optimizees
         self.seed = seed
         self.start_from = start_from
@@ -185,7 +195,14 @@ class MetaLearner(LightningModule):
         images = self.data.images("train", self.device)
         task = self.task.member(index)
         optimizees = Optimizees(task, images, self.seed, "train", indices, self.device)
-        return Rollout(self.rule, optimizees, self._workspace, self.cuda_graphs)
+        return Rollout(
+            self.rule,
+            optimizees,
+            self._workspace,
+            self.cuda_graphs,
+            self.checkpoint_every,
+            self.history_dtype,
+        )
 
     def abandon_rollout(self) -> None:
         """Forgets the rollout in progress; the next window starts a fresh one."""
@@ -281,6 +298,8 @@ class MetaLearner(LightningModule):
             "loss_weights": self.loss_weights,
             "second_order": self.second_order,
             "cuda_graphs": self.cuda_graphs,
+            "checkpoint_every": self.checkpoint_every,
+            "history_dtype": self.history_dtype,
             "num_validation_optimizees": self.num_validation_optimizees,
         }
 

@@ -13,7 +13,7 @@ It is exact: the tests hold it to autograd through the unrolled graph at 1e-10.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,11 +21,12 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from l2l_lightning.cuda_graphs import GraphCache, Recorder
 from l2l_lightning.data.images import Images
+from l2l_lightning.history import FullHistory, History, HistoryDtype, KeptStates, check_history
 from l2l_lightning.optimizees import Optimizees, evaluate, gather, to_device, unstack
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Batch, Task
+from l2l_lightning.workspace import Workspace
 
 STRETCH = 20
 """Steps of `run_rule` whose minibatches are drawn, and which are recorded as a CUDA graph, at once."""
@@ -43,36 +44,6 @@ class _KnownGradient(torch.autograd.Function):
     def backward(ctx: Any, *d_values: Tensor) -> tuple[Tensor | None, ...]:
         gradients = [d_values[0] * gradient for gradient in ctx.saved_tensors]
         return None, None, *gradients, *(None for _ in gradients)
-
-
-class Workspace:
-    """Preallocated window buffers and recorded CUDA graphs, reused from window to window.
-
-    A window's history is hundreds of MiB; handing it back to the system and faulting it in again would cost
-    as much as computing it. A copy of a workspace, pickled or deep, is a fresh one.
-
-    Args:
-        recorder: What records graphs; None is torch.cuda.
-    """
-
-    def __init__(self, recorder: Recorder | None = None) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self.graphs = GraphCache(recorder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Workspace, ()
-
-    def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """The named buffer in this shape, with like's dtype and device; its contents are arbitrary."""
-        size = torch.Size(shape).numel()
-        buffer = self._buffers.get(name)
-        if (
-            buffer is None
-            or buffer.numel() < size
-            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
-        ):
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(*shape)
 
 
 @dataclass(frozen=True)
@@ -105,6 +76,16 @@ class Rollout:
         cuda_graphs: Record a window as one CUDA graph and replay it: the same numbers, without a launch for
             every operation. None: on a CUDA device, unless the task cannot be recorded (a warning then says
             why); True: or else an error; False: never.
+        checkpoint_every: k: of a window's states only each k-th is kept, from the first on, and the backward
+            computes the others again, a chunk of coordinates at a time: the same numbers, T/k states in place
+            of T+1, for up to another forward's time. With k ≥ T memory grows with the window by its gradients
+            alone. None keeps all.
+        history_dtype: What kept states are stored in. "float32": as they are computed. "bfloat16": rounded,
+            in half the memory; the rollout itself is not touched, and the meta-gradient errs by a fraction
+            of bfloat16's unit roundoff, 2⁻⁸.
+
+    Raises:
+        ValueError: checkpoint_every < 1, or there is no such history_dtype.
 
     Example:
         >>> from l2l_lightning.rules import CoordinatewiseLSTM
@@ -120,11 +101,16 @@ class Rollout:
         optimizees: Optimizees,
         workspace: Workspace | None = None,
         cuda_graphs: bool | None = None,
+        checkpoint_every: int | None = None,
+        history_dtype: HistoryDtype = "float32",
     ) -> None:
+        check_history(checkpoint_every, history_dtype, second_order=False)
         self.rule = rule
         self.optimizees = optimizees
         self.workspace = workspace or Workspace()
         self.cuda_graphs = cuda_graphs
+        self.checkpoint_every = checkpoint_every
+        self.history_dtype: HistoryDtype = history_dtype
         self.state = rule.init_state(optimizees.theta.numel())
         self.masked = torch.zeros(len(optimizees), dtype=torch.bool)  # on the CPU: the host decides by it
         self.steps_done = 0
@@ -142,13 +128,15 @@ class Rollout:
                 second-order meta-gradients at the memory and time of unrolling.
 
         Raises:
-            ValueError: unroll < 1, weights that are not [T+1], or second_order with cuda_graphs=True.
+            ValueError: unroll < 1, weights that are not [T+1], or second_order with cuda_graphs=True,
+                checkpoint_every or a history_dtype.
             CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
         """
         if unroll < 1:
             raise ValueError(f"unroll must be at least 1, got {unroll}")
         if second_order and self.cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+        check_history(self.checkpoint_every, self.history_dtype, second_order)
         if weights is None:
             weights = torch.ones(unroll + 1)
         if weights.shape != (unroll + 1,):
@@ -163,37 +151,37 @@ class Rollout:
         task, images = optimizees.task, optimizees.images
         theta = optimizees.theta
         K, N = theta.shape
-        buffer = self.workspace.empty
-        history = buffer("history", (T + 1, *self.state.shape), self.state)
-        grads = buffer("grads", (T + 1, K * N), theta)
+        grads = self.workspace.empty("grads", (T + 1, K * N), theta)
+        history = self._history(T)
         losses = theta.new_empty(T + 1, K)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
 
-        def run(theta: Tensor, losses: Tensor, *leaves: Tensor) -> None:
+        def run(theta: Tensor, losses: Tensor, *others: Tensor) -> None:
+            states, leaves = others[: len(history.carried)], others[len(history.carried) :]
             batches = unstack(tree_unflatten(leaves, structure), T + 1)
-            _inner_loop(rule, task, images, theta, batches, losses, history.unbind(), grads.unbind())
+            _inner_loop(
+                rule,
+                task,
+                images,
+                theta,
+                batches,
+                losses,
+                history.states(states),
+                grads.unbind(),
+                history.kept,
+            )
 
-        history[0] = self.state
-        key = ("window", *_key(rule, task, images), history.data_ptr(), grads.data_ptr())
-        self.workspace.graphs.run(run, key, [theta, losses], leaves, task, self.cuda_graphs)
-        self.state.copy_(history[T])
+        key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr())
+        carried = [theta, losses, *history.carried]
+        self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
+        history.finish()
         scale = (weights / K).tolist()
         parameters = list(rule.parameters())
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
-
-        def meta_gradient() -> list[Tensor]:
-            # d_updates[t] = Σ_{r>t} w_r g_r / K, accumulated from the end.
-            d_updates = buffer("d_updates", (T, K * N), theta)
-            g, d = grads.unbind(), d_updates.unbind()
-            torch.mul(g[T], scale[T], out=d[T - 1])
-            for t in reversed(range(1, T)):
-                torch.add(d[t], g[t], alpha=scale[t], out=d[t - 1])
-            return rule.window_gradient(grads[:T], history, d_updates)
-
         before = self.masked
         totals = to_device(weights, theta.device) @ losses
         value = totals.mean()
-        gradients = meta_gradient() if differentiable and not before.any() else []
+        gradients = history.gradient(grads, scale) if differentiable and not before.any() else []
         # Only now does the host wait for the device, which has all of the window to do.
         self.masked = before | ~_finite(losses, grads.view(T + 1, K, N)).cpu()
         if self.masked.any():
@@ -201,15 +189,21 @@ class Rollout:
             losses[:, _where(before, theta.device)] = torch.nan
             if differentiable and not self.masked.all():
                 # Zero times NaN is NaN: all that the backward reads of a masked optimizee becomes zero.
-                for tensor in (grads, history):
+                for tensor in (grads, history.stored):
                     per_optimizee = tensor.view(*tensor.shape[:-1], K, N)
                     per_optimizee.index_fill_(-2, _where(self.masked, theta.device), 0)
-                gradients = meta_gradient()
+                gradients = history.gradient(grads, scale)
         if self.masked.all():
             value, gradients = _undefined(value, parameters)
         if differentiable:
             value = _with_derivatives(value, parameters, gradients)
         return Window(value, losses, self.masked)
+
+    def _history(self, T: int) -> History:
+        if self.checkpoint_every is None and self.history_dtype == "float32":
+            return FullHistory(self.rule, self.state, T, self.workspace)
+        dtype = torch.bfloat16 if self.history_dtype == "bfloat16" else self.state.dtype
+        return KeptStates(self.rule, self.state, T, self.workspace, self.checkpoint_every, dtype)
 
     def _unrolled_window(self, T: int, weights: Tensor) -> Window:
         optimizees = self.optimizees
@@ -339,12 +333,14 @@ def _inner_loop(
     losses: Tensor,
     states: Sequence[Tensor],
     grads: Sequence[Tensor] | None = None,
+    kept: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Evaluates θ [K, N] on minibatch after minibatch, with a step of the rule in between, in place.
 
     A window has as many states as minibatches: it ends with an evaluation. One state more, and it ends with a
     step. Writes f_t(θ_t) into losses [len(batches), K], s_{t+1} into states[t + 1] and, if they are kept, g_t
-    into grads[t], [K·N]. Nothing here may depend on a tensor's value or make the host wait for the device.
+    into grads[t], [K·N], and s_t into kept[t]. Nothing here may depend on a tensor's value or make the host
+    wait for the device.
     """
     step, flat = rule.stepper(), theta.view(-1)
     found = []
@@ -354,6 +350,8 @@ def _inner_loop(
         grad = grad.reshape(-1)
         if grads is not None:
             grad = grads[t].copy_(grad)
+        if kept is not None and t in kept:
+            kept[t].copy_(states[t])
         if t + 1 < len(states):
             step(flat, grad, states[t], states[t + 1])
     torch.stack(found, out=losses)
