@@ -15,12 +15,14 @@ from torchmetrics import MeanMetric
 from l2l_lightning.baselines import final_losses
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.history import HistoryDtype, check_history
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import load
 from l2l_lightning.resharding import reshard
-from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rollout import Rollout, Window, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.workspace import Workspace
 
 CHECKPOINT_VERSION = 1
 """Of what MetaLearner adds to Lightning's checkpoints."""
@@ -40,6 +42,11 @@ class MetaLearner(LightningModule):
     A training step is one window of `num_tasks` rollouts; θ, the rule's state and the random streams are
     carried from window to window, and the meta-gradient is truncated in between.
 
+    An optimizee that has diverged to NaN or infinity is masked until its rollout ends; the others train on
+    (see Rollout). The meta-gradient stays divided by all optimizees, so that N processes of K tasks each go
+    on giving what one of N·K gives. Logged are `masked`, the number of masked optimizees of all processes,
+    and `meta_loss`, the mean over the others; where none is left it is NaN, as the meta-gradient is.
+
     Args:
         task: The distribution of optimizees.
         rule: m_φ, the rule to learn.
@@ -57,6 +64,9 @@ class MetaLearner(LightningModule):
         cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
             then says why); True: or else an error; False: never.
+        checkpoint_every: k: keep every k-th state of a window and compute the others again (see Rollout):
+            large optimizees and long windows fit in memory, for up to another forward's time. None keeps all.
+        history_dtype: What kept states are stored in, "float32" or "bfloat16" (see Rollout).
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
@@ -93,6 +103,8 @@ class MetaLearner(LightningModule):
         num_validation_optimizees: int = 32,
         seed: int = 0,
         start_from: str | None = None,
+        checkpoint_every: int | None = None,
+        history_dtype: HistoryDtype = "float32",
     ) -> None:
         super().__init__()
         self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
@@ -115,6 +127,7 @@ class MetaLearner(LightningModule):
             raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         if second_order and cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+        check_history(checkpoint_every, history_dtype, second_order)
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -125,6 +138,8 @@ class MetaLearner(LightningModule):
         self.loss_weights = loss_weights
         self.second_order = second_order
         self.cuda_graphs = cuda_graphs
+        self.checkpoint_every = checkpoint_every
+        self.history_dtype: HistoryDtype = history_dtype
         self.num_validation_optimizees = num_validation_optimizees
         self.seed = seed
         self.start_from = start_from
@@ -186,7 +201,14 @@ class MetaLearner(LightningModule):
         images = self.data.images("train", self.device)
         task = self.task.member(index)
         optimizees = Optimizees(task, images, self.seed, "train", indices, self.device)
-        return Rollout(self.rule, optimizees, self._workspace, self.cuda_graphs)
+        return Rollout(
+            self.rule,
+            optimizees,
+            self._workspace,
+            self.cuda_graphs,
+            self.checkpoint_every,
+            self.history_dtype,
+        )
 
     def abandon_rollout(self) -> None:
         """Forgets the rollout in progress; the next window starts a fresh one."""
@@ -202,9 +224,22 @@ class MetaLearner(LightningModule):
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
-        meta_loss = result.meta_loss.detach()
-        self.log("meta_loss", meta_loss, prog_bar=True, on_step=True, batch_size=1, sync_dist=True)
-        return result.meta_loss
+        return self._counted(result)
+
+    def _counted(self, window: Window) -> Tensor:
+        """Logs what a window gave on all processes; returns the meta-loss that this one differentiates."""
+        masked = int(window.masked.sum())
+        meta_loss = window.meta_loss
+        if masked == self.num_tasks:
+            # As a share of all processes' mean it is zero, as long as another process has an optimizee left.
+            meta_loss = torch.stack([0 * parameter.sum() for parameter in self.rule.parameters()]).sum()
+        counts = meta_loss.new_tensor([1 - masked / self.num_tasks, masked])
+        sums = torch.cat([meta_loss.detach()[None], counts])
+        total, healthy, masked_of_all = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        # Where none is left anywhere: NaN, and the guard against collapse acts on the meta-gradient, NaN too.
+        self.log("meta_loss", total / healthy, prog_bar=True, on_step=True, batch_size=1)
+        self.log("masked", masked_of_all, on_step=True, batch_size=1)
+        return window.meta_loss if masked == self.num_tasks and healthy == 0 else meta_loss
 
     def _evaluate(self, stream: Literal["validation", "test"]) -> None:
         # The optimizees are the same on any number of processes: each runs a share of them, maybe none, and
@@ -275,6 +310,8 @@ class MetaLearner(LightningModule):
             "loss_weights": self.loss_weights,
             "second_order": self.second_order,
             "cuda_graphs": self.cuda_graphs,
+            "checkpoint_every": self.checkpoint_every,
+            "history_dtype": self.history_dtype,
             "num_validation_optimizees": self.num_validation_optimizees,
         }
 

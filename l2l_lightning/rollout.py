@@ -13,19 +13,20 @@ It is exact: the tests hold it to autograd through the unrolled graph at 1e-10.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from l2l_lightning.cuda_graphs import GraphCache, Recorder
 from l2l_lightning.data.images import Images
-from l2l_lightning.optimizees import Optimizees, evaluate, to_device, unstack
+from l2l_lightning.history import FullHistory, History, HistoryDtype, KeptStates, check_history
+from l2l_lightning.optimizees import Optimizees, evaluate, gather, to_device, unstack
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Batch, Task
+from l2l_lightning.workspace import Workspace
 
 STRETCH = 20
 """Steps of `run_rule` whose minibatches are drawn, and which are recorded as a CUDA graph, at once."""
@@ -45,48 +46,28 @@ class _KnownGradient(torch.autograd.Function):
         return None, None, *gradients, *(None for _ in gradients)
 
 
-class Workspace:
-    """Preallocated window buffers and recorded CUDA graphs, reused from window to window.
-
-    A window's history is hundreds of MiB; handing it back to the system and faulting it in again would cost
-    as much as computing it. A copy of a workspace, pickled or deep, is a fresh one.
-
-    Args:
-        recorder: What records graphs; None is torch.cuda.
-    """
-
-    def __init__(self, recorder: Recorder | None = None) -> None:
-        self._buffers: dict[str, Tensor] = {}
-        self.graphs = GraphCache(recorder)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Workspace, ()
-
-    def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """The named buffer in this shape, with like's dtype and device; its contents are arbitrary."""
-        size = torch.Size(shape).numel()
-        buffer = self._buffers.get(name)
-        if (
-            buffer is None
-            or buffer.numel() < size
-            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
-        ):
-            buffer = self._buffers[name] = like.new_empty(size)
-        return buffer[:size].view(*shape)
-
-
 @dataclass(frozen=True)
 class Window:
     """What a window of T steps gives."""
 
     meta_loss: Tensor
-    """Mean over the K optimizees of Σ_t w_t f_t(θ_t), t = 0 … T: a scalar, differentiable in φ."""
+    """Mean over the K optimizees of Σ_t w_t f_t(θ_t), t = 0 … T: a scalar, differentiable in φ.
+
+    A masked optimizee adds nothing to the sum, which is still divided by K: the mean over several processes
+    is what one process would find. With all K masked it is NaN, and so are its derivatives.
+    """
     losses: Tensor
-    """f_t(θ_t), [T+1, K], detached."""
+    """f_t(θ_t), [T+1, K], detached; NaN for an optimizee that was masked in an earlier window."""
+    masked: Tensor
+    """Which optimizees are masked, [K] bool on the CPU (see Rollout)."""
 
 
 class Rollout:
     """K optimizees under one rule, advanced window by window; θ, the state and the generators are carried.
+
+    An optimizee that a window finds with a loss or a gradient that is NaN or infinite is masked, in that
+    window and for the rest of the rollout: it adds nothing to the meta-loss and its gradient, and the others
+    go on as if it were not there.
 
     Args:
         rule: m_φ.
@@ -95,6 +76,16 @@ class Rollout:
         cuda_graphs: Record a window as one CUDA graph and replay it: the same numbers, without a launch for
             every operation. None: on a CUDA device, unless the task cannot be recorded (a warning then says
             why); True: or else an error; False: never.
+        checkpoint_every: k: of a window's states only each k-th is kept, from the first on, and the backward
+            computes the others again, a chunk of coordinates at a time: the same numbers, T/k states in place
+            of T+1, for up to another forward's time. With k ≥ T memory grows with the window by its gradients
+            alone. None keeps all.
+        history_dtype: What kept states are stored in. "float32": as they are computed. "bfloat16": rounded,
+            in half the memory; the rollout itself is not touched, and the meta-gradient errs by a fraction
+            of bfloat16's unit roundoff, 2⁻⁸.
+
+    Raises:
+        ValueError: checkpoint_every < 1, or there is no such history_dtype.
 
     Example:
         >>> from l2l_lightning.rules import CoordinatewiseLSTM
@@ -110,12 +101,18 @@ class Rollout:
         optimizees: Optimizees,
         workspace: Workspace | None = None,
         cuda_graphs: bool | None = None,
+        checkpoint_every: int | None = None,
+        history_dtype: HistoryDtype = "float32",
     ) -> None:
+        check_history(checkpoint_every, history_dtype, second_order=False)
         self.rule = rule
         self.optimizees = optimizees
         self.workspace = workspace or Workspace()
         self.cuda_graphs = cuda_graphs
+        self.checkpoint_every = checkpoint_every
+        self.history_dtype: HistoryDtype = history_dtype
         self.state = rule.init_state(optimizees.theta.numel())
+        self.masked = torch.zeros(len(optimizees), dtype=torch.bool)  # on the CPU: the host decides by it
         self.steps_done = 0
 
     def window(self, unroll: int, weights: Tensor | None = None, second_order: bool = False) -> Window:
@@ -131,13 +128,15 @@ class Rollout:
                 second-order meta-gradients at the memory and time of unrolling.
 
         Raises:
-            ValueError: unroll < 1, weights that are not [T+1], or second_order with cuda_graphs=True.
+            ValueError: unroll < 1, weights that are not [T+1], or second_order with cuda_graphs=True,
+                checkpoint_every or a history_dtype.
             CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
         """
         if unroll < 1:
             raise ValueError(f"unroll must be at least 1, got {unroll}")
         if second_order and self.cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+        check_history(self.checkpoint_every, self.history_dtype, second_order)
         if weights is None:
             weights = torch.ones(unroll + 1)
         if weights.shape != (unroll + 1,):
@@ -152,57 +151,119 @@ class Rollout:
         task, images = optimizees.task, optimizees.images
         theta = optimizees.theta
         K, N = theta.shape
-        buffer = self.workspace.empty
-        history = buffer("history", (T + 1, *self.state.shape), self.state)
-        grads = buffer("grads", (T + 1, K * N), theta)
+        grads = self.workspace.empty("grads", (T + 1, K * N), theta)
+        history = self._history(T)
         losses = theta.new_empty(T + 1, K)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
 
-        def run(theta: Tensor, losses: Tensor, *leaves: Tensor) -> None:
+        def run(theta: Tensor, losses: Tensor, *others: Tensor) -> None:
+            states, leaves = others[: len(history.carried)], others[len(history.carried) :]
             batches = unstack(tree_unflatten(leaves, structure), T + 1)
-            _inner_loop(rule, task, images, theta, batches, losses, history.unbind(), grads.unbind())
+            _inner_loop(
+                rule,
+                task,
+                images,
+                theta,
+                batches,
+                losses,
+                history.states(states),
+                grads.unbind(),
+                history.kept,
+            )
 
-        history[0] = self.state
-        key = ("window", *_key(rule, task, images), history.data_ptr(), grads.data_ptr())
-        self.workspace.graphs.run(run, key, [theta, losses], leaves, task, self.cuda_graphs)
-        self.state.copy_(history[T])
-        value = (to_device(weights, theta.device) @ losses).mean()
-
-        parameters = list(rule.parameters())
-        if not torch.is_grad_enabled() or not any(p.requires_grad for p in parameters):
-            return Window(value, losses)
-        # d_updates[t] = Σ_{r>t} w_r g_r / K, accumulated from the end.
-        d_updates = buffer("d_updates", (T, K * N), theta)
+        key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr())
+        carried = [theta, losses, *history.carried]
+        self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
+        history.finish()
         scale = (weights / K).tolist()
-        g, d = grads.unbind(), d_updates.unbind()
-        torch.mul(g[T], scale[T], out=d[T - 1])
-        for t in reversed(range(1, T)):
-            torch.add(d[t], g[t], alpha=scale[t], out=d[t - 1])
-        gradients = rule.window_gradient(grads[:T], history, d_updates)
-        attached = _KnownGradient.apply(value, len(parameters), *parameters, *gradients)
-        return Window(cast(Tensor, attached), losses)
+        parameters = list(rule.parameters())
+        differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+        before = self.masked
+        totals = to_device(weights, theta.device) @ losses
+        value = totals.mean()
+        gradients = history.gradient(grads, scale) if differentiable and not before.any() else []
+        # Only now does the host wait for the device, which has all of the window to do.
+        self.masked = before | ~_finite(losses, grads.view(T + 1, K, N)).cpu()
+        if self.masked.any():
+            value = totals[_where(~self.masked, theta.device)].sum() / K
+            losses[:, _where(before, theta.device)] = torch.nan
+            if differentiable and not self.masked.all():
+                # Zero times NaN is NaN: all that the backward reads of a masked optimizee becomes zero.
+                for tensor in (grads, history.stored):
+                    per_optimizee = tensor.view(*tensor.shape[:-1], K, N)
+                    per_optimizee.index_fill_(-2, _where(self.masked, theta.device), 0)
+                gradients = history.gradient(grads, scale)
+        if self.masked.all():
+            value, gradients = _undefined(value, parameters)
+        if differentiable:
+            value = _with_derivatives(value, parameters, gradients)
+        return Window(value, losses, self.masked)
+
+    def _history(self, T: int) -> History:
+        if self.checkpoint_every is None and self.history_dtype == "float32":
+            return FullHistory(self.rule, self.state, T, self.workspace)
+        dtype = torch.bfloat16 if self.history_dtype == "bfloat16" else self.state.dtype
+        return KeptStates(self.rule, self.state, T, self.workspace, self.checkpoint_every, dtype)
 
     def _unrolled_window(self, T: int, weights: Tensor) -> Window:
         optimizees = self.optimizees
+        theta, state, masked = optimizees.theta.clone(), self.state.clone(), self.masked.clone()
+        K, N = theta.shape
+        batches = unstack(optimizees.draw(T + 1), T + 1)
+        losses = theta.new_full((T + 1, K), torch.nan)
+        finite = masked.new_zeros(())
+        while not finite.all() and not masked.all():
+            # One NaN in the graph makes the derivatives of all NaN: it is unrolled anew for the others.
+            rest = _where(~masked, theta.device)
+            unrolled, new_theta, new_state, finite = self._unroll(rest, batches)
+            theta[rest], losses[:, rest] = new_theta, unrolled.detach()
+            state.view(*state.shape[:-1], K, N)[..., rest, :] = new_state
+            masked[rest[~finite].cpu()] = True
+        if masked.all():
+            parameters = list(self.rule.parameters())
+            value, gradients = _undefined(losses.new_empty(()), parameters)
+            value = _with_derivatives(value, parameters, gradients)
+        else:
+            value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / K)
+        optimizees.theta, self.state, self.masked = theta, state, masked
+        return Window(value, losses, masked)
+
+    def _unroll(self, rest: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The window of some of the K optimizees, with its graph.
+
+        Args:
+            rest: Indices of the n that are run.
+            batches: Minibatches [K, …] of T+1 evaluations.
+
+        Returns:
+            f_t(θ_t) [T+1, n] with the graph; θ [n, N] and the state [*state_shape, n, N] after T steps, and
+            which of them had nothing but finite losses and gradients [n], without.
+        """
+        optimizees = self.optimizees
         K, N = optimizees.theta.shape
-        theta, state = optimizees.theta.detach().requires_grad_(), self.state
-        losses: list[Tensor] = []
-        for t in range(T + 1):
-            losses.append(optimizees.task.losses(theta, optimizees.next_batches()))
-            if t < T:
-                (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=True)
+        theta = optimizees.theta[rest].requires_grad_()
+        state = self.state.view(*self.state.shape[:-1], K, N)[..., rest, :].flatten(-2)
+        losses, grads = [], []
+        for t, batch in enumerate(batches):
+            chosen = tree_map(lambda leaf: leaf[rest], batch)
+            gathered = gather(optimizees.task, optimizees.images, chosen, optimizees.dtype)
+            losses.append(optimizees.task.losses(theta, gathered))
+            last = t + 1 == len(batches)
+            (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=not last, retain_graph=True)
+            grads.append(grad.detach())
+            if not last:
                 update, state = self.rule.step(grad.reshape(-1), state)
-                theta = theta + update.view(K, N)
-        optimizees.theta, self.state = theta.detach(), state.detach()
+                theta = theta + update.view(theta.shape)
         stacked = torch.stack(losses)
-        value = (to_device(weights, stacked.device) @ stacked).mean()
-        return Window(value, stacked.detach())
+        finite = _finite(stacked.detach(), torch.stack(grads))
+        return stacked, theta.detach(), state.detach().view(*state.shape[:-1], *theta.shape), finite
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming in mid-rollout needs, as tensors and plain values."""
         return {
             "optimizees": self.optimizees.state_dict(),
             "state": self.state.clone(),
+            "masked": self.masked,
             "steps_done": self.steps_done,
         }
 
@@ -210,6 +271,8 @@ class Rollout:
         """Continues where a rollout of the same rule and optimizees was saved."""
         self.optimizees.load_state_dict(state["optimizees"])
         self.state = state["state"].to(self.state)
+        # Checkpoints from before there was masking have none.
+        self.masked = state.get("masked", self.masked).cpu()
         self.steps_done = state["steps_done"]
 
 
@@ -270,12 +333,14 @@ def _inner_loop(
     losses: Tensor,
     states: Sequence[Tensor],
     grads: Sequence[Tensor] | None = None,
+    kept: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Evaluates θ [K, N] on minibatch after minibatch, with a step of the rule in between, in place.
 
     A window has as many states as minibatches: it ends with an evaluation. One state more, and it ends with a
     step. Writes f_t(θ_t) into losses [len(batches), K], s_{t+1} into states[t + 1] and, if they are kept, g_t
-    into grads[t], [K·N]. Nothing here may depend on a tensor's value or make the host wait for the device.
+    into grads[t], [K·N], and s_t into kept[t]. Nothing here may depend on a tensor's value or make the host
+    wait for the device.
     """
     step, flat = rule.stepper(), theta.view(-1)
     found = []
@@ -285,9 +350,33 @@ def _inner_loop(
         grad = grad.reshape(-1)
         if grads is not None:
             grad = grads[t].copy_(grad)
+        if kept is not None and t in kept:
+            kept[t].copy_(states[t])
         if t + 1 < len(states):
             step(flat, grad, states[t], states[t + 1])
     torch.stack(found, out=losses)
+
+
+def _finite(losses: Tensor, grads: Tensor) -> Tensor:
+    """Which optimizees' losses [T+1, K] and gradients [T+1, K, N] are all finite, [K]."""
+    # NaN wins both, and neither needs memory: isfinite of the gradients would take as much as they do.
+    extremes = torch.stack([losses, grads.amax(-1), grads.amin(-1)])
+    return extremes.isfinite().all(0).all(0)
+
+
+def _where(chosen: Tensor, device: torch.device) -> Tensor:
+    """The indices of those chosen, on a device."""
+    return chosen.nonzero().flatten().to(device)
+
+
+def _undefined(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A meta-loss and its derivatives where no optimizee is left: NaN."""
+    return torch.full_like(value, torch.nan), [torch.full_like(p, torch.nan) for p in parameters]
+
+
+def _with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """The value, with these as its derivatives in the parameters."""
+    return cast(Tensor, _KnownGradient.apply(value, len(parameters), *parameters, *gradients))
 
 
 def _key(rule: UpdateRule, task: Task, images: Images | None) -> tuple[Hashable, ...]:

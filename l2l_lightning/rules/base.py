@@ -21,8 +21,8 @@ class UpdateRule(nn.Module, ABC):
     running statistics of them, and on nothing else: along a rollout they are constants, which is what lets
     the meta-gradient skip the unrolled graph (see `rollout`).
 
-    A subclass sets `state_shape` and implements `step`; it overrides `stepper` and `window_gradient` where it
-    has something faster.
+    A subclass sets `state_shape` and implements `step`; it overrides `stepper` and `segment_gradient` where
+    it has something faster.
     """
 
     state_shape: tuple[int, ...]
@@ -55,19 +55,29 @@ class UpdateRule(nn.Module, ABC):
         self.stepper()(theta, grad, state, new_state)
 
     def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
-        """d/dφ of Σ_t <d_updates_t, u_t> along a window: one tensor per parameter, in their order.
+        """d/dφ of Σ_t <d_updates_t, u_t> along a window: `segment_gradient` where nothing comes after it."""
+        return self.segment_gradient(grads, history, d_updates)[0]
 
-        Walks the stored states backwards and differentiates one step at a time, so that no more than one
-        step's graph is ever held.
+    def segment_gradient(
+        self, grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The derivatives of Σ_t <d_updates_t, u_t> + <d_final_state, s_T> along T steps of a window.
+
+        Walks the states backwards and differentiates one step at a time, so that no more than one step's
+        graph is ever held.
 
         Args:
             grads: g_t, [T, n].
             history: s_0 … s_T, [T+1, *state_shape, n].
             d_updates: ∂L/∂u_t, [T, n].
+            d_final_state: ∂L/∂s_T by what comes after these steps, [*state_shape, n]; None is zero.
+
+        Returns:
+            d/dφ, one tensor per parameter, in their order; and d/ds_0, [*state_shape, n].
         """
         parameters = list(self.parameters())
         totals = [torch.zeros_like(parameter) for parameter in parameters]
-        d_state = torch.zeros_like(history[-1])
+        d_state = torch.zeros_like(history[-1]) if d_final_state is None else d_final_state
         for t in reversed(range(len(grads))):
             with torch.enable_grad():
                 state = history[t].detach().requires_grad_()
@@ -78,7 +88,7 @@ class UpdateRule(nn.Module, ABC):
             d_state = d_step[0]
             for total, part in zip(totals, d_step[1:], strict=True):
                 total.add_(part)
-        return totals
+        return totals, d_state
 
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -109,12 +109,16 @@ class CoordinatewiseLSTM(UpdateRule):
         return lambda theta, grad, state, new_state: fused(theta, self._scaled(grad), state, new_state)
 
     @torch.no_grad()
-    def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
-        """d/dφ of Σ_t <d_updates_t, u_t> by the fused backward through time."""
-        d_phi, _ = bptt(self._scaled(grads), history, d_updates, None, self.phi(), self.spec, self.backend)
+    def segment_gradient(
+        self, grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The derivatives in φ and s_0 of a segment, by the fused backward through time."""
+        d_phi, d_state = bptt(
+            self._scaled(grads), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
+        )
         parameters = list(self.parameters())
         parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
-        return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+        return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)], d_state
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -142,7 +142,7 @@ def test_meta_gradient_equals_the_unrolled_graph_on_every_task(name, make_rule, 
         assert_same_gradients(rule, expected_gradients)
 
 
-def test_the_generic_window_gradient_equals_the_fused_one():
+def test_the_generic_segment_gradient_equals_the_fused_one():
     rule, _ = make()
     T, n = 6, 11
     grads = torch.randn(T, n, dtype=torch.float64) * 10.0 ** torch.linspace(-6, 2, n, dtype=torch.float64)
@@ -151,10 +151,14 @@ def test_the_generic_window_gradient_equals_the_fused_one():
     for t in range(T):
         rule.step_(theta, grads[t], history[t], history[t + 1])
     d_updates = torch.randn(T, n, dtype=torch.float64)
-    fused = rule.window_gradient(grads, history, d_updates)
-    generic = super(CoordinatewiseLSTM, rule).window_gradient(grads, history, d_updates)
-    for a, b in zip(fused, generic, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    d_final_state = torch.randn_like(history[0])
+    for d_final in (None, d_final_state):
+        fused, d_state = rule.segment_gradient(grads, history, d_updates, d_final)
+        generic, d_expected = super(CoordinatewiseLSTM, rule).segment_gradient(
+            grads, history, d_updates, d_final
+        )
+        for a, b in zip([*fused, d_state], [*generic, d_expected], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
 def test_meta_gradient_scales_with_the_cotangent():

@@ -1,0 +1,193 @@
+"""What a window of T steps keeps of the rule's states, and the meta-gradient that comes of it.
+
+`FullHistory` keeps s_0 … s_T as the steps write them: nothing is computed twice. `KeptStates` lets the steps
+run in place and keeps every k-th state (or all of them, rounded). As a rule is coordinatewise and the
+gradients g_t are there, its backward can go from one chunk of coordinates to the next: it computes a chunk's
+states again from a kept one on, goes back through them, and hands the cotangent of the kept state to the
+segment before. What is held at once, besides the kept states and the gradients, is one segment of one chunk,
+however many coordinates and steps there are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from l2l_lightning.rules.base import Step, UpdateRule
+from l2l_lightning.workspace import Workspace
+
+HistoryDtype = Literal["float32", "bfloat16"]
+"""What kept states are stored in: "float32" is as they are computed, float64 if φ is."""
+
+CHUNK_BYTES = 256 * 2**20
+"""Of a chunk's states that are held at once: tens of thousands of coordinates, which keep a launch busy, in
+little memory beside what 10⁶ coordinates keep anyway."""
+CHUNK_MULTIPLE = 1024
+"""Of coordinates: whole slices of the CPU kernels' threads, whole blocks of the GPU's, and aligned rows."""
+
+
+def check_history(checkpoint_every: int | None, history_dtype: HistoryDtype, second_order: bool) -> None:
+    """Raises ValueError for options of a window's history that are out of range or don't go together."""
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
+    if history_dtype not in get_args(HistoryDtype):
+        raise ValueError(f"history_dtype must be one of {get_args(HistoryDtype)}, got {history_dtype!r}")
+    if second_order and (checkpoint_every is not None or history_dtype != "float32"):
+        raise ValueError(
+            "second_order keeps the unrolled graph and no history: checkpoint_every and history_dtype "
+            "must not be set with it"
+        )
+
+
+class History(ABC):
+    """Where a window's steps read and write the state, and the meta-gradient afterwards."""
+
+    carried: list[Tensor]
+    """Tensors that the steps update and that outlive the window."""
+    kept: dict[int, Tensor]
+    """Where s_t is to be copied, by t."""
+    stored: Tensor
+    """All the states that are kept, [..., n]."""
+    key: tuple[Hashable, ...]
+    """What steps that are recorded as a CUDA graph depend on."""
+
+    @abstractmethod
+    def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Where s_0 … s_T are read and written, given what stands for `carried`."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Brings the rollout's state up to s_T, after the steps."""
+
+    @abstractmethod
+    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
+        """d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter, from g_0 … g_T [T+1, n]."""
+
+
+class FullHistory(History):
+    """s_0 … s_T, each where its step has written it.
+
+    Args:
+        rule: m_φ.
+        state: The rollout's state, [*state_shape, n].
+        T: Steps of the window.
+        workspace: Where the buffers come from.
+    """
+
+    def __init__(self, rule: UpdateRule, state: Tensor, T: int, workspace: Workspace) -> None:
+        self.rule = rule
+        self.state = state
+        self.workspace = workspace
+        self.carried, self.kept = [], {}
+        self.stored = workspace.empty("history", (T + 1, *state.shape), state)
+        self.stored[0] = state
+        self.key = ("full", self.stored.data_ptr())
+
+    def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The rows of the history."""
+        return self.stored.unbind()
+
+    def finish(self) -> None:
+        """Copies s_T."""
+        self.state.copy_(self.stored[-1])
+
+    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
+        """One backward through the whole window."""
+        d_updates = self.workspace.empty("d_updates", grads[1:].shape, grads)
+        suffix_sums(grads, scale, d_updates)
+        return self.rule.window_gradient(grads[:-1], self.stored, d_updates)
+
+
+class KeptStates(History):
+    """Every k-th state of a window, from s_0 on; without a k, all of them.
+
+    Args:
+        rule: m_φ.
+        state: The rollout's state, [*state_shape, n]; the steps update it in place.
+        T: Steps of the window.
+        workspace: Where the buffers come from.
+        every: k.
+        dtype: What the states are rounded to when they are kept.
+    """
+
+    def __init__(
+        self,
+        rule: UpdateRule,
+        state: Tensor,
+        T: int,
+        workspace: Workspace,
+        every: int | None,
+        dtype: torch.dtype,
+    ) -> None:
+        self.rule = rule
+        self.state = state
+        self.workspace = workspace
+        self.carried = [state]
+        self.T = T
+        self.every = every
+        times = range(T + 1) if every is None else range(0, T, every)
+        self.stored = workspace.empty("kept", (len(times), *state.shape), state.new_empty(0, dtype=dtype))
+        self.kept = dict(zip(times, self.stored.unbind(), strict=True))
+        self.key = ("kept", every, dtype, self.stored.data_ptr())
+
+    def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
+        """One and the same at every step."""
+        return list(carried) * (self.T + 1)
+
+    def finish(self) -> None:
+        """The state is s_T already."""
+
+    @torch.no_grad()
+    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
+        """Chunk by chunk and in each from the last segment to the first."""
+        totals = [torch.zeros_like(parameter) for parameter in self.rule.parameters()]
+        step = self.rule.stepper()
+        segment = self.every or self.T
+        for part in self._chunks(min(segment, self.T)):
+            n = part.stop - part.start
+            d_updates = self.workspace.empty("d_updates", (self.T, n), grads)
+            suffix_sums(grads[:, part], scale, d_updates)
+            d_state = None
+            for first in reversed(range(0, self.T, segment)):
+                steps = slice(first, min(first + segment, self.T))
+                d_phi, d_state = self.rule.segment_gradient(
+                    grads[steps, part], self._states(step, grads, steps, part), d_updates[steps], d_state
+                )
+                for total, gradient in zip(totals, d_phi, strict=True):
+                    total.add_(gradient)
+        return totals
+
+    def _chunks(self, segment: int) -> Iterator[slice]:
+        """Slices of the coordinates, of which the states of so many steps fit in CHUNK_BYTES."""
+        n = self.state.shape[-1]
+        per_coordinate = (segment + 1) * self.state[..., 0].numel() * self.state.element_size()
+        size = max(CHUNK_BYTES // per_coordinate // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+        for start in range(0, n, size):
+            yield slice(start, min(start + size, n))
+
+    def _states(self, step: Step, grads: Tensor, steps: slice, part: slice) -> Tensor:
+        """A chunk's states before and after each of these steps: those kept, and the others computed anew."""
+        n = part.stop - part.start
+        shape = (steps.stop - steps.start + 1, *self.state.shape[:-1], n)
+        states = self.workspace.empty("segment", shape, self.state)
+        theta = self.workspace.empty("discarded theta", (n,), grads).zero_()
+        for t in range(steps.start, steps.stop + 1):
+            new = states[t - steps.start]
+            if t in self.kept:
+                new.copy_(self.kept[t][..., part])
+            else:
+                step(theta, grads[t - 1, part], states[t - 1 - steps.start], new)
+        return states
+
+
+def suffix_sums(grads: Tensor, scale: Sequence[float], out: Tensor) -> None:
+    """out[t] = Σ_{r>t} scale_r g_r, [T, n], accumulated from the end; grads [T+1, n]."""
+    g, d = grads.unbind(), out.unbind()
+    T = len(d)
+    torch.mul(g[T], scale[T], out=d[T - 1])
+    for t in reversed(range(1, T)):
+        torch.add(d[t], g[t], alpha=scale[t], out=d[t - 1])

@@ -1,0 +1,41 @@
+"""Memory that windows of rollouts reuse: named buffers, and recorded CUDA graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from l2l_lightning.cuda_graphs import GraphCache, Recorder
+
+
+class Workspace:
+    """Preallocated window buffers and recorded CUDA graphs, reused from window to window.
+
+    A window's history is hundreds of MiB; handing it back to the system and faulting it in again would cost
+    as much as computing it. A copy of a workspace, pickled or deep, is a fresh one.
+
+    Args:
+        recorder: What records graphs; None is torch.cuda.
+    """
+
+    def __init__(self, recorder: Recorder | None = None) -> None:
+        self._buffers: dict[str, Tensor] = {}
+        self.graphs = GraphCache(recorder)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Workspace, ()
+
+    def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
+        """The named buffer in this shape, with like's dtype and device; its contents are arbitrary."""
+        size = torch.Size(shape).numel()
+        buffer = self._buffers.get(name)
+        if (
+            buffer is None
+            or buffer.numel() < size
+            or (buffer.dtype, buffer.device) != (like.dtype, like.device)
+        ):
+            buffer = self._buffers[name] = like.new_empty(size)
+        return buffer[:size].view(*shape)

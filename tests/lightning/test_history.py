@@ -1,0 +1,295 @@
+"""Kept and recomputed states against full histories and the unrolled graph: the same numbers, less memory."""
+
+import pytest
+import torch
+from learned_momentum import LearnedMomentum
+from lightning.pytorch.callbacks import ModelCheckpoint
+from meta_training import fit, make_rule
+from test_cuda_graphs import TapeRecorder
+from test_masking import FAULTS, Faulty, some_indices
+from test_rollout import Rosenbrock, assert_same_gradients, unrolled_meta_loss
+
+from l2l_lightning import MetaLearner, history
+from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout import Rollout
+from l2l_lightning.rules import CoordinatewiseLSTM
+from l2l_lightning.tasks import FunctionTask, Quadratic
+from l2l_lightning.workspace import Workspace
+
+RULES = {
+    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
+    "three layers": lambda: CoordinatewiseLSTM(num_layers=3, hidden_size=3, p=4.0, gradient_scale=10.0),
+    "momentum": LearnedMomentum,
+}
+BFLOAT16 = {"history_dtype": "bfloat16"}
+
+
+class Wide(Rosenbrock):
+    """More coordinates than a chunk of the least size has."""
+
+    num_coordinates = 1500
+
+    def init(self, generator):
+        return 0.3 * torch.randn(1500, generator=generator)
+
+    def instance(self, generator):
+        return torch.rand(1500, generator=generator)
+
+    def batch(self, instance, images, generator):
+        return instance, torch.randn(1500, generator=generator)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 1024 coordinates, the fewest there are."""
+    monkeypatch.setattr(history, "CHUNK_BYTES", 1)
+
+
+def make_optimizees(task=None, dtype=torch.float64, indices=range(3)):
+    return Optimizees(task or Rosenbrock(), None, 0, "train", indices, dtype=dtype)
+
+
+def make(name, dtype=torch.float64):
+    torch.manual_seed(0)
+    return RULES[name]().to(dtype)
+
+
+def gradient(rule, window):
+    return torch.cat([d.reshape(-1) for d in torch.autograd.grad(window.meta_loss, list(rule.parameters()))])
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize("name", RULES)
+def test_the_meta_gradient_is_the_unrolled_graphs(name, every):
+    rule, optimizees, twin = make(name), make_optimizees(), make_optimizees()
+    rollout, state = Rollout(rule, optimizees, checkpoint_every=every), rule.init_state(12)
+    for T in (7, 1, 4):
+        weights = torch.rand(T + 1, dtype=torch.float64)
+        expected, twin.theta, state = unrolled_meta_loss(rule, twin, state, T, weights, second_order=False)
+        expected_gradients = torch.autograd.grad(expected, list(rule.parameters()))
+        rule.zero_grad()
+        window = rollout.window(T, weights)
+        window.meta_loss.backward()
+        torch.testing.assert_close(window.meta_loss, expected.detach(), rtol=1e-12, atol=0)
+        assert_same_gradients(rule, expected_gradients)
+        torch.testing.assert_close(rollout.state, state, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("every", [1, 4, 5, 30])
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.usefixtures("small_chunks")
+def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
+    """Five chunks of 4500 coordinates: the last has 404 of them, and several optimizees share one."""
+    rule = make(name)
+    full = Rollout(rule, make_optimizees(Wide()))
+    chunked = Rollout(rule, make_optimizees(Wide()), checkpoint_every=every)
+    for T in (5, 9):
+        a, b = full.window(T), chunked.window(T)
+        assert torch.equal(a.losses, b.losses)
+        assert torch.equal(full.state, chunked.state)
+        d_full, d_chunked = gradient(rule, a), gradient(rule, b)
+        assert d_full.norm() > 0
+        assert (d_chunked - d_full).norm() <= 1e-12 * d_full.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["LSTM", "three layers"])
+@pytest.mark.usefixtures("small_chunks")
+def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
+    rule, seen = make(name, dtype), {}
+    segment_gradient = rule.segment_gradient
+
+    def spy(grads, states, d_updates, d_final_state=None):
+        """Puts the chunks' states, which come from the last segment to the first, beside one another."""
+        seen.setdefault(len(states), []).append(states.clone())
+        return segment_gradient(grads, states, d_updates, d_final_state)
+
+    rule.segment_gradient = spy
+    Rollout(rule, make_optimizees(Wide(), dtype)).window(8)
+    ((full,),) = seen.values()
+    seen.clear()
+    Rollout(rule, make_optimizees(Wide(), dtype), checkpoint_every=4).window(8)
+    (segments,) = seen.values()
+    late, early = (torch.cat(segments[offset::2], dim=-1) for offset in (0, 1))
+    assert torch.equal(early, full[:5])
+    assert torch.equal(late, full[4:])
+
+
+@pytest.mark.parametrize("options", [BFLOAT16, {**BFLOAT16, "checkpoint_every": 3}])
+@pytest.mark.parametrize("name", RULES)
+def test_rounding_kept_states_does_not_touch_the_rollout(name, options):
+    rule = make(name, torch.float32)
+    full = Rollout(rule, make_optimizees(dtype=torch.float32))
+    rounded = Rollout(rule, make_optimizees(dtype=torch.float32), **options)
+    for T in (6, 2, 5):
+        assert torch.equal(full.window(T).losses, rounded.window(T).losses)
+        assert torch.equal(full.state, rounded.state)
+        assert torch.equal(full.optimizees.theta, rounded.optimizees.theta)
+
+
+UNIT_ROUNDOFF = 2.0**-8
+"""Of bfloat16, which has 8 significant bits: rounding x errs by 2⁻⁸ |x| at most."""
+
+
+@pytest.mark.parametrize("every", [None, 1, 3, 9])
+@pytest.mark.parametrize("name", RULES)
+def test_the_error_of_rounded_states_is_within_what_the_roundoff_allows(name, every):
+    """|Δ d_φ| ≤ u Σ |∂d_φ/∂s| |s| over all states that are rounded, to first order in u, for every parameter.
+
+    The sensitivities are central differences of the backward itself, in float64.
+    """
+    rule, T = make(name), 9
+    exact = Rollout(rule, make_optimizees(indices=[0]))
+    rounded = Rollout(rule, make_optimizees(indices=[0]), checkpoint_every=every, **BFLOAT16)
+    for rollout in (exact, rounded):
+        rollout.window(3)  # s_0 of a rollout is zero, which rounds to itself
+    kept = history.KeptStates(rule, exact.state, T, exact.workspace, every, torch.float64)
+    exact._history = lambda T: kept
+    d_exact, d_rounded = (gradient(rule, rollout.window(T)) for rollout in (exact, rounded))
+    grads = exact.workspace.empty("grads", (T + 1, 4), exact.optimizees.theta)
+
+    def perturbed(i, change):
+        value = states[i].item()
+        states[i] = value + change
+        d_phi = torch.cat([d.reshape(-1) for d in kept.gradient(grads, [1.0] * (T + 1))])
+        states[i] = value
+        return d_phi
+
+    states, bound = kept.stored.view(-1), torch.zeros_like(d_exact)
+    assert torch.equal(perturbed(0, 0.0), d_exact)
+    for i in states.nonzero().flatten().tolist():
+        h = 1e-6 * states[i].abs().item()
+        derivative = (perturbed(i, h) - perturbed(i, -h)) / (2 * h)
+        bound += UNIT_ROUNDOFF * states[i].abs() * derivative.abs()
+    error = (d_rounded - d_exact).abs()
+    assert error.max() > 0
+    # What is of second order in u, relative to the largest derivative.
+    assert (error <= bound + UNIT_ROUNDOFF**2 * d_exact.abs().max()).all()
+    assert error.norm() <= UNIT_ROUNDOFF * d_exact.norm()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("options", [{"checkpoint_every": 2}, {"checkpoint_every": 9}, BFLOAT16])
+@pytest.mark.parametrize("name", ["LSTM", "momentum"])
+def test_masked_optimizees_are_masked_in_kept_states_too(name, options, fault):
+    rule, task = make(name), Faulty(fault, at=2)
+    indices = some_indices(task, sick=2, healthy=3)
+    others = [index for index in indices if not task.sick(index)]
+    rollouts = [Rollout(rule, make_optimizees(task, indices=i), **options) for i in (indices, others)]
+    for T in (4, 3):
+        ours, expected = (rollout.window(T) for rollout in rollouts)
+        assert ours.masked.sum() == 2
+        assert torch.equal(ours.losses[:, ~ours.masked], expected.losses)
+        d_expected = 3 / 5 * gradient(rule, expected)
+        assert (gradient(rule, ours) - d_expected).norm() <= 1e-12 * d_expected.norm()
+
+
+KINDS = [{"checkpoint_every": 2}, BFLOAT16, {**BFLOAT16, "checkpoint_every": 2}]
+
+
+@pytest.mark.parametrize("options", KINDS)
+@pytest.mark.parametrize("name", RULES)
+def test_recorded_windows_equal_plain_ones(name, options):
+    rule, recorder, task = make(name, torch.float32), TapeRecorder(), Rosenbrock()
+    workspace = Workspace(recorder)
+    for indices in (range(2), range(2, 4)):
+        recorded, plain = (
+            Rollout(rule, make_optimizees(task, torch.float32, indices), *arguments, **options)
+            for arguments in ((workspace, True), (None, False))
+        )
+        for _ in range(3):
+            a, b = recorded.window(5), plain.window(5)
+            assert torch.equal(a.losses, b.losses)
+            assert torch.equal(gradient(rule, a), gradient(rule, b))
+            assert torch.equal(recorded.state, plain.state)
+    assert recorder.recordings == 1
+
+
+def test_histories_of_several_kinds_share_a_workspace():
+    rule, workspace = make("LSTM", torch.float32), Workspace(TapeRecorder())
+    task = Rosenbrock()
+    for options in [{}, {"checkpoint_every": 3}, *KINDS] * 2:
+        ours, theirs = (
+            Rollout(rule, make_optimizees(task, torch.float32), *arguments, **options).window(6)
+            for arguments in ((workspace, True), (None, False))
+        )
+        assert torch.equal(ours.losses, theirs.losses)
+        assert torch.equal(gradient(rule, ours), gradient(rule, theirs))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("T", "every"), [(10, 100), (40, 100), (40, 10), (40, None)])
+@pytest.mark.usefixtures("small_chunks")
+def test_buffers_hold_the_kept_states_the_gradients_and_one_chunk(T, every, dtype):
+    rule, n = make("LSTM", torch.float32), 10_000
+    task = FunctionTask(lambda theta: theta.square().sum(), dim=n)
+    optimizees = make_optimizees(task, torch.float32, [0])
+    rollout = Rollout(rule, optimizees, checkpoint_every=every, history_dtype=dtype)
+    rollout.window(T)
+    held = sum(b.numel() * b.element_size() for b in rollout.workspace._buffers.values())
+    size, state = {"float32": 4, "bfloat16": 2}[dtype], 20  # two layers of 5 units
+    kept = T + 1 if every is None else -(-T // every)
+    gradients = 4 * n * (T + 1)
+    if (every, dtype) == (None, "float32"):
+        assert held == 4 * n * state * kept + gradients + 4 * n * T
+    else:
+        segment = min(every or T, T) + 1
+        assert held == size * n * state * kept + gradients + 4 * 1024 * (state * segment + T + 1)
+
+
+@pytest.mark.parametrize("name", ["LSTM", "momentum"])
+def test_a_rollout_resumes_in_its_middle(name):
+    rule, options = make(name), {"checkpoint_every": 2, **BFLOAT16}
+    whole, resumed = (Rollout(rule, make_optimizees(), **options) for _ in range(2))
+    whole.window(3)
+    resumed.load_state_dict(whole.state_dict())
+    ours, theirs = resumed.window(4), whole.window(4)
+    assert torch.equal(ours.losses, theirs.losses)
+    assert torch.equal(gradient(rule, ours), gradient(rule, theirs))
+
+
+SETTINGS = {"horizon": 6, "unroll": 4, "num_tasks": 2, "num_validation_optimizees": 2}
+
+
+def make_model(**options):
+    return MetaLearner(Quadratic(dim=3), make_rule(), **SETTINGS, **options)
+
+
+def test_a_meta_training_gives_the_same_rule(tmp_path):
+    models = [make_model(), make_model(checkpoint_every=3)]
+    for model in models:
+        fit(model, tmp_path, num_rollouts=3)
+    for a, b in zip(*(model.rule.parameters() for model in models), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_names_the_options(tmp_path):
+    model = make_model(checkpoint_every=5, **BFLOAT16)
+    trainer = fit(model, tmp_path, ModelCheckpoint(tmp_path), limit_val_batches=0)
+    trainer.save_checkpoint(tmp_path / "whole.ckpt")
+    again = MetaLearner.from_checkpoint(tmp_path / "whole.ckpt")
+    assert again.settings() == model.settings()
+    assert (again.checkpoint_every, again.history_dtype) == (5, "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
+        ({"history_dtype": "float16"}, "history_dtype must be one of .*, got 'float16'"),
+    ],
+)
+def test_impossible_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_model(**options)
+    with pytest.raises(ValueError, match=message):
+        Rollout(make("LSTM"), make_optimizees(), **options)
+
+
+@pytest.mark.parametrize("options", [{"checkpoint_every": 2}, BFLOAT16])
+def test_an_unrolled_graph_has_no_history(options):
+    message = r"second_order.*checkpoint_every and history_dtype"
+    with pytest.raises(ValueError, match=message):
+        make_model(second_order=True, **options)
+    with pytest.raises(ValueError, match=message):
+        Rollout(make("LSTM"), make_optimizees(), **options).window(2, second_order=True)
