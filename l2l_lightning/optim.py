@@ -470,9 +470,13 @@ def _like(parameter: Any, state: Tensor) -> Tensor:
     shape = torch.Size([*state.shape[:leading], *parameter.shape])
     stride = torch.empty(shape, device="meta").stride()
     placements = [shifted(placement) for placement in parameter.placements]
-    return DTensor.from_local(
-        state, parameter.device_mesh, placements, run_check=False, shape=shape, stride=stride
+    # A DTensor takes over its local tensor's storage offset and can then not be copied (copy.deepcopy).
+    local = state.new_empty(state.shape)
+    sharded = DTensor.from_local(
+        local, parameter.device_mesh, placements, run_check=False, shape=shape, stride=stride
     )
+    sharded._local_tensor = state
+    return sharded
 
 
 def _gradient(parameter: Any) -> Tensor:
