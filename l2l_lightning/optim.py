@@ -412,11 +412,11 @@ def _check_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]
         }
 
     ours, theirs = places(groups), places(saved_groups)
-    for name in ours.keys() & theirs.keys():
-        if ours[name] != theirs[name]:
+    for name, place in ours.items():
+        if theirs.get(name, place) != place:
             raise ValueError(
                 f"the state dict has its parameters in another order: {name!r} is number {theirs[name][1]} "
-                f"of its group {theirs[name][0]}, and number {ours[name][1]} of group {ours[name][0]} here"
+                f"of its group {theirs[name][0]}, and number {place[1]} of group {place[0]} here"
             )
 
 
