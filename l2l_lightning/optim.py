@@ -159,14 +159,16 @@ class LearnedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         self._check_gradients()
+        creates_states_only = not self.state and self._is_at_rest()
         # Everything that can fail is done before the first parameter changes.
         launches = [
             (group, pack, self._on(group, device)[1])
             for index, group in enumerate(self.param_groups)
             for device, pack in self._pack(index, self._members(group, with_gradients=True)).items()
         ]
-        for group, pack, step in launches:
-            pack.step(step, group)
+        if not creates_states_only:
+            for group, pack, step in launches:
+                pack.step(step, group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -245,6 +247,18 @@ class LearnedOptimizer(Optimizer):
                         f"{_name(group, index)} has a sparse gradient, which LearnedOptimizer does not "
                         "support: use sparse=False in its layer, or another optimizer for it"
                     )
+
+    def _is_at_rest(self) -> bool:
+        """Whether every rate and every gradient is 0.
+
+        In a first step that is how torch.distributed.checkpoint has an optimizer create its state, to save it
+        or to load over it. A rule's state would move on even so, and the run would not be as if unsaved.
+        """
+        return all(
+            float(group["lr"]) == 0
+            and not any(_local(p.grad).any() for p in group["params"] if p.grad is not None)
+            for group in self.param_groups
+        )
 
     def _members(self, group: dict[str, Any], with_gradients: bool) -> list[Tensor]:
         """The parameters of a group that have a state, or are about to get one as they have a gradient."""

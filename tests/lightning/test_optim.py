@@ -210,6 +210,15 @@ def test_a_gradient_of_zero_is_a_gradient():
     assert torch.equal(optimizer.state[parameter][STATE], state)
 
 
+def test_a_rate_of_zero_advances_the_state():
+    parameters, gradients, rule = make_parameters(), make_gradients(), make_rule()
+    thetas, states = expected(parameters, gradients, rule, lr=0.0)
+    optimizer = LearnedOptimizer(parameters, rule, lr=0.0)
+    run(optimizer, parameters, gradients)
+    assert_close(parameters, thetas, atol=0)
+    assert_close(states_of(optimizer, parameters), states)
+
+
 def test_frozen_parameters_take_no_memory_and_may_thaw():
     model, rule = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), make_rule()
     model[0].requires_grad_(False)

@@ -22,7 +22,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from l2l_lightning import LearnedOptimizer
 from l2l_lightning.optim import STATE
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # one process saves and loads, too
+]
 
 RULE, WORLD, STEPS = "lstm-mnist", 2, 4
 FULL = StateDictOptions(full_state_dict=True)
@@ -291,3 +294,17 @@ def test_a_mesh_of_two_dimensions(results, single):
             # The tensor-parallel sums are taken in another order.
             torch.testing.assert_close(found["tensor"]["plane"][name][0], theta, rtol=0, atol=2e-5)
             torch.testing.assert_close(found["tensor"]["plane"][name][1], state, rtol=0, atol=2e-5)
+
+
+def test_a_checkpoint_before_the_first_step_changes_nothing(single, tmp_path):
+    model = make_model()
+    optimizer = make_optimizer(model)
+    save(model, optimizer, tmp_path / "start")
+    assert len(optimizer.state) == 6
+    assert not any(optimizer.state[parameter][STATE].any() for parameter in model.parameters())
+    resumed = make_model()
+    twin = make_optimizer(resumed)
+    restore(resumed, twin, tmp_path / "start")
+    for pair in ((model, optimizer), (resumed, twin)):
+        train(*pair, range(STEPS))
+        assert_equal(snapshot(*pair), single[0])
