@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from l2l_lightning.data_module import MetaData
     from l2l_lightning.meta_learner import MetaLearner
+    from l2l_lightning.optim import LearnedOptimizer
     from l2l_lightning.optimizees import Optimizees
     from l2l_lightning.pretrained import load
     from l2l_lightning.rollout import Rollout, run_rule
@@ -31,6 +32,7 @@ __all__ = [
     "CoordinatewiseLSTM",
     "FunctionTask",
     "ImageMLP",
+    "LearnedOptimizer",
     "MetaData",
     "MetaLearner",
     "MetaTrainer",
@@ -49,6 +51,7 @@ __all__ = [
 _MODULES = {
     "data_module": ("MetaData",),
     "meta_learner": ("MetaLearner",),
+    "optim": ("LearnedOptimizer",),
     "optimizees": ("Optimizees",),
     "pretrained": ("load",),
     "rollout": ("Rollout", "run_rule"),

@@ -28,9 +28,9 @@ class UpdateRule(nn.Module, ABC):
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
 
-    def init_state(self, n: int) -> Tensor:
-        """s_0 of n coordinates, [*state_shape, n], on φ's device."""
-        return next(self.parameters()).new_zeros(*self.state_shape, n)
+    def init_state(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
+        """s_0 of n coordinates, [*state_shape, n], on φ's device, in φ's dtype unless another is given."""
+        return next(self.parameters()).new_zeros(*self.state_shape, n, dtype=dtype)
 
     @abstractmethod
     def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

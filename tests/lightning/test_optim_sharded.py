@@ -1,0 +1,310 @@
+"""LearnedOptimizer on sharded parameters: two processes give one process's numbers, and reshard its state."""
+
+import copy
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+from l2l_lightning import LearnedOptimizer
+from l2l_lightning.optim import STATE
+
+pytestmark = [
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo"),
+    pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),  # one process saves and loads, too
+]
+
+RULE, WORLD, STEPS = "lstm-mnist", 2, 4
+FULL = StateDictOptions(full_state_dict=True)
+
+
+def make_model():
+    """Rows that two processes do not share evenly, and one row that one of them has none of."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def make_optimizer(model):
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "rule": "lstm-quadratic", "lr": 0.5},
+    ]
+    return LearnedOptimizer(groups, RULE)
+
+
+def train(model, optimizer, steps):
+    """Every process sees the whole batch, so that the gradients are one process's."""
+    for step in steps:
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        (model(x) - x[:, :1]).square().mean().backward()
+        optimizer.step()
+
+
+def whole(tensor):
+    tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.detach().clone()
+
+
+def snapshot(model, optimizer):
+    """Every parameter and every state, whole and by name."""
+    return {
+        name: (whole(p), whole(optimizer.state[p][STATE]))
+        for name, p in ((n.replace("_orig_mod.", ""), p) for n, p in model.named_parameters())
+    }
+
+
+def save(model, optimizer, folder):
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.save(state, checkpoint_id=folder)
+
+
+def restore(model, optimizer, folder):
+    state = {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
+    dcp.load(state, checkpoint_id=folder)
+    set_model_state_dict(model, state["model"])
+    set_optimizer_state_dict(model, optimizer, state["optimizer"])
+
+
+def shard(model):
+    fully_shard(model[0])
+    fully_shard(model)
+    return model
+
+
+def train_without_the_first_layer(model):
+    """Two steps with every gradient, and one in between without the first layer's."""
+    optimizer = make_optimizer(model)
+    for step in range(3):
+        x = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        if step == 1:
+            model[0].zero_grad()
+        optimizer.step()
+    return snapshot(model, optimizer)
+
+
+def fully_sharded(folder):
+    """Trains, saves, resumes one process's checkpoint, and resumes its own."""
+    model = shard(make_model())
+    optimizer = make_optimizer(model)
+    results = {"bytes": optimizer.state_bytes, "local": sum(p.to_local().numel() for p in model.parameters())}
+    train(model, optimizer, range(STEPS))
+    results["trained"] = snapshot(model, optimizer)
+    results["placements"] = {str(optimizer.state[p][STATE].placements) for p in model.parameters()}
+    save(model, optimizer, folder / "two")
+    results["full"] = get_optimizer_state_dict(model, optimizer, options=FULL)
+    for source in ("one", "two"):
+        model = shard(make_model())
+        optimizer = make_optimizer(model)
+        restore(model, optimizer, folder / source)
+        results[f"restored {source}"] = snapshot(model, optimizer)
+        train(model, optimizer, range(STEPS, 2 * STEPS))
+        results[f"resumed {source}"] = snapshot(model, optimizer)
+    model = shard(make_model())
+    optimizer = make_optimizer(model)
+    set_optimizer_state_dict(model, optimizer, results["full"], options=FULL)
+    results["restored full"] = snapshot(model, optimizer)
+    torch.save(optimizer.state_dict(), folder / f"shards-{dist.get_rank()}.pt")
+    saved = torch.load(folder / f"shards-{dist.get_rank()}.pt", weights_only=True)
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    results["loaded shards"] = snapshot(model, optimizer)
+    unsharded = make_model()
+    other = make_optimizer(unsharded)
+    train(unsharded, other, range(1))
+    try:
+        optimizer.load_state_dict(other.state_dict())
+    except ValueError as error:
+        results["refused"] = str(error)
+    model = shard(make_model())
+    results["missing"] = train_without_the_first_layer(model)
+    return results
+
+
+def tensor_parallel_values():
+    """One parameter and three gradients."""
+    torch.manual_seed(1)
+    return torch.randn(3, 5), torch.randn(3, 3, 5)
+
+
+def tensor_parallel(folder):
+    """Sharded on either dimension, replicated, on a mesh of two dimensions; gradients laid out otherwise."""
+    mesh = init_device_mesh("cpu", (WORLD,))
+    values, gradients = tensor_parallel_values()
+    results = {}
+    for name, placement, layout in (
+        ("columns", Shard(1), Shard(1)),
+        ("replicated", Replicate(), Replicate()),
+        ("gradient replicated", Shard(0), Replicate()),
+        ("gradient sharded", Replicate(), Shard(1)),
+        ("gradient not yet summed", Shard(1), Partial()),
+    ):
+        parameter = nn.Parameter(distribute_tensor(values.clone(), mesh, [placement]))
+        optimizer = LearnedOptimizer([parameter], RULE)
+        for gradient in gradients:
+            if layout == Partial():
+                parameter.grad = DTensor.from_local(gradient / WORLD, mesh, [layout])
+            else:
+                parameter.grad = distribute_tensor(gradient, mesh, [layout])
+            optimizer.step()
+        results[name] = (whole(parameter), whole(optimizer.state[parameter][STATE]))
+
+    plane = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "tensor"))
+    model = make_model()
+    parallelize_module(model, plane["tensor"], {"2": ColwiseParallel(), "4": RowwiseParallel()})
+    for layer in (model[0], model[2], model[4]):
+        fully_shard(layer, mesh=plane["data"])
+    optimizer = make_optimizer(model)
+    train(model, optimizer, range(STEPS))
+    results["plane"] = snapshot(model, optimizer)
+    results["plane placements"] = str(model[2].weight.placements)
+    save(model, optimizer, folder / "plane")
+    return results
+
+
+def work(rank, folder):
+    store = dist.FileStore(str(folder / "store"), WORLD)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
+    try:
+        results = {"sharded": fully_sharded(folder), "tensor": tensor_parallel(folder)}
+        torch.save(results, folder / f"results-{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def single():
+    """One process's model and optimizer, half and all the way."""
+    model = make_model()
+    optimizer = make_optimizer(model)
+    train(model, optimizer, range(STEPS))
+    half = snapshot(model, optimizer), copy.deepcopy((model, optimizer))
+    train(model, optimizer, range(STEPS, 2 * STEPS))
+    return *half, snapshot(model, optimizer)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("sharded")
+
+
+@pytest.fixture(scope="module")
+def results(single, folder):
+    """What each of two processes found; one spawn for all tests, as starting them takes longest."""
+    model, optimizer = copy.deepcopy(single[1])
+    save(model, optimizer, folder / "one")
+    torch.multiprocessing.spawn(work, args=(folder,), nprocs=WORLD)
+    return [torch.load(folder / f"results-{rank}.pt", weights_only=False) for rank in range(WORLD)]
+
+
+def assert_equal(actual, expected):
+    assert actual.keys() == expected.keys()
+    for name, (parameter, state) in expected.items():
+        assert torch.equal(actual[name][0], parameter), name
+        assert torch.equal(actual[name][1], state), name
+
+
+def test_two_processes_have_the_numbers_of_one(results, single):
+    for found in results:
+        assert_equal(found["sharded"]["trained"], single[0])
+
+
+def test_each_process_holds_its_shards_states_only(results):
+    counts = [found["sharded"]["local"] for found in results]
+    assert sum(counts) == 39
+    assert min(counts) > 0
+    assert [found["sharded"]["bytes"] for found in results] == [4 * 80 * count for count in counts]
+    assert all(found["sharded"]["placements"] == {"(Shard(dim=3),)"} for found in results)
+
+
+@pytest.mark.parametrize("source", ["one", "two"])
+def test_two_processes_resume_from_one_or_two(results, single, source):
+    for found in results:
+        assert_equal(found["sharded"][f"restored {source}"], single[0])
+        assert_equal(found["sharded"][f"resumed {source}"], single[2])
+
+
+@pytest.mark.parametrize("source", ["one", "two", "plane"])
+def test_one_process_resumes_from_one_two_or_a_mesh(results, single, folder, source):
+    model = make_model()
+    optimizer = make_optimizer(model)
+    restore(model, optimizer, folder / source)
+    expected = results[0]["tensor"]["plane"] if source == "plane" else single[0]
+    assert_equal(snapshot(model, optimizer), expected)
+    train(model, optimizer, range(STEPS, 2 * STEPS))
+    if source != "plane":
+        assert_equal(snapshot(model, optimizer), single[2])
+
+
+def test_the_whole_state_can_be_gathered_and_given_back(results, single):
+    for found in results:
+        for name, (_, state) in found["sharded"]["restored full"].items():
+            assert torch.equal(state, single[0][name][1])
+    for name, entries in results[0]["sharded"]["full"]["state"].items():
+        assert torch.equal(entries[STATE], single[0][name][1])
+
+
+def test_a_state_dict_of_shards_fits_the_same_shards_only(results):
+    for found in results:
+        assert_equal(found["sharded"]["loaded shards"], found["sharded"]["restored full"])
+    refused = [found["sharded"]["refused"] for found in results]
+    assert all("sharded in another way" in message for message in refused)
+    assert all("torch.distributed.checkpoint" in message for message in refused)
+
+
+def test_shards_without_a_gradient_stay_as_they_are(results):
+    expected = train_without_the_first_layer(make_model())
+    for found in results:
+        assert_equal(found["sharded"]["missing"], expected)
+
+
+def test_every_placement_gives_the_same_numbers(results):
+    values, gradients = tensor_parallel_values()
+    parameter = nn.Parameter(values.clone())
+    optimizer = LearnedOptimizer([parameter], RULE)
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+    names = ("columns", "replicated", "gradient replicated", "gradient sharded", "gradient not yet summed")
+    for found in results:
+        for name in names:
+            theta, state = found["tensor"][name]
+            assert torch.equal(theta, parameter), name
+            assert torch.equal(state, optimizer.state[parameter][STATE]), name
+
+
+def test_a_mesh_of_two_dimensions(results, single):
+    for found in results:
+        assert "_StridedShard(dim=0" in found["tensor"]["plane placements"]
+        for name, (theta, state) in single[0].items():
+            # The tensor-parallel sums are taken in another order.
+            torch.testing.assert_close(found["tensor"]["plane"][name][0], theta, rtol=0, atol=2e-5)
+            torch.testing.assert_close(found["tensor"]["plane"][name][1], state, rtol=0, atol=2e-5)
+
+
+def test_a_checkpoint_before_the_first_step_changes_nothing(single, tmp_path):
+    model = make_model()
+    optimizer = make_optimizer(model)
+    save(model, optimizer, tmp_path / "start")
+    assert len(optimizer.state) == 6
+    assert not any(optimizer.state[parameter][STATE].any() for parameter in model.parameters())
+    resumed = make_model()
+    twin = make_optimizer(resumed)
+    restore(resumed, twin, tmp_path / "start")
+    for pair in ((model, optimizer), (resumed, twin)):
+        train(*pair, range(STEPS))
+        assert_equal(snapshot(*pair), single[0])
