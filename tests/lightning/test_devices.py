@@ -2,6 +2,7 @@
 
 import functools
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from meta_training import fit, make_rule
 from processes import fit_in_processes, free_port, run_together
 from torch.multiprocessing import ProcessRaisedException
 
-from l2l_lightning import MetaLearner, Optimizees, Quadratic, optimizees
+from l2l_lightning import MNISTMLP, MetaData, MetaLearner, Optimizees, Quadratic, optimizees
 from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
 from l2l_lightning.cli import main
 from l2l_lightning.meta_learner import CheckpointMismatchError
@@ -364,7 +366,9 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     )
     arguments = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *more]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    printed = "".join(run_together(2 * [(arguments, {"PYTHONPATH": path})]))
+    # The process that is left waits for the other until it is killed, too.
+    environment = {"PYTHONPATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    printed = "".join(run_together(2 * [(arguments, environment)]))
     assert_ended_as(folder, whole_run)
     # The two torchruns may notice it one after another, and start once more in between.
     assert printed.count("The run goes on from") == printed.count("Run: ") - 1 >= 1
@@ -372,6 +376,54 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     # Logged up to the kill, and from the checkpoint before it.
     assert (folder / "metrics-1.csv").is_file()
     assert (folder / "metrics.csv").is_file()
+
+
+def test_a_run_goes_on_in_its_folder(whole_run, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    command = ["fit", *OPTIONS, "--model.num_tasks=4", f"--run_folder={folder}"]
+    main([*command, "--trainer.max_steps=4", "--model.lr_schedule=constant"])
+    first = yaml.safe_load((folder / "config.yaml").read_text())
+    metrics = (folder / "metrics.csv").read_text()
+    main([*command, "--model.lr_schedule=constant", "--trainer.max_steps=-1"])
+    assert f"The run goes on from {folder / 'checkpoints/last.ckpt'}" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    main(["fit", *OPTIONS, "--model.num_tasks=4", "--model.lr_schedule=constant", f"--run_folder={whole}"])
+    (ours, meta_steps), (theirs, _) = (phi_of(run / "checkpoints/last.ckpt") for run in (folder, whole))
+    assert meta_steps == 12
+    assert all(torch.equal(ours["phi"][name], value) for name, value in theirs["phi"].items())
+    assert (folder / "metrics-1.csv").read_text() == metrics
+    # Whoever repeats the run repeats it from the beginning, in another folder.
+    again = yaml.safe_load((folder / "config.yaml").read_text())
+    assert again["run_folder"] is again["ckpt_path"] is None
+    assert again["trainer"].pop("max_steps") == -1
+    assert first["trainer"].pop("max_steps") == 4
+    assert again["trainer"] == first["trainer"]
+    assert again["model"]["task"]["init_args"] == first["model"]["task"]["init_args"]
+
+
+def test_only_a_fit_has_a_run_folder(fails, tmp_path, whole_run):
+    printed = fails("tune", f"--run_folder={tmp_path / 'run'}")
+    assert "--run_folder is where a fit goes on; tune has none" in printed
+
+
+def test_processes_download_one_after_another(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+
+    def load_slowly(*_):
+        for word in ("begin", "end"):
+            with log.open("a") as file:
+                file.write(f"{word} ")
+            time.sleep(0.2)
+
+    monkeypatch.setattr("l2l_lightning.data_module.load_images", load_slowly)
+    data = MetaData(root=str(tmp_path / "data"), download=True)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=data.load, args=(MNISTMLP(),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert log.read_text().split() == 3 * ["begin", "end"]
 
 
 @pytest.fixture
