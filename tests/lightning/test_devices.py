@@ -1,7 +1,9 @@
 """Several processes: the same φ as one with all the tasks, the same decisions on each, runs that go on."""
 
+import csv
 import functools
 import math
+import multiprocessing
 import os
 import re
 import shlex
@@ -13,12 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from meta_training import fit, make_rule
 from processes import fit_in_processes, free_port, run_together
 from torch.multiprocessing import ProcessRaisedException
 
-from l2l_lightning import MetaLearner, Optimizees, Quadratic, optimizees
+from l2l_lightning import MNISTMLP, MetaData, MetaLearner, Optimizees, Quadratic, optimizees
 from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
 from l2l_lightning.cli import main
 from l2l_lightning.meta_learner import CheckpointMismatchError
@@ -220,16 +223,15 @@ def test_early_stopping_stops_every_process_at_the_same_meta_step(tmp_path):
     assert ended[2][0]["meta_steps"] == ended[1][0]["meta_steps"] == 6
 
 
-class NaNOnLastProcess(Quadratic):
-    """The last process's losses are NaN, at one evaluation."""
+class NaNOnce(Quadratic):
+    """All losses are NaN, at one evaluation."""
 
     def __init__(self, evaluation):
         super().__init__(dim=3)
         self.evaluations_left = evaluation
 
     def losses(self, thetas, batches):
-        rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.evaluations_left -= rank == world - 1 and torch.is_grad_enabled()
+        self.evaluations_left -= torch.is_grad_enabled()
         return super().losses(thetas, batches) * (math.nan if self.evaluations_left == 0 else 1.0)
 
 
@@ -245,12 +247,12 @@ class KeepPhi(Callback):
 
 
 @pytest.mark.parametrize("any_better", [True, False])
-def test_one_process_s_nan_restarts_all_of_them(any_better, tmp_path):
+def test_a_nan_meta_gradient_restarts_every_process(any_better, tmp_path):
     """From the best checkpoint, or from the same fresh draw."""
     best = ModelCheckpoint(tmp_path, monitor="val/sum_loss", save_on_train_epoch_end=False)
     # Of chance = 2 every validation is better, of 0 none.
     guard = CollapseGuard(chance=2.0 if any_better else 0.0)
-    model = make_model(2, NaNOnLastProcess(evaluation=18), horizon=6).float()
+    model = make_model(2, NaNOnce(evaluation=18), horizon=6).float()
     ended = fit_in_processes(
         model, tmp_path, 2, guard, KeepPhi(tmp_path), best, num_rollouts=4, val_check_interval=2
     )
@@ -365,14 +367,65 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     )
     arguments = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *more]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    printed = "".join(run_together(2 * [(arguments, {"PYTHONPATH": path})]))
+    # The process that is left waits for the other until it is killed, too.
+    environment = {"PYTHONPATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    printed = "".join(run_together(2 * [(arguments, environment)]))
     assert_ended_as(folder, whole_run)
     # The two torchruns may notice it one after another, and start once more in between.
     assert printed.count("The run goes on from") == printed.count("Run: ") - 1 >= 1
     assert printed.count("Tuned on") == 1
     # Logged up to the kill, and on from the checkpoint before it.
-    steps = [int(row.split(",")[4]) for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    with (folder / "metrics.csv").open(newline="") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == sorted(steps)
+
+
+def test_a_run_goes_on_in_its_folder(whole_run, tmp_path, capsys):
+    folder = tmp_path / "mine"
+    command = ["fit", *OPTIONS, "--model.num_tasks=4", f"--run_folder={folder}"]
+    main([*command, "--trainer.max_steps=4", "--model.lr_schedule=constant"])
+    first = yaml.safe_load((folder / "config.yaml").read_text())
+    metrics = (folder / "metrics.csv").read_text()
+    main([*command, "--model.lr_schedule=constant", "--trainer.max_steps=-1"])
+    assert f"The run goes on from {folder / 'checkpoints/last.ckpt'}" in capsys.readouterr().out
+    whole = tmp_path / "whole"
+    main(["fit", *OPTIONS, "--model.num_tasks=4", "--model.lr_schedule=constant", f"--run_folder={whole}"])
+    (ours, meta_steps), (theirs, _) = (phi_of(run / "checkpoints/last.ckpt") for run in (folder, whole))
+    assert meta_steps == 12
+    assert all(torch.equal(ours["phi"][name], value) for name, value in theirs["phi"].items())
+    assert (folder / "metrics-1.csv").read_text() == metrics
+    # Whoever repeats the run repeats it from the beginning, in another folder.
+    again = yaml.safe_load((folder / "config.yaml").read_text())
+    assert again["run_folder"] is again["ckpt_path"] is None
+    assert again["trainer"].pop("max_steps") == -1
+    assert first["trainer"].pop("max_steps") == 4
+    assert again["trainer"] == first["trainer"]
+    assert again["model"]["task"]["init_args"] == first["model"]["task"]["init_args"]
+
+
+def test_only_a_fit_has_a_run_folder(fails, tmp_path, whole_run):
+    printed = fails("tune", f"--run_folder={tmp_path / 'run'}")
+    assert "--run_folder is where a fit goes on; tune has none" in printed
+
+
+def test_processes_download_one_after_another(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+
+    def load_slowly(*_):
+        for word in ("begin", "end"):
+            with log.open("a") as file:
+                file.write(f"{word} ")
+            time.sleep(0.2)
+
+    monkeypatch.setattr("l2l_lightning.data_module.load_images", load_slowly)
+    data = MetaData(root=str(tmp_path / "data"), download=True)
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=data.load, args=(MNISTMLP(),)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=30)
+    assert log.read_text().split() == 3 * ["begin", "end"]
 
 
 @pytest.fixture
