@@ -93,7 +93,8 @@ def differing_options(
 def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
     """Puts what is configured over what a checkpoint would restore.
 
-    That is the meta-learning rate with its schedule, and the patience of early stopping. A rate that a restart has halved stays a fraction of the one configured.
+    That is the meta-learning rate with its schedule, and the patience of early stopping. A rate that a
+    restart has halved stays the same fraction of the one configured.
 
     Raises:
         CheckpointError: The checkpoint holds weights alone, and a run cannot be resumed from it.
