@@ -93,8 +93,8 @@ def differing_options(
 def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
     """Puts what is configured over what a checkpoint would restore.
 
-    That is the meta-learning rate with its schedule, and the patience of early stopping. A rate that a
-    restart has halved stays the same fraction of the one configured.
+    That is the meta-learning rate with its schedule, the length of the run, and the patience of early
+    stopping. A rate that a restart has halved stays the same fraction of the one configured.
 
     Raises:
         CheckpointError: The checkpoint holds weights alone, and a run cannot be resumed from it.
@@ -117,10 +117,19 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
         factor = model.rate_factor(state["last_epoch"], total)
         state["_last_lr"] = [rate * factor for rate in state["base_lrs"]]
         (group["lr"],) = state["_last_lr"]
+    if checkpoints.position(checkpoint) < len(model.data.windows(model)):
+        _reopen_epoch(checkpoint["loops"]["fit_loop"])
     for callback in model.trainer.callbacks:  # type: ignore[attr-defined]
         saved = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
         if isinstance(callback, EarlyStopping) and saved is not None:
             saved["patience"] = callback.patience
+
+
+def _reopen_epoch(fit_loop: dict[str, Any]) -> None:
+    """Has the run's one epoch not be over, as it was if the run was shorter or its steps were limited."""
+    for counts in fit_loop["epoch_progress"].values():
+        counts["processed"] = counts["completed"] = counts["started"] - 1
+    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,9 +1,9 @@
 """Trained rules that come with the package, and rules of your own, as files of plain numbers.
 
-A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments and a digest of it all.
-Loading it executes nothing. Beside each of the package's own lies a card: what it was trained on, what it does,
-where it fails. The rules in `experiments/` have none: they are an ablation's settings and early snapshots, for
-`reproduce`.
+A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments and a digest of both.
+Loading it executes nothing. Beside each of the package's own lies a card: what it was trained on, what it
+does, where it fails. The rules in `experiments/` have none: they are an ablation's settings and early
+snapshots, for `reproduce`.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
     texts = {key: value for key, value in metadata.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps([texts, shapes], sort_keys=True).encode())
     for key in sorted(tensors):
-        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
