@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from l2l_lightning import pretrained
+from l2l_lightning import checkpoints, pretrained
 from l2l_lightning.data_module import WindowIndex
 from l2l_lightning.optimizees import derive_generator
 from l2l_lightning.rules.base import UpdateRule
@@ -200,7 +200,4 @@ class CollapseGuard(Callback):
             return None
         if not checkpointing.best_model_path:
             return None
-        loaded: dict[str, Any] = torch.load(
-            checkpointing.best_model_path, map_location="cpu", weights_only=True
-        )
-        return loaded
+        return checkpoints.read(checkpointing.best_model_path)

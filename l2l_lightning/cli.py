@@ -22,13 +22,15 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from l2l_lightning import checkpoints
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning.checkpoints import CheckpointError
 from l2l_lightning.cuda_graphs import CaptureError, check_available
 from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
 from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
-from l2l_lightning.meta_learner import CheckpointMismatchError, MetaLearner
+from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder
@@ -36,6 +38,22 @@ from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
+
+NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
+"""What a resumed run takes from its checkpoint or from the command line, and not from its configuration."""
+
+CONFIG_MAY_NAME = (
+    "lightning.pytorch.callbacks",
+    "lightning.pytorch.loggers",
+    "lightning.pytorch.plugins",
+    "lightning.pytorch.profilers",
+    "lightning.pytorch.strategies",
+    "l2l_lightning.callbacks",
+)
+"""Modules that the configuration beside a checkpoint may name."""
+
+PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version")
+"""Options that name a folder or a file, and never code."""
 
 
 class CommandLineError(Exception):
@@ -112,6 +130,12 @@ class MetaLearningCLI(LightningCLI):
             type=str | None,
             help="fit: the run's folder, instead of a new one; a run that was interrupted in it goes on from "
             "its checkpoints/last.ckpt.",
+        )
+        parser.add_argument(
+            "--trust",
+            type=str | None,
+            default=None,
+            help="Modules of yours, separated by commas, that may be imported if a checkpoint names them.",
         )
         parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -297,7 +321,7 @@ def main(args: Sequence[str] | None = None) -> None:
         DataNotFoundError,
         DataCorruptedError,
         MetaTrainingError,
-        CheckpointMismatchError,
+        CheckpointError,
         BackendUnavailableError,
         CaptureError,
         WeightsError,
@@ -348,11 +372,12 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
     wants_help = any(argument in ("-h", "--help") for argument in rest)
     base: list[str] = []
+    trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
     if interrupted:
-        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand))]
+        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
         configs = configs or [DEFAULT_PRESET]
     elif checkpoint:
-        base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand))]
+        base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
     elif subcommand in NEEDS_CHECKPOINT and not wants_help:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
     elif not configs:
@@ -401,23 +426,52 @@ def _option(arguments: list[str], name: str) -> str | None:
     return value
 
 
-def _checkpoint_config(path: str, subcommand: str) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained with; the user's own options override it."""
-    if not Path(path).is_file():
-        raise CommandLineError(f"no checkpoint at {path}: give the path of a .ckpt file with --ckpt_path")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        settings: dict[str, Any] = checkpoint["l2l_lightning"]
-    except Exception as error:  # torch.load raises whatever the damage happens to provoke
-        raise CommandLineError(
-            f"{path} is not a checkpoint of this program (--ckpt_path): {error}"
-        ) from error
-    config = {key: settings[key] for key in ("seed_everything", "model", "data")}
+def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained with; the user's own options override it.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used, or names code that is neither this package's nor
+            trusted.
+    """
+    checkpoint = checkpoints.read(path)
+    checkpoints.check_trusted(path, checkpoint, trust)
+    config = {key: checkpoint[checkpoints.SECTION][key] for key in ("seed_everything", "model", "data")}
     saved = Path(path).resolve().parent.parent / "config.yaml"
     if subcommand == "fit" and saved.is_file():
         # Resuming: the run's own trainer settings as well.
-        return {**yaml.safe_load(saved.read_text()), **config}
+        return {**_run_config(saved, trust), **config}
     return config
+
+
+def _run_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
+    """What a run was configured with, but for what its checkpoints say themselves.
+
+    Raises:
+        CommandLineError: It is no YAML.
+        CheckpointError: It names code that is neither Lightning's, nor this package's, nor trusted.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise CommandLineError(
+            f"{path}, which a resumed run reads, is not YAML: {_one_line(error)}"
+        ) from error
+    if not isinstance(config, dict):
+        raise CommandLineError(f"{path}, which a resumed run reads, is not a configuration of this program")
+    config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
+    checkpoints.refuse_foreign(path, _without_paths(config), (*CONFIG_MAY_NAME, *trust))
+    return config
+
+
+def _without_paths(config: Any) -> Any:
+    """A configuration without the entries that name folders and files: nothing is imported for them."""
+    if isinstance(config, dict):
+        return {key: _without_paths(value) for key, value in config.items() if key not in PATHS}
+    return [_without_paths(value) for value in config] if isinstance(config, list) else config
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _seed(value: bool | int) -> int:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
+from l2l_lightning import checkpoints, resuming
 from l2l_lightning.baselines import final_losses
+from l2l_lightning.checkpoints import CheckpointError, CheckpointFiles
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.history import HistoryDtype, check_history
@@ -24,12 +30,9 @@ from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.workspace import Workspace
 
-CHECKPOINT_VERSION = 1
-"""Of what MetaLearner adds to Lightning's checkpoints."""
 
-
-class CheckpointMismatchError(ValueError):
-    """A checkpoint's rule has another shape than the one configured; the message names the options."""
+class CheckpointMismatchError(CheckpointError):
+    """A checkpoint does not fit what is configured; the message names the options."""
 
 
 def _on_cpu(value: Any) -> Any:
@@ -151,24 +154,44 @@ class MetaLearner(LightningModule):
         self._carried: dict[str, Any] | None = None
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> MetaLearner:
+    def from_checkpoint(cls, path: str | Path, trust: Sequence[str] = ()) -> MetaLearner:
         """The learner that a checkpoint holds, its task, rule, settings and φ, on the CPU.
 
+        Args:
+            path: The checkpoint's.
+            trust: Modules of yours, such as "my_problem", that may be imported for the task or the rule if
+                the checkpoint names them. Nothing but this package and torch.nn is imported without.
+
         Raises:
-            KeyError: The file is not a checkpoint of a MetaLearner.
-            RuntimeError: A weight is missing, left over, or of another shape.
+            CheckpointError: The file is missing, damaged or no checkpoint of a MetaLearner, it names code
+                that is not trusted, or the learner that it describes cannot be made.
 
         Example:
             >>> rule = MetaLearner.from_checkpoint("best-2800.ckpt").rule  # doctest: +SKIP
         """
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        saved = checkpoint["l2l_lightning"]
+        checkpoint = checkpoints.read(path)
+        checkpoints.check_trusted(path, checkpoint, trust)
+        saved = checkpoint[checkpoints.SECTION]
         settings = dict(saved["model"])
-        task: Task = from_class_config(settings.pop("task"), Task)
-        rule: UpdateRule = from_class_config(settings.pop("rule"), UpdateRule)
-        model = cls(task, rule, **settings, seed=saved["seed_everything"])
-        model.load_state_dict(checkpoint["state_dict"])
+        try:
+            task: Task = from_class_config(settings.pop("task"), Task)
+            rule: UpdateRule = from_class_config(settings.pop("rule"), UpdateRule)
+            model = cls(task, rule, **settings, seed=saved["seed_everything"])
+            model.load_phi(checkpoint)
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} holds no learner that can be made again: {error}") from error
         return model
+
+    def load_phi(self, checkpoint: dict[str, Any]) -> None:
+        """Takes φ from what `checkpoints.read` gave.
+
+        Raises:
+            CheckpointMismatchError: The checkpoint's rule has another shape.
+        """
+        self._check_phi(checkpoint)
+        self.load_state_dict(checkpoint["state_dict"])
 
     def _copy_phi(self, name: str) -> None:
         theirs = load(name)
@@ -176,6 +199,11 @@ class MetaLearner(LightningModule):
         if shapes[0] != shapes[1]:
             raise ValueError(f"start_from={name} is a rule of another shape: {theirs.config()}")
         self.rule.load_state_dict(theirs.state_dict())
+
+    def setup(self, stage: str) -> None:
+        """Has the trainer write and read checkpoints by `checkpoints`, unless it was given another way."""
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = CheckpointFiles()
 
     @property
     def data(self) -> MetaData:
@@ -274,18 +302,18 @@ class MetaLearner(LightningModule):
     def configure_optimizers(self) -> Any:
         """Adam on φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
         optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
-        total = self._meta_steps()
-
-        def factor(step: int) -> float:
-            warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
-            if self.lr_schedule == "constant":
-                return warmup
-            return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
-
+        factor = functools.partial(self.rate_factor, total=self.meta_steps())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _meta_steps(self) -> int:
+    def rate_factor(self, step: int, total: int) -> float:
+        """What the learning rate is multiplied by at a meta-step of `total`."""
+        warmup = min(1.0, (step + 1) / (self.warmup_steps + 1))
+        if self.lr_schedule == "constant":
+            return warmup
+        return warmup * 0.5 * (1 + math.cos(math.pi * min(step / total, 1.0)))
+
+    def meta_steps(self) -> int:
         """The run's length in meta-steps.
 
         Not the trainer's own estimate: it would set up the loader before a checkpoint's position is restored,
@@ -327,51 +355,54 @@ class MetaLearner(LightningModule):
             # Only the first process writes the file.
             torch.distributed.gather_object(carried, everyone if self.trainer.is_global_zero else None)
         checkpoint["rollouts"] = everyone
-        checkpoint["l2l_lightning"] = {
-            "version": CHECKPOINT_VERSION,
+        checkpoint[checkpoints.SECTION] = {
+            "version": checkpoints.VERSION,
             "seed_everything": self.seed,
             "model": self.settings(),
             "data": self.data.settings(),
             "data_source": self.data.source,
+            "meta_steps": self.meta_steps(),
             # For the record alone: φ is in the checkpoint.
             "start_from": self.start_from,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that φ fits, and takes up this process's share of the rollouts in progress.
-
-        A meta-training goes on with as many processes as give the same number of optimizees in all. (With
-        another number, it would draw from streams that it has already used.)
+        """Checks that φ fits; a fit that resumes takes up this process's share of the rollouts in progress.
 
         Raises:
-            CheckpointMismatchError: The checkpoint's rule has another shape, or its meta-training another
-                number of optimizees per meta-step.
+            CheckpointMismatchError: The checkpoint's rule has another shape, or a run that resumes is
+                configured in a way that it cannot go on with; the message names the options.
         """
-        self._check_shapes(checkpoint)
+        self._check_phi(checkpoint)
         # Whoever validates or compares needs φ only.
-        if self._trainer is None or not self.trainer.training:
+        if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
-        num_tasks = checkpoint["l2l_lightning"]["model"]["num_tasks"]
-        if len(rollouts) * num_tasks != world * self.num_tasks:
+        if different := resuming.disagreements(self, checkpoint):
             raise CheckpointMismatchError(
-                f"the checkpoint's meta-steps are of {len(rollouts) * num_tasks} optimizees ({len(rollouts)} "
-                f"processes of {num_tasks}), this run's of {world * self.num_tasks} ({world} of "
-                f"{self.num_tasks}): to go on with it, choose --trainer.devices, --trainer.num_nodes and "
-                "--model.num_tasks so that their product is the same"
+                f"the run cannot be resumed (--ckpt_path) with other options: {'; '.join(different)}. "
+                "Leave them out, or begin a new run; --model.start_from begins it with a trained rule"
             )
+        resuming.apply_options(self, checkpoint)
+        self.start_from = checkpoint[checkpoints.SECTION].get("start_from")
+        rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
         self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
 
-    def _check_shapes(self, checkpoint: dict[str, Any]) -> None:
+    def _check_phi(self, checkpoint: dict[str, Any]) -> None:
+        section = checkpoint.get(checkpoints.SECTION)
+        if section is None:
+            raise CheckpointError("the checkpoint (--ckpt_path) is not one of a MetaLearner")
+        if self.start_from not in (None, section.get("start_from")):
+            raise CheckpointMismatchError(
+                f"φ comes from the checkpoint (--ckpt_path), not from --model.start_from {self.start_from}: "
+                "give one of the two"
+            )
         saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-        if saved == {name: value.shape for name, value in self.state_dict().items()}:
+        ours = {name: value.shape for name, value in self.state_dict().items()}
+        if saved == ours:
             return
-        theirs = checkpoint.get("l2l_lightning", {}).get("model", {}).get("rule", {}).get("init_args", {})
-        ours = self.rule.config()
-        different = [name for name in ours if name in theirs and theirs[name] != ours[name]]
+        options = resuming.differing_options("rule", self.settings(), section["model"])
+        weights = [name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name)]
         raise CheckpointMismatchError(
             "the checkpoint's rule does not fit the one configured: "
-            + "; ".join(
-                f"--model.rule.{name} is {ours[name]}, the checkpoint's {theirs[name]}" for name in different
-            )
+            + "; ".join(options or [f"{name} has another shape" for name in sorted(weights)])
         )

@@ -67,7 +67,8 @@ def timestamp() -> str:
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file so that a reader, or an interruption, finds the old one or the new one and no mixture.
 
-    Makes the folder if need be. Text is written as UTF-8.
+    That holds for a power failure too: the contents are on the disk before they get the name. Makes the
+    folder if need be. Text is written as UTF-8.
 
     Raises:
         OSError: The folder or the file cannot be written; what was there before is left.
@@ -75,7 +76,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

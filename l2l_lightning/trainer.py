@@ -7,13 +7,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from l2l_lightning import checkpoints
 from l2l_lightning.baselines import BASELINES, TunedBaseline, setting_text, tune
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.evaluation import (
@@ -132,14 +132,13 @@ class MetaTrainer(Trainer):
             task: What to compare on; None is the model's.
 
         Raises:
+            CheckpointError: ckpt_path is no checkpoint of a MetaLearner, or its rule has another shape.
             ValueError: The task is a mixture: compare on its members, one at a time.
         """
         comparison = comparison or ComparisonSettings()
         task = _one_kind(task or model.task)
         if ckpt_path:
-            saved = torch.load(ckpt_path, map_location="cpu", weights_only=True)
-            model.on_load_checkpoint(saved)
-            model.load_state_dict(saved["state_dict"])
+            model.load_phi(checkpoints.read(ckpt_path))
         tuned = self.tune(model, datamodule, comparison, tuning_dir, task)
         device = self.strategy.root_device
         model.to(device).eval()

@@ -1,24 +1,31 @@
 """Trained rules that come with the package, and rules of your own, as files of plain numbers.
 
-A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments. Loading it executes
-nothing. Beside each of the package's own lies a card: what it was trained on, what it does, where it fails.
-The rules in `experiments/` have none: they are an ablation's settings and early snapshots, for `reproduce`.
+A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments and a digest of both.
+Loading it executes nothing. Beside each of the package's own lies a card: what it was trained on, what it
+does, where it fails. The rules in `experiments/` have none: they are an ablation's settings and early
+snapshots, for `reproduce`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as as_safetensors
 
+from l2l_lightning.provenance import write_atomically
 from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
 
-FORMAT = "l2l_lightning rule, version 1"
+FORMAT = "l2l_lightning rule, version 2"
 """What a file says that it is; a file of another format is refused."""
+
+FORMAT_WITHOUT_DIGEST = "l2l_lightning rule, version 1"
+"""Of an older version of this program; such a file is read with a warning."""
 
 RULES: dict[str, type[UpdateRule]] = {"CoordinatewiseLSTM": CoordinatewiseLSTM}
 """What a file may hold: a name in it is looked up here, and never imported."""
@@ -57,7 +64,8 @@ def load(name: str | Path) -> UpdateRule:
 
     Raises:
         WeightsError: There is no such rule or file; or the file is no safetensors file or of another format,
-            or has a tensor too many, too few, of another shape or dtype, or a number that is not finite.
+            or has a tensor too many, too few, of another shape or dtype, or a number that is not finite, or
+            not the digest that it was saved with.
 
     Example:
         >>> rule = load("lstm-mnist")
@@ -69,16 +77,18 @@ def load(name: str | Path) -> UpdateRule:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-    except (OSError, safetensors.SafetensorError) as error:
+    # The last: a device, a damaged length or an unknown dtype.
+    except (OSError, safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
     rule = _make_rule(path, metadata)
     _check(path, tensors, rule.state_dict())
+    _check_digest(path, tensors, metadata)
     rule.load_state_dict(tensors)
     return rule
 
 
 def save(rule: UpdateRule, path: str | Path) -> None:
-    """Writes a rule so that `load(path)` gives it back.
+    """Writes a rule so that `load(path)` gives it back; an interruption leaves the old file or the new one.
 
     Raises:
         ValueError: The path does not end in .safetensors, or the rule's class is not one that load knows.
@@ -90,10 +100,29 @@ def save(rule: UpdateRule, path: str | Path) -> None:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, got {type(rule).__name__}")
     config = rule.config() | {"backend": None}  # which machine runs it is not the rule's
     metadata = {"format": FORMAT, "rule": type(rule).__name__, "config": json.dumps(config)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {key: value.detach().cpu().contiguous() for key, value in rule.state_dict().items()}, path, metadata
-    )
+    tensors = {key: value.detach().cpu().contiguous() for key, value in rule.state_dict().items()}
+    metadata["sha256"] = _digest(tensors, metadata)
+    write_atomically(path, _in_order(as_safetensors(tensors, metadata)))
+
+
+def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of what a file holds: its texts but for the digest itself, and its tensors, each by name."""
+    shapes = {key: [str(value.dtype), *value.shape] for key, value in tensors.items()}
+    texts = {key: value for key, value in metadata.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps([texts, shapes], sort_keys=True).encode())
+    for key in sorted(tensors):
+        digest.update(tensors[key].reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _in_order(content: bytes) -> bytes:
+    """A safetensors file with its texts sorted, which safetensors writes in any order: one rule, one file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors are aligned to 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
 
 
 def _package_file(name: str, suffix: str) -> Path:
@@ -110,7 +139,7 @@ def _package_file(name: str, suffix: str) -> Path:
 
 def _make_rule(path: Path, metadata: dict[str, str]) -> UpdateRule:
     """The rule that a file describes, with weights of its own."""
-    if metadata.get("format") != FORMAT:
+    if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_DIGEST):
         raise WeightsError(f"{path} says it is {metadata.get('format')!r}, not {FORMAT!r}")
     if metadata.get("rule") not in RULES:
         raise WeightsError(f"{path} holds a {metadata.get('rule')!r}, not one of {', '.join(RULES)}")
@@ -118,6 +147,19 @@ def _make_rule(path: Path, metadata: dict[str, str]) -> UpdateRule:
         return RULES[metadata["rule"]](**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} describes no {metadata['rule']}: {error}") from error
+
+
+def _check_digest(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    if "sha256" not in metadata:
+        if metadata["format"] != FORMAT_WITHOUT_DIGEST:
+            raise WeightsError(f"{path} lacks its digest: it is damaged, or was rewritten by another program")
+        warnings.warn(
+            f"{path} was written by an older version of this program, without a digest: whether a number in "
+            "it has changed since cannot be told; saving the rule anew adds one",
+            stacklevel=3,
+        )
+    elif metadata["sha256"] != _digest(tensors, metadata):
+        raise WeightsError(f"{path} is damaged: its contents do not have the digest that it was saved with")
 
 
 def _check(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:

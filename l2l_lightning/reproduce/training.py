@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from l2l_lightning import pretrained
+from l2l_lightning import checkpoints, pretrained
 from l2l_lightning.callbacks import PhiAveraging, RuleSnapshots
 from l2l_lightning.cli import MetaLearningCLI, presets
 from l2l_lightning.latest_checkpoint import RunStoppedError
@@ -115,7 +115,7 @@ def meta_train(
         "seed": model.seed,
         "data": cli.datamodule.source,
         "meta_steps": trainer.global_step,
-        "best_meta_step": torch.load(best, weights_only=True)["global_step"],
+        "best_meta_step": checkpoints.read(best)["global_step"],
         "seconds": round(stopwatch.seconds, 1),
         "threads": torch.get_num_threads(),
         "commit": commit(),

@@ -30,6 +30,8 @@ def resolve(target: Any, argument: str) -> Any:
     if isinstance(target, str):
         path, (module, _, name) = target, target.rpartition(".")
         try:
+            if not all(part.isidentifier() for part in path.split(".")):
+                raise ValueError("it is no dotted path")  # before anything is imported
             target = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:
             raise ValueError(

@@ -1,0 +1,387 @@
+"""Checkpoint files: written with a digest, whole or not at all, and read as plain numbers or refused.
+
+A file is what torch.save writes, a zip archive, with the SHA-256 of all its bytes as the archive's comment.
+Reading executes nothing: the digest is verified before anything is parsed, torch's restricted unpickler knows
+tensors and plain values only, and what they say is checked before anybody uses it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import io
+import math
+import warnings
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+
+from l2l_lightning.config import foreign_references, from_class_config
+from l2l_lightning.provenance import write_atomically
+from l2l_lightning.rules import UpdateRule
+
+VERSION = 2
+"""Of what MetaLearner adds to Lightning's checkpoints; 1 is the same without a digest."""
+
+SECTION = "l2l_lightning"
+"""Where in a checkpoint MetaLearner's own entries are."""
+
+MAY_NAME = ("l2l_lightning.tasks", "l2l_lightning.rules", "torch.nn", "torch._C._nn")
+"""Modules that a checkpoint may name: the package's tasks and rules; torch's modules and losses."""
+
+_MARK = b"l2l_lightning sha256 "
+_SEAL_LENGTH = len(_MARK) + 64
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Lightning's reading and writing of checkpoints, by `read` and `write`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """Writes with a digest, atomically."""
+        if storage_options is not None:
+            raise TypeError("storage_options is not supported: a checkpoint is a file on a local disk")
+        write(checkpoint, path)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Reads what `write` wrote, onto the CPU.
+
+        Raises:
+            CheckpointError: As `read`, or weights_only=False, which would execute what a file says.
+        """
+        if weights_only is False:
+            raise CheckpointError(
+                f"{path}: weights_only (--weights_only) must not be false: a checkpoint is plain numbers, "
+                "and nothing in it is ever executed"
+            )
+        return read(path)
+
+
+def write(checkpoint: dict[str, Any], path: str | Path) -> None:
+    """Writes a checkpoint and its digest; an interruption leaves the old file or the new one.
+
+    Raises:
+        CheckpointError: The path is not one of a local disk.
+        OSError: It cannot be written.
+
+    Example:
+        >>> write(trainer._checkpoint_connector.dump_checkpoint(), "last.ckpt")  # doctest: +SKIP
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"{path}: checkpoints are written to local disks only (--checkpoint.dirpath)")
+    buffer = io.BytesIO()
+    torch.save(checkpoint, buffer)
+    archive = bytearray(buffer.getbuffer())
+    # An archive ends with the length of its comment, which torch leaves empty.
+    archive[-2:] = _SEAL_LENGTH.to_bytes(2, "little")
+    seal = _MARK + hashlib.sha256(archive).hexdigest().encode()
+    write_atomically(Path(path), bytes(archive + seal))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """A checkpoint of a MetaLearner, on the CPU, checked from end to end.
+
+    A file of version 1, which has no digest, is read with a warning: its CRC-32 checksums are verified.
+
+    Raises:
+        CheckpointError: There is no such file; it is damaged, of another program or of a newer version of
+            this one; or an entry is missing, or of another kind or shape than the settings in it say, or not
+            finite.
+
+    Example:
+        >>> read("last.ckpt")["global_step"]  # doctest: +SKIP
+        2800
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}: give the path of a .ckpt file with --ckpt_path")
+    with path.open("rb") as file:
+        sealed = _verify_seal(path, file)
+        try:
+            if not sealed:
+                _verify_checksums(file)
+            file.seek(0)
+            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            if not (isinstance(checkpoint, dict) and SECTION in checkpoint):
+                raise ValueError("it has no settings of a MetaLearner")
+        except Exception as error:  # whatever the damage happens to provoke
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise CheckpointError(
+                f"{path} is not a checkpoint of this program (--ckpt_path), or is damaged: {reason}"
+            ) from error
+    try:
+        _check_version(checkpoint[SECTION])
+        _check_settings(checkpoint[SECTION])
+        _check_weights(checkpoint)
+        _check_optimizer(checkpoint)
+        _check_rollouts(checkpoint)
+        _check_position(checkpoint)
+    except _WrongError as error:
+        raise CheckpointError(f"{path} {error}") from error
+    if not sealed:
+        if checkpoint[SECTION]["version"] != 1:
+            raise CheckpointError(
+                f"{path} lacks its digest: it is damaged, or was rewritten by another program (--ckpt_path)"
+            )
+        warnings.warn(
+            f"{path} was written by an older version of this program, without a digest: only its CRC-32 "
+            "checksums were verified",
+            stacklevel=2,
+        )
+    loaded: dict[str, Any] = checkpoint
+    return loaded
+
+
+def check_trusted(path: str | Path, checkpoint: dict[str, Any], trust: Sequence[str] = ()) -> None:
+    """Refuses a checkpoint whose task or rule is code of neither this package nor torch.
+
+    Args:
+        path: For the message.
+        checkpoint: What `read` gave.
+        trust: Modules, or functions, of the user's that may be imported.
+
+    Raises:
+        CheckpointError: It names code that is not trusted; the message says how to.
+    """
+    model = checkpoint[SECTION]["model"]
+    refuse_foreign(path, {"task": model["task"], "rule": model["rule"]}, (*MAY_NAME, *trust))
+
+
+def refuse_foreign(path: str | Path, config: Any, allowed: Sequence[str]) -> None:
+    """Raises CheckpointError if a file's configuration names code outside the allowed modules."""
+    if foreign := foreign_references(config, allowed):
+        modules = sorted({reference.rpartition(".")[0].partition(".<")[0] for reference in foreign})
+        raise CheckpointError(
+            f"{path} names {', '.join(foreign)}: code that is not this package's, and that is not imported "
+            f"on a file's word. If you trust it: --trust {','.join(modules)}, in Python trust={modules}"
+        )
+
+
+class _WrongError(Exception):
+    """What is wrong with a checkpoint, to follow its name."""
+
+
+def _verify_seal(path: Path, file: BinaryIO) -> bool:
+    """Whether the file has a digest, which is then right."""
+    content = file.seek(0, io.SEEK_END) - _SEAL_LENGTH
+    if content < 0:
+        return False
+    file.seek(content)
+    seal = file.read()
+    if not seal.startswith(_MARK):
+        return False
+    file.seek(0)
+    digest, left = hashlib.sha256(), content
+    while left:
+        chunk = file.read(min(left, 2**20))
+        digest.update(chunk)
+        left -= len(chunk)
+    if seal != _MARK + digest.hexdigest().encode():
+        raise CheckpointError(
+            f"{path} is damaged: its contents do not have the digest that it was written with"
+        )
+    return True
+
+
+def _verify_checksums(file: BinaryIO) -> None:
+    """Raises if a file is not an archive as torch writes them, with contents that have their CRC-32."""
+    size = file.seek(0, io.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        # torch compresses nothing: an entry that is larger than the file is no entry of torch's.
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it is compressed")
+        if sum(entry.file_size for entry in entries) > size:
+            raise ValueError("its entries are larger than the file")
+        if (bad := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {bad} is wrong")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise _WrongError(message)
+
+
+def _check_version(section: Any) -> None:
+    version: Any = section.get("version") if isinstance(section, dict) else None
+    _require(type(version) is int and version >= 1, f"says that its version is {version!r} (--ckpt_path)")
+    _require(
+        version <= VERSION,
+        f"was written by a newer version of this program: it has version {version}, and this one reads up to "
+        f"{VERSION}. Update l2l-lightning",
+    )
+
+
+def _check_settings(section: dict[str, Any]) -> None:
+    # Here, for a MetaLearner reads checkpoints.
+    from l2l_lightning.data_module import MetaData
+    from l2l_lightning.meta_learner import MetaLearner
+
+    _require(type(section.get("seed_everything")) is int, "lacks its seed (seed_everything)")
+    for name, cls, elsewhere in (
+        ("model", MetaLearner, {"seed", "start_from"}),
+        ("data", MetaData, set()),
+    ):
+        settings: Any = section.get(name)
+        _require(isinstance(settings, dict), f"lacks the settings of its {name}")
+        parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # but for self
+        required = {key for key, p in parameters.items() if p.default is p.empty}
+        if missing := required - settings.keys():
+            raise _WrongError(f"lacks {', '.join(f'{name}.{key}' for key in sorted(missing))}")
+        if unknown := settings.keys() - (parameters.keys() - elsewhere):
+            text = ", ".join(sorted(f"{name}.{key}" for key in unknown))
+            raise _WrongError(f"has settings that this version does not know: {text}")
+        _check_plain(settings, name)
+    for name in ("task", "rule"):
+        config = section["model"][name]
+        _require(
+            isinstance(config, dict)
+            and config.keys() <= {"class_path", "init_args"}
+            and isinstance(config.get("class_path"), str)
+            and isinstance(config.get("init_args", {}), dict),
+            f"does not say which {name} it is of (model.{name})",
+        )
+
+
+def _check_plain(value: Any, name: str) -> None:
+    """Refuses a setting that JSON could not hold."""
+    if type(value) is dict:
+        for key, part in value.items():
+            _require(type(key) is str, f"has a setting without a name in {name}")
+            _check_plain(part, f"{name}.{key}")
+    elif type(value) in (list, tuple):
+        for part in value:
+            _check_plain(part, name)
+    else:
+        plain = value is None or type(value) in (bool, int, float, str)
+        _require(plain and not (type(value) is float and not math.isfinite(value)), f"has {name}={value!r}")
+
+
+def _check_weights(checkpoint: dict[str, Any]) -> None:
+    expected = _rule_tensors(checkpoint)
+    for name in ("state_dict", "current_model_state"):
+        if name == "current_model_state" and name not in checkpoint:
+            continue  # without averaging there is one φ only
+        found: Any = checkpoint.get(name)
+        _require(isinstance(found, dict) and len(found) > 0, f"lacks the rule's weights ({name})")
+        for key, value in found.items():
+            _require(isinstance(value, Tensor), f"has no tensor in {name} under {key}")
+            _require(value.is_floating_point(), f"has {value.dtype} in {name} under {key}")
+        if expected is not None:
+            if missing := expected.keys() - found.keys():
+                raise _WrongError(f"lacks {', '.join(sorted(missing))} in {name}")
+            if left_over := found.keys() - expected.keys():
+                raise _WrongError(
+                    f"has weights in {name} that its rule has not: {', '.join(sorted(left_over))}"
+                )
+            for key, value in found.items():
+                _require(
+                    value.shape == expected[key].shape,
+                    f"has {key} of the shape {list(value.shape)} in {name}, its rule "
+                    f"{list(expected[key].shape)}",
+                )
+        for key, value in found.items():
+            _require(
+                bool(value.isfinite().all()), f"holds a number that is not finite, in {name} under {key}"
+            )
+
+
+def _rule_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
+    """The weights that the checkpoint's rule has, without contents; None for a rule of the user's own."""
+    config = checkpoint[SECTION]["model"]["rule"]
+    if foreign_references(config, MAY_NAME):
+        return None
+    try:
+        with torch.device("meta"):
+            rule: UpdateRule = from_class_config(config, UpdateRule)
+    except (TypeError, ValueError) as error:
+        raise _WrongError(f"describes no rule (model.rule): {error}") from error
+    return {f"rule.{key}": value for key, value in rule.state_dict().items()}
+
+
+def _check_optimizer(checkpoint: dict[str, Any]) -> None:
+    """Adam's moments have the weights' shapes; a checkpoint of weights alone has none."""
+    if "optimizer_states" not in checkpoint:
+        return
+    message = "holds a state of the meta-optimizer that does not fit its weights (optimizer_states)"
+    try:
+        (state,) = checkpoint["optimizer_states"]
+        (group,) = state["param_groups"]
+        weights = list(checkpoint["state_dict"].values())
+        indices = list(range(len(group["params"])))
+        fits = (
+            group["params"] == indices and len(indices) == len(weights) and set(state["state"]) <= {*indices}
+        )
+        (scheduler,) = checkpoint["lr_schedulers"]
+        numbers = [group["lr"], *scheduler["base_lrs"], scheduler["last_epoch"]]
+        fits = fits and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        for index, moments in state["state"].items():
+            for key, value in moments.items():
+                shape = weights[index].shape if key != "step" else torch.Size([])
+                fits = fits and value.shape == shape and bool(value.isfinite().all())
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _WrongError(message) from error
+    _require(fits, message)
+
+
+def _check_rollouts(checkpoint: dict[str, Any]) -> None:
+    """Every process's rollout in progress, or None: K optimizees, one random stream for each."""
+    message = "holds a rollout in progress that does not fit its settings (rollouts)"
+    count = checkpoint[SECTION]["model"].get("num_tasks")
+    try:
+        rollouts = checkpoint["rollouts"]
+        fits = isinstance(rollouts, list) and len(rollouts) > 0
+        for rollout in rollouts:
+            if rollout is None:
+                continue
+            theta, state = rollout["optimizees"]["theta"], rollout["state"]
+            generators = rollout["optimizees"]["generators"]
+            fits = (
+                fits
+                and theta.is_floating_point()
+                and theta.dim() == 2
+                and state.is_floating_point()
+                and state.shape[-1] == theta.numel()
+                and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
+                and (count is None or len(theta) == count)
+                and all(g.dtype == torch.uint8 and g.dim() == 1 for g in generators)
+                and type(rollout["steps_done"]) is int
+            )
+    except (AttributeError, LookupError, TypeError) as error:
+        raise _WrongError(message) from error
+    _require(fits, message)
+
+
+def _check_position(checkpoint: dict[str, Any]) -> None:
+    """Where in the run the checkpoint was written."""
+    message = "does not say where in its run it was written (loops)"
+    try:
+        fits = type(checkpoint["global_step"]) is int and checkpoint["global_step"] >= 0
+        fit_loop = checkpoint["loops"]["fit_loop"]
+        for key in ("epoch_progress", "epoch_loop.batch_progress"):
+            fits = fits and type(fit_loop[key]["current"]["completed"]) is int
+        fits = fits and position(checkpoint) >= 0
+    except (LookupError, TypeError) as error:
+        raise _WrongError(message) from error
+    _require(fits, message)
+
+
+def position(checkpoint: dict[str, Any]) -> int:
+    """Windows of the run's current epoch that had begun when the checkpoint was written."""
+    loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    return int(loaders[0]["next"]) if loaders else 0
