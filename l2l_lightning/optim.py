@@ -62,8 +62,8 @@ class LearnedOptimizer(Optimizer):
         WeightsError: There is no such rule, or its file is broken.
         TypeError: rule is something else, or a parameter is no tensor.
 
-    `step` raises RuntimeError for a sparse gradient, before anything is updated, and MemoryError if the state
-    is larger than the device's memory.
+    `step` raises RuntimeError for a sparse gradient and MemoryError if the states are larger than a device's
+    memory, before anything is updated.
 
     Source: Andrychowicz et al. 2016.
 
@@ -131,12 +131,7 @@ class LearnedOptimizer(Optimizer):
         The state has Π state_shape numbers for a coordinate: 80 for an LSTM of two layers of 20, that is 320
         bytes in float32 and 160 in bfloat16, where Adam's takes 8. Nothing is allocated to find out.
         """
-        return sum(
-            self._bytes(group, parameter)
-            for group in self.param_groups
-            for parameter in _unique(group["params"])
-            if parameter.requires_grad or STATE in self.state.get(parameter, ())
-        )
+        return sum(self._bytes_by_device().values())
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -151,7 +146,7 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             RuntimeError: A gradient is sparse. Nothing has been updated then.
-            MemoryError: A group's state is larger than its device's memory.
+            MemoryError: The states are larger than their device's memory. Nothing has been updated then.
             ValueError: A group's rule was overwritten: a group with another rule is a new group.
         """
         loss = None
@@ -288,13 +283,15 @@ class LearnedOptimizer(Optimizer):
         return packs
 
     def _new_pack(self, group: dict[str, Any], device: torch.device, params: list[Tensor]) -> _Pack:
-        needed, total = sum(self._bytes(group, parameter) for parameter in params), _total_memory(device)
         n = sum(_local(parameter).numel() for parameter in params)
-        what = f"the rule's state of {n} coordinates takes {needed / 2**20:.1f} MiB on {device}"
+        mebibytes = sum(self._bytes(group, parameter) for parameter in params) / 2**20
+        needed = self._bytes_by_device()[device] / 2**20  # of all groups
+        what = f"the state of LearnedOptimizer's parameters on {device} takes {needed:.1f} MiB"
         advice = "state_dtype=torch.bfloat16 halves it, as does giving it half of the parameters"
-        if total is not None and needed > total:
-            raise MemoryError(f"{what}, which has {total / 2**20:.0f} MiB: {advice}")
-        logger.info(what)
+        total = _total_memory(device)
+        if total is not None and needed > total / 2**20:
+            raise MemoryError(f"{what}, and there are {total / 2**20:.1f} MiB: {advice}")
+        logger.info("the rule's state of %d coordinates takes %.1f MiB on %s", n, mebibytes, device)
         rule, _ = self._on(group, device)
         dtype = self._arithmetic_dtype(group)
         try:
@@ -308,6 +305,20 @@ class LearnedOptimizer(Optimizer):
     def _arithmetic_dtype(self, group: dict[str, Any]) -> torch.dtype:
         """φ's dtype; float32 if that is smaller."""
         return torch.promote_types(next(self._rule(group).parameters()).dtype, torch.float32)
+
+    def _bytes_by_device(self) -> dict[torch.device, int]:
+        """What the states of all groups take on each device: of parameters that have one or will get one."""
+        result: dict[torch.device, int] = {}
+        for group in self.param_groups:
+            for parameter in _unique(group["params"]):
+                if (
+                    parameter.requires_grad
+                    or parameter.grad is not None
+                    or STATE in self.state.get(parameter, ())
+                ):
+                    previous = result.get(parameter.device, 0)
+                    result[parameter.device] = previous + self._bytes(group, parameter)
+        return result
 
     def _bytes(self, group: dict[str, Any], parameter: Tensor) -> int:
         """What the state of one parameter takes on this process."""
@@ -338,7 +349,6 @@ class _Pack:
         self.grads = [part.view(s) for part, s in zip(torch.split(self.grad, sizes), shapes, strict=True)]
         self.updates = [part.view(s) for part, s in zip(torch.split(self.update, sizes), shapes, strict=True)]
         self.pieces = list(torch.split(state, sizes, -1))  # [*state_shape, size] each
-
         self.entries: list[Tensor] = []
 
     def share(self, state: dict[Tensor, Any]) -> None:

@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from l2l_lightning.cli import main
@@ -89,6 +90,16 @@ def test_the_readmes_trained_rule_runs():
     exec(example, variables)
     assert variables["losses"].shape == (100, 4)
     assert variables["known"]["headline"]["optimizers"]["learned"]["diverged"] == 0
+
+
+def test_the_readmes_training_loop_runs():
+    (example,) = (block for block in blocks("python") if "LearnedOptimizer" in block)
+    variables = {}
+    torch.manual_seed(0)
+    exec(example, variables)
+    assert len(variables["losses"]) == 100
+    assert sum(variables["losses"][-10:]) < 0.3 * sum(variables["losses"][:10])
+    assert variables["optimizer"].state_bytes == 320 * 15_910
 
 
 def test_the_readme_names_every_preset():

@@ -372,16 +372,29 @@ def test_memory_is_told_before_it_is_taken(caplog):
 
 
 def test_a_state_that_cannot_fit_is_refused_before_anything_changes(monkeypatch):
-    parameters = make_parameters([(3,), (1000,)])
+    parameters = make_parameters([(500,), (500,)])
     before = [parameter.detach().clone() for parameter in parameters]
     groups = [{"params": [parameter]} for parameter in parameters]
     optimizer = LearnedOptimizer(groups, "lstm-mnist")
     monkeypatch.setattr(optim, "_total_memory", lambda device: 300 * 2**10)
     with pytest.raises(
-        MemoryError, match=r"1000 coordinates takes 0\.3 MiB on cpu.*state_dtype=torch\.bfloat16"
+        MemoryError, match=r"on cpu takes 0\.3 MiB, and there are 0\.3 MiB: state_dtype=torch\.bfloat16"
     ):
-        run(optimizer, parameters, make_gradients([(3,), (1000,)]))
+        run(optimizer, parameters, make_gradients([(500,), (500,)]))
     assert all(torch.equal(a, b) for a, b in zip(parameters, before, strict=True))
+
+
+def test_a_device_that_is_full_says_what_would_help(monkeypatch):
+    def init_state(self, n, dtype=None):
+        raise torch.OutOfMemoryError("out of memory")
+
+    parameters = make_parameters([(2**15,)])
+    optimizer = LearnedOptimizer(parameters, "lstm-mnist")
+    monkeypatch.setattr(CoordinatewiseLSTM, "init_state", init_state)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        run(optimizer, parameters, make_gradients([(2**15,)]))
+    (note,) = raised.value.__notes__
+    assert "takes 10.0 MiB: state_dtype=torch.bfloat16" in note
 
 
 def test_the_memory_of_this_machine_is_known():
