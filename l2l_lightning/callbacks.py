@@ -91,6 +91,9 @@ class CollapseGuard(Callback):
         start_patience: Validations at chance that a run may begin with: some take long to get going.
         chance: Fraction of the initial loss that counts as chance.
         max_restarts: Restarts before the run stops with an error.
+
+    Raises:
+        ValueError: A value is out of its range; the message names it.
     """
 
     def __init__(
@@ -101,6 +104,18 @@ class CollapseGuard(Callback):
         chance: float = 0.97,
         max_restarts: int = 3,
     ) -> None:
+        if action not in ("restart", "stop"):
+            raise ValueError(f"collapse.action must be 'restart' or 'stop', got {action!r}")
+        least = {
+            "patience": (patience, 1),
+            "start_patience": (start_patience, 1),
+            "max_restarts": (max_restarts, 0),
+        }
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise ValueError(f"collapse.{name} must be at least {minimum}, got {value}")
+        if not 0 < chance <= 1:
+            raise ValueError(f"collapse.chance must be in (0, 1], got {chance}")
         self.action = action
         self.patience = patience
         self.start_patience = start_patience

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import signal
@@ -32,6 +33,7 @@ from l2l_lightning.info import print_info
 from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
+from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
@@ -101,6 +103,7 @@ class MetaLearningCLI(LightningCLI):
             save_config_callback=SaveConfigCallback,
             seed_everything_default=0,
             auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False},
             args=arguments,
             run=run,
         )
@@ -170,6 +173,7 @@ class MetaLearningCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Gives a fit a run folder of its own, or that of the run that it continues."""
         config = self._options
+        _check_trainer_options(config)
         self.root = Path(config.trainer.default_root_dir or "runs")
         self.run_folder = self.root
         if config.run_folder and self.subcommand != "fit":
@@ -190,7 +194,7 @@ class MetaLearningCLI(LightningCLI):
         """Turns a constructor's complaint about a value into a message for the user."""
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise CommandLineError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -205,7 +209,12 @@ class MetaLearningCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
         if kwargs.get("logger", config.trainer.logger):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (TypeError, ValueError, MisconfigurationException) as error:
+            devices = any(word in str(error).lower() for word in ("gpu", "cuda", "mps", "tpu", "device"))
+            option = "--trainer.accelerator or --trainer.devices" if devices else "an option of --trainer"
+            raise CommandLineError(f"{error} ({option})") from error
 
     @property
     def _options(self) -> Any:
@@ -244,7 +253,7 @@ class MetaLearningCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Finds out what could go wrong before anything is written, and says what runs on what."""
-        self.datamodule.load(self.model.task)
+        self._try_task()
         device = self.trainer.strategy.root_device
         choose(device, getattr(self.model.rule, "backend", None))
         check_available(self.model.cuda_graphs, device)
@@ -257,6 +266,24 @@ class MetaLearningCLI(LightningCLI):
         print(f"Task: {self.model.task.describe()}\nData: {self.datamodule.source}\nRun:  {self.run_folder}")
         if checkpoint:
             print(f"The run goes on from {checkpoint}")
+
+    def before_validate(self) -> None:
+        """Finds out whether the task can be evaluated."""
+        self._try_task()
+
+    before_test = before_tune = before_compare = before_validate
+
+    def _try_task(self) -> None:
+        """Evaluates one optimizee of every kind: what is wrong with a task of the user's shows at once."""
+        self.datamodule.load(self.model.task)
+        for task in self.model.task.members:
+            try:
+                images = self.datamodule.images("validation", "cpu")
+                Optimizees(task, images, self.model.seed, "validation", [0]).losses_and_grads()
+            except Exception as error:  # whatever code of the user's raises
+                raise CommandLineError(
+                    f"--model.task {task.describe()} cannot be evaluated: {type(error).__name__}: {error}"
+                ) from error
 
     def limit_validation(self) -> None:
         """Validates at least once: Lightning refuses an interval that is longer than the run."""
@@ -298,7 +325,7 @@ class MetaLearningCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; what a user can mend is one line on standard error and a non-zero exit."""
     arguments = list(sys.argv[1:] if args is None else args)
-    if arguments[:1] == ["info"]:
+    if arguments == ["info"]:
         print_info(presets())
         return
     if arguments[:1] == ["reproduce"]:
@@ -325,8 +352,9 @@ def main(args: Sequence[str] | None = None) -> None:
         BackendUnavailableError,
         CaptureError,
         WeightsError,
+        MisconfigurationException,
     ) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         raise SystemExit(1) from error
     except RunStoppedError as stop:
         print(stop, file=sys.stderr)
@@ -334,22 +362,52 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from stop
+    except argparse.ArgumentError as error:
+        command = " ".join(["python -m l2l_lightning", *arguments[:1], "--help"])
+        print(f"error: {_one_line(error)} ({command} lists the options)", file=sys.stderr)
+        raise SystemExit(2) from error
     except OSError as error:
-        print(f"error: {error} (--trainer.default_root_dir says where a run is written)", file=sys.stderr)
+        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
+        option = where.get(arguments[0], "--trainer.default_root_dir")
+        print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
     except Exception as error:
-        wandb = sys.modules.get("wandb")
-        if wandb is None or not isinstance(error, wandb.Error):
+        message = _others_error(error)
+        if message is None:
             raise
-        print(
-            f"error: Weights & Biases: {error} (--wandb offline needs no account, --wandb off logs nothing)",
-            file=sys.stderr,
-        )
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from error
     finally:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish()
+
+
+def _others_error(error: Exception) -> str | None:
+    """What an error that another package raises asks of the user; None if it asks nothing."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and isinstance(error, wandb.Error):
+        hint = "--wandb offline needs no account, --wandb off logs nothing"
+        return f"Weights & Biases: {_one_line(error)} ({hint})"
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
+        return f"{_one_line(error)} (--early_stopping.monitor)"
+    return None
+
+
+def _check_trainer_options(config: Any) -> None:
+    """Refuses what Lightning takes and fails on later, or takes in silence."""
+    trainer = config.trainer
+    least = {
+        "trainer.gradient_clip_val": (trainer.gradient_clip_val, 0),
+        "trainer.log_every_n_steps": (trainer.log_every_n_steps, 0),
+        "early_stopping.patience": (config.early_stopping.patience, 0),
+    }
+    for name, (value, minimum) in least.items():
+        if value is not None and value < minimum:
+            raise CommandLineError(f"--{name} must be at least {minimum}, got {value}")
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and interval <= 0:
+        raise CommandLineError(f"--trainer.val_check_interval must be positive, got {interval}")
 
 
 def _run_lightning(arguments: list[str]) -> None:
@@ -363,7 +421,14 @@ def _run_lightning(arguments: list[str]) -> None:
 
 def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
-    if not arguments or arguments[0] not in MetaLearningCLI.subcommands():
+    if not arguments or not arguments[0].startswith("-"):
+        commands = [*MetaLearningCLI.subcommands(), "reproduce", "info"]
+        if not arguments or arguments[0] not in commands:
+            given = f"there is no command {arguments[0]}" if arguments else "no command was given"
+            raise CommandLineError(f"{given}: choose from {', '.join(commands)}")
+        if arguments[0] == "info":
+            raise CommandLineError(f"info takes no arguments, got {' '.join(arguments[1:])}")
+    if arguments[0] not in MetaLearningCLI.subcommands():
         return arguments, "run"
     subcommand, *rest = arguments
     expanded, configs = _expand_configs(rest)
@@ -376,7 +441,7 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     if interrupted:
         base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
         configs = configs or [DEFAULT_PRESET]
-    elif checkpoint:
+    elif checkpoint is not None:
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
     elif subcommand in NEEDS_CHECKPOINT and not wants_help:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
@@ -407,6 +472,7 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
                 raise CommandLineError(
                     f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
                 )
+            _read_yaml(path, f"--config {value}")
             configs.append(value)
             expanded += ["--config", str(path)]
         else:
@@ -450,16 +516,24 @@ def _run_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
         CommandLineError: It is no YAML.
         CheckpointError: It names code that is neither Lightning's, nor this package's, nor trusted.
     """
+    config = _read_yaml(path, f"{path}, which a resumed run reads,")
+    config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
+    checkpoints.refuse_foreign(path, _without_paths(config), (*CONFIG_MAY_NAME, *trust))
+    return config
+
+
+def _read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """A file of options.
+
+    Raises:
+        CommandLineError: It is none; the message begins with the name.
+    """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise CommandLineError(
-            f"{path}, which a resumed run reads, is not YAML: {_one_line(error)}"
-        ) from error
+        raise CommandLineError(f"{name} is not YAML: {_one_line(error)}") from error
     if not isinstance(config, dict):
-        raise CommandLineError(f"{path}, which a resumed run reads, is not a configuration of this program")
-    config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
-    checkpoints.refuse_foreign(path, _without_paths(config), (*CONFIG_MAY_NAME, *trust))
+        raise CommandLineError(f"{name} is not a configuration of this program: it holds no options")
     return config
 
 
@@ -478,4 +552,6 @@ def _seed(value: bool | int) -> int:
     """`seed_everything` as the seed of the rollouts."""
     if isinstance(value, bool):
         raise ValueError("--seed_everything must be a whole number: every random draw is derived from it")
+    if not 0 <= value < 2**32:
+        raise ValueError(f"--seed_everything must be in [0, 2^32), got {value}")
     return value

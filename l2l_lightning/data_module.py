@@ -96,10 +96,13 @@ class MetaData(LightningDataModule):
         DataNotFoundError: The data set is not where `root` says (when the data is loaded).
         DataCorruptedError: Its files cannot be read as images and labels (when the data is loaded).
         ValueError: num_rollouts < 1.
+        TypeError: num_rollouts is not a whole number.
     """
 
     def __init__(self, root: str | None = None, download: bool = False, num_rollouts: int = 100) -> None:
         super().__init__()
+        if not isinstance(num_rollouts, int):
+            raise TypeError(f"num_rollouts must be a whole number, got {num_rollouts!r}")
         if num_rollouts < 1:
             raise ValueError(f"num_rollouts must be at least 1, got {num_rollouts}")
         self.root = root

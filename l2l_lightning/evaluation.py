@@ -271,8 +271,9 @@ def compare(
         seed: What the optimizees were derived from, for the record.
 
     Raises:
-        ValueError: Two contenders have one name, a contender's losses are not [horizon, K], or the comparison
-            is not paired: two contenders met another θ0 or another first minibatch.
+        ValueError: There are no contenders or two of one name, horizon < 1, a contender's losses are not
+            [horizon, K], or the comparison is not paired: two contenders met another θ0 or another first
+            minibatch.
 
     Example:
         >>> make = functools.partial(Optimizees, task, images, 0, "test", range(20))  # doctest: +SKIP
@@ -282,6 +283,10 @@ def compare(
         >>> write_comparison(comparison, Path("runs/mnist"))  # doctest: +SKIP
     """
     names = [contender.name for contender in contenders]
+    if not names:
+        raise ValueError("contenders must hold at least one optimizer")
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
     if len(set(names)) < len(names):
         raise ValueError(f"two contenders have one name: {names}")
     reference = make_optimizees()

@@ -78,6 +78,7 @@ class MetaLearner(LightningModule):
 
     Raises:
         ValueError: A value is out of its range, or start_from does not fit the rule; the message names it.
+        TypeError: A value is of the wrong kind; the message names it.
         WeightsError: There is no such rule as start_from, or its file is damaged.
 
     Source: Andrychowicz et al. 2016, equation 3 and section 2.1.
@@ -110,6 +111,17 @@ class MetaLearner(LightningModule):
         history_dtype: HistoryDtype = "float32",
     ) -> None:
         super().__init__()
+        for name, argument, kind in (("task", task, Task), ("rule", rule, UpdateRule)):
+            if not isinstance(argument, kind):
+                raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
+        _check_whole_numbers(
+            horizon=horizon,
+            unroll=unroll,
+            num_tasks=num_tasks,
+            warmup_steps=warmup_steps,
+            num_validation_optimizees=num_validation_optimizees,
+            seed=seed,
+        )
         self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
         at_least_one = {
             "horizon": min(self.horizons, default=0),
@@ -124,8 +136,16 @@ class MetaLearner(LightningModule):
             raise ValueError(f"unroll must be at least 1, got {unroll}")
         if max(self.unrolls) > min(self.horizons):
             raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+        if seed < 0:
+            raise ValueError(f"seed must not be negative, got {seed}")
+        for name, choice, choices in (
+            ("lr_schedule", lr_schedule, ("constant", "cosine")),
+            ("loss_weights", loss_weights, ("uniform", "final")),
+        ):
+            if choice not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
         if second_order and cuda_graphs:
@@ -207,8 +227,14 @@ class MetaLearner(LightningModule):
 
     @property
     def data(self) -> MetaData:
-        """The run's data module."""
-        module: MetaData = self.trainer.datamodule  # type: ignore[attr-defined]
+        """The run's data module.
+
+        Raises:
+            TypeError: The trainer was given none, or another kind.
+        """
+        module = self.trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(module, MetaData):
+            raise TypeError(f"a MetaLearner runs with datamodule=MetaData(...), got {module!r}")
         return module
 
     def weights(self, T: int) -> Tensor:
@@ -406,3 +432,10 @@ class MetaLearner(LightningModule):
             "the checkpoint's rule does not fit the one configured: "
             + "; ".join(options or [f"{name} has another shape" for name in sorted(weights)])
         )
+
+
+def _check_whole_numbers(**values: int | list[int]) -> None:
+    for name, value in values.items():
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if not all(type(number) is int for number in numbers):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")

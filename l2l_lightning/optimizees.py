@@ -21,11 +21,18 @@ STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
 def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
     """The CPU generator of one draw: a function of (seed, stream, index) and of nothing else.
 
+    Raises:
+        ValueError: An unknown stream, or a negative seed or index.
+
     Example:
         >>> a, b = (derive_generator(0, "train", 7) for _ in range(2))
         >>> bool(torch.rand(1, generator=a) == torch.rand(1, generator=b))
         True
     """
+    if stream not in STREAMS:
+        raise ValueError(f"stream must be one of {', '.join(STREAMS)}, got {stream!r}")
+    if seed < 0 or index < 0:
+        raise ValueError(f"seed and index must not be negative, got seed {seed} and index {index}")
     entropy = np.random.SeedSequence([seed, STREAMS[stream], index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
 
@@ -77,6 +84,10 @@ class Optimizees:
         indices: One index per optimizee.
         device: Where θ and the batches live.
         dtype: θ's dtype.
+
+    Raises:
+        ValueError: No indices, a negative one or seed, an unknown stream, or a dtype that is no float's.
+        TypeError: task is no Task.
     """
 
     def __init__(
@@ -89,6 +100,12 @@ class Optimizees:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
+        if not isinstance(task, Task):
+            raise TypeError(f"task must be a Task (FunctionTask makes one of a function), got {task!r}")
+        if not len(indices):
+            raise ValueError("indices must name at least one optimizee")
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype must be a floating-point type, got {dtype}")
         self.task = task
         self.images = images
         self.device = torch.device(device)

@@ -297,8 +297,11 @@ def run_rule(
             stretches do: it pays if a workspace is at hand.
 
     Raises:
+        ValueError: horizon < 1.
         CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
     """
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1, got {horizon}")
     graphs = (workspace or Workspace()).graphs
     task, images, theta = optimizees.task, optimizees.images, optimizees.theta
     state = rule.init_state(theta.numel())

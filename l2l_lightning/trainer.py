@@ -55,6 +55,8 @@ class ComparisonSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"comparison.{name} must be at least 1, got {value}")
+        if not self.baselines:
+            raise ValueError(f"comparison.baselines must name at least one of {', '.join(BASELINES)}")
         unknown = sorted(set(self.baselines) - set(BASELINES))
         if unknown:
             raise ValueError(

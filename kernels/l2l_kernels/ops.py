@@ -159,6 +159,8 @@ def _check_devices(phi: Tensor, **tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if tensor.device != phi.device:
             raise ValueError(f"{name} is on {tensor.device} but phi is on {phi.device}")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} must be floating-point, got {tensor.dtype}")
 
 
 def _constants(spec: LSTMSpec, backend: str | None) -> tuple[int, int, str, float, float, str]:

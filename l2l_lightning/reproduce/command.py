@@ -14,6 +14,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from l2l_lightning.cli import CommandLineError
+from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.provenance import write_json
 from l2l_lightning.reproduce.bench import Bench, Request, Settings, Train, Tune
 from l2l_lightning.reproduce.convergence import (
@@ -125,6 +126,7 @@ def parser() -> ArgumentParser:
     """The command's arguments; `Settings` says more of them."""
     result = ArgumentParser(
         prog="python -m l2l_lightning reproduce",
+        exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
         description="Regenerates the figures of the study and of the paper, and what the study left undone. "
         "Interrupted, the same command goes on where it was.",
     )
@@ -163,6 +165,8 @@ def main(arguments: Sequence[str]) -> None:
     warnings.filterwarnings("ignore", module="lightning")
     try:
         path = reproduce(names, settings)
+    except (DataNotFoundError, DataCorruptedError) as error:
+        raise CommandLineError(f"{error} (here --data-root and --smiles-root name the folders)") from error
     except KeyboardInterrupt:
         raise CommandLineError("interrupted: the same command goes on from here") from None
     print(f"Report: {path}")

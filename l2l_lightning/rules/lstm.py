@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -33,8 +34,9 @@ class CoordinatewiseLSTM(UpdateRule):
         gradient_scale: Multiplies gradients before anything else.
 
     Raises:
-        ValueError: A value is out of its range (see LSTMSpec), gradient_scale is not positive, or the
-            backend is unknown.
+        ValueError: A value is out of its range (see LSTMSpec) or not finite, gradient_scale is not positive,
+            or the backend is unknown.
+        TypeError: num_layers or hidden_size is not a whole number.
 
     Source: Andrychowicz et al. 2016, section 2.1.
 
@@ -56,12 +58,22 @@ class CoordinatewiseLSTM(UpdateRule):
         gradient_scale: float = 1.0,
     ) -> None:
         super().__init__()
+        for name, value in (("num_layers", num_layers), ("hidden_size", hidden_size)):
+            if not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+        for name, number in (
+            ("output_scale", output_scale),
+            ("head_init_scale", head_init_scale),
+            ("forget_bias", forget_bias),
+        ):
+            if not math.isfinite(number):
+                raise ValueError(f"{name} must be finite, got {number}")
         self.spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.head_init_scale = head_init_scale
-        if not gradient_scale > 0:
-            raise ValueError(f"gradient_scale must be positive, got {gradient_scale}")
+        if not 0 < gradient_scale < math.inf:
+            raise ValueError(f"gradient_scale must be positive and finite, got {gradient_scale}")
         self.forget_bias = forget_bias
         self.gradient_scale = gradient_scale
         self.backend = backend

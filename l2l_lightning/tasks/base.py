@@ -63,11 +63,21 @@ class Task(ABC):
         return result
 
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-        """The losses [K] and every optimizee's own gradient [K, N], neither of which carries a graph."""
+        """The losses [K] and every optimizee's own gradient [K, N], neither of which carries a graph.
+
+        Raises:
+            ValueError: The losses cannot be differentiated by θ.
+        """
         # A leaf of its own for every evaluation: autocast may keep a leaf's conversion, and θ moves in place.
         leaf = thetas.detach().requires_grad_()
         with torch.enable_grad():
             losses = self.losses(leaf, batches)
+            if not losses.requires_grad:
+                raise ValueError(
+                    f"the loss of {self.describe()} cannot be differentiated: it does not depend on θ, or "
+                    "through operations without a gradient only; or it runs in inference mode, and needs "
+                    "Trainer(inference_mode=False), --trainer.inference_mode false"
+                )
             # Optimizees share nothing, so the gradient of the losses' sum holds each one's own.
             (grads,) = torch.autograd.grad(losses, leaf, torch.ones_like(losses))
         return losses.detach(), grads

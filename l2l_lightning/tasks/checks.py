@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from l2l_lightning.data.images import Images
 
 
 def check_at_least(minimum: float, **values: float) -> None:
-    """Raises ValueError for the first value below the minimum.
+    """Raises ValueError for the first value below the minimum or not finite, TypeError for what is no number.
 
     Example:
         >>> check_at_least(1, dim=10, batch_size=128)
     """
     for name, value in values.items():
-        # Not `value < minimum`, which lets NaN pass.
-        if not value >= minimum:
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (value >= minimum and math.isfinite(value)):
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 

@@ -28,6 +28,7 @@ class Mixture(Task):
 
     Raises:
         ValueError: No members, a mixture among them, or two that need different data sets.
+        TypeError: A member is no task.
 
     Example:
         >>> from l2l_lightning.tasks import MNISTMLP
@@ -42,6 +43,9 @@ class Mixture(Task):
         self.tasks = [from_class_config(task, Task) if isinstance(task, dict) else task for task in tasks]
         if not self.tasks:
             raise ValueError("tasks must name at least one task")
+        for task in self.tasks:
+            if not isinstance(task, Task):
+                raise TypeError(f"tasks must hold tasks, got {task!r}")
         if any(isinstance(task, Mixture) for task in self.tasks):
             raise ValueError("tasks must not hold a mixture: list its members instead")
         datasets = sorted({task.dataset for task in self.tasks if task.dataset is not None})

@@ -90,7 +90,13 @@ class ModuleTask(Task):
     def _build(self) -> nn.Module:
         if isinstance(self.named_module, nn.Module):
             return copy.deepcopy(self.named_module)
-        module = self.named_module()
+        try:
+            module = self.named_module()
+        except TypeError as error:
+            raise TypeError(
+                f"module = {dotted_path(self.named_module)} cannot be called without arguments ({error}): "
+                "pass a function that builds the module, such as lambda: nn.Linear(784, 10)"
+            ) from error
         if not isinstance(module, nn.Module):
             raise TypeError(f"module must build an nn.Module, got {type(module).__name__}")
         return module

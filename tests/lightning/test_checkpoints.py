@@ -86,22 +86,24 @@ def rewrite(checkpoint, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
-@pytest.mark.parametrize("kind", ["checkpoint", "checkpoint without a digest", "weights"])
-def test_a_damaged_file_is_refused_or_read_as_the_original(kind, rewrite, checkpoint, tmp_path):
-    """A thousand mutants each, read in a process of their own with a limit on its memory and on its time."""
+@pytest.mark.parametrize(
+    ("kind", "count"), [("checkpoint", 1000), ("checkpoint without a digest", 500), ("weights", 500)]
+)
+def test_a_damaged_file_is_refused_or_read_as_the_original(kind, count, rewrite, checkpoint, tmp_path):
+    """Mutants, read in a process of their own with a limit on its memory and on its time."""
     path = tmp_path / "original.safetensors"
     if kind == "weights":
         pretrained.save(make_model().rule, path)
     else:
         path = checkpoint if kind == "checkpoint" else rewrite(lambda c: None)
     kind = kind.partition(" ")[0]
-    command = [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), kind, str(path), "1000"]
+    command = [sys.executable, str(Path(__file__).with_name("fuzz_files.py")), kind, str(path), str(count)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     outcome = json.loads(done.stdout)
     assert outcome["wrong"] == []
-    assert outcome["refused"] + outcome["identical"] == 1000
-    assert outcome["refused"] > 800
+    assert outcome["refused"] + outcome["identical"] == count
+    assert outcome["refused"] > 0.8 * count
 
 
 class Bomb:
