@@ -22,7 +22,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
 
 from l2l_lightning.config import foreign_references, from_class_config
-from l2l_lightning.provenance import write_atomically
+from l2l_lightning.provenance import replacing
 from l2l_lightning.rules import UpdateRule
 
 VERSION = 2
@@ -84,13 +84,13 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     """
     if "://" in str(path):
         raise CheckpointError(f"{path}: checkpoints are written to local disks only (--checkpoint.dirpath)")
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
-    archive = bytearray(buffer.getbuffer())
-    # An archive ends with the length of its comment, which torch leaves empty.
-    archive[-2:] = _SEAL_LENGTH.to_bytes(2, "little")
-    seal = _MARK + hashlib.sha256(archive).hexdigest().encode()
-    write_atomically(Path(path), bytes(archive + seal))
+    path = Path(path)
+    with replacing(path, path.with_name(f".{path.name}.partial")) as file:
+        torch.save(checkpoint, file)
+        # An archive ends with the length of its comment, which torch leaves empty.
+        file.seek(-2, io.SEEK_END)
+        file.write(_SEAL_LENGTH.to_bytes(2, "little"))
+        file.write(_MARK + _digest(file, file.tell()))
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -185,17 +185,22 @@ def _verify_seal(path: Path, file: BinaryIO) -> bool:
     seal = file.read()
     if not seal.startswith(_MARK):
         return False
-    file.seek(0)
-    digest, left = hashlib.sha256(), content
-    while left:
-        chunk = file.read(min(left, 2**20))
-        digest.update(chunk)
-        left -= len(chunk)
-    if seal != _MARK + digest.hexdigest().encode():
+    if seal != _MARK + _digest(file, content):
         raise CheckpointError(
             f"{path} is damaged: its contents do not have the digest that it was written with"
         )
     return True
+
+
+def _digest(file: BinaryIO, length: int) -> bytes:
+    """SHA-256 of a file's first bytes, after which it is positioned; in hexadecimal."""
+    file.seek(0)
+    digest = hashlib.sha256()
+    while length:
+        chunk = file.read(min(length, 2**20))
+        digest.update(chunk)
+        length -= len(chunk)
+    return digest.hexdigest().encode()
 
 
 def _verify_checksums(file: BinaryIO) -> None:

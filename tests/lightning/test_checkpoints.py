@@ -618,13 +618,15 @@ def test_the_patience_of_early_stopping_can_change(tmp_path):
     assert callback.patience == 9
 
 
-def test_another_number_of_processes_cannot_go_on_with_a_rollout(rewrite, tmp_path):
+def test_another_number_of_optimizees_in_all_cannot_go_on(rewrite, tmp_path):
     def two_processes(content):
         content["rollouts"] *= 2
 
     with (
         pytest.warns(UserWarning, match="older version"),
-        pytest.raises(CheckpointMismatchError, match=r"1 processes \(--trainer\.devices\).*had 2"),
+        pytest.raises(
+            CheckpointMismatchError, match=r"num_tasks is 2 on 1 processes.*2 on 2.*--trainer\.devices"
+        ),
     ):
         resume(rewrite(two_processes), tmp_path)
 

@@ -355,7 +355,8 @@ def test_ddp_starts_its_own_processes(whole_run, tmp_path):
 def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     """torchrun starts all of them again, and they go on where the last checkpoint was."""
     folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
-    more = ["--model.num_tasks=2", callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5"]
+    dies = [callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5", "--trust=sudden_death"]
+    more = ["--model.num_tasks=2", *dies]
     command = readmes(
         "torchrun",
         **{
