@@ -136,8 +136,10 @@ class MetaLearner(LightningModule):
             raise ValueError(f"unroll must be at least 1, got {unroll}")
         if max(self.unrolls) > min(self.horizons):
             raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be positive and finite, got {learning_rate}")
+        if not math.isfinite(learning_rate):
+            raise ValueError(f"learning_rate must be finite, got {learning_rate}")
+        if learning_rate <= 0:
+            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
         if seed < 0:
             raise ValueError(f"seed must not be negative, got {seed}")
         for name, choice, choices in (

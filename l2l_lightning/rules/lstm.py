@@ -65,6 +65,7 @@ class CoordinatewiseLSTM(UpdateRule):
             ("output_scale", output_scale),
             ("head_init_scale", head_init_scale),
             ("forget_bias", forget_bias),
+            ("gradient_scale", gradient_scale),
         ):
             if not math.isfinite(number):
                 raise ValueError(f"{name} must be finite, got {number}")
@@ -72,8 +73,8 @@ class CoordinatewiseLSTM(UpdateRule):
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
         self.head_init_scale = head_init_scale
-        if not 0 < gradient_scale < math.inf:
-            raise ValueError(f"gradient_scale must be positive and finite, got {gradient_scale}")
+        if not gradient_scale > 0:
+            raise ValueError(f"gradient_scale must be positive, got {gradient_scale}")
         self.forget_bias = forget_bias
         self.gradient_scale = gradient_scale
         self.backend = backend
