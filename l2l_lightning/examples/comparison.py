@@ -101,6 +101,7 @@ def summary(
             "held_out_accuracies": _finite(accuracies.tolist()),
             "loss_minus_adamw": Interval.of(losses - reference).as_json(),
             "seconds_per_step": statistics.median(s for run in contender.runs for s in run.step_seconds),
+            "cpu_seconds_per_step": statistics.median(s for run in contender.runs for s in run.cpu_seconds),
             "state_bytes": contender.runs[0].state_bytes,
             "setting": _setting(contender.tuned.setting),
             "tuning": {
@@ -150,10 +151,10 @@ COLUMNS = (
     "held-out loss",
     "accuracy",
     "minus AdamW's loss",
-    "lr",
-    "weight decay",
+    "lr, weight decay",
     "tried",
     "s / step",
+    "CPU s / step",
     "state B / parameter",
 )
 """Of a table of results; "tried" is how many settings the search tried."""
@@ -172,10 +173,10 @@ def rows(document: dict[str, Any]) -> list[tuple[str, ...]]:
             interval(numbers["held_out_loss"]),
             interval(numbers["held_out_accuracy"]),
             "" if name == ADAMW else interval(numbers["loss_minus_adamw"]),
-            f"{numbers['setting']['lr']:g}",
-            f"{numbers['setting']['weight_decay']:g}",
+            f"{numbers['setting']['lr']:g}, {numbers['setting']['weight_decay']:g}",
             str(len(numbers["tuning"]["trials"])),
-            f"{numbers['seconds_per_step']:.3g}",
+            f"{numbers['seconds_per_step']:.2g}",
+            f"{numbers['cpu_seconds_per_step']:.2g}",
             f"{numbers['state_bytes'] / document['parameters']:.1f}",
         )
         for name, numbers in document["optimizers"].items()

@@ -41,6 +41,8 @@ class Run:
     """Before the first step, and EVALUATIONS times since."""
     step_seconds: list[float] = field(default_factory=list)
     """Forward, backward and update, of every step."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """The same in time that this process computed, in all its threads: other work does not lengthen it."""
     state_bytes: int = 0
     """What the optimizer's state took at the end."""
 
@@ -50,11 +52,11 @@ class Recorder(Callback):
 
     def __init__(self) -> None:
         self.run = Run()
-        self._started = 0.0
+        self._started = self._cpu_started = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """Starts the clock."""
-        self._started = _now(trainer)
+        """Starts the clocks."""
+        self._started, self._cpu_started = _now(trainer), time.process_time()
 
     def on_train_batch_end(
         self,
@@ -63,7 +65,8 @@ class Recorder(Callback):
         outputs: Tensor | Mapping[str, Any] | None,
         *_: Any,
     ) -> None:
-        """Stops the clock; keeps the loss."""
+        """Stops the clocks; keeps the loss."""
+        self.run.cpu_seconds.append(time.process_time() - self._cpu_started)
         self.run.step_seconds.append(_now(trainer) - self._started)
         assert isinstance(outputs, Mapping)
         self.run.losses.append(outputs["loss"].item())
