@@ -117,6 +117,7 @@ def example(
         CommandLineError: An option is not possible; the message names it.
         DataNotFoundError: MNIST is not where the options say.
         WeightsError: There is no such rule.
+        OSError: The folder cannot be written.
     """
     for option, value in (("num-seeds", num_seeds), ("num-tuning-seeds", num_tuning_seeds)):
         if value < 1:
@@ -125,6 +126,7 @@ def example(
         raise CommandLineError(f"--rules names a rule twice: {', '.join(rules)}")
     for rule in rules:
         pretrained.load(rule)  # what is missing shows now rather than after AdamW's runs
+    Path(out).mkdir(parents=True, exist_ok=True)  # or fail now
     if quick:
         num_seeds, num_tuning_seeds = 2, 1
         sizes |= QUICK[name] | {"steps": EVALUATIONS, "batch_size": 4}
@@ -165,3 +167,5 @@ def main(arguments: Sequence[str]) -> None:
         example(options.example, **vars(options[options.example]))
     except (ValueError, MemoryError) as error:
         raise CommandLineError(str(error)) from error
+    except OSError as error:
+        raise CommandLineError(f"{error} (--out says where results are written)") from error

@@ -317,6 +317,11 @@ def test_what_the_user_can_mend_is_one_message(arguments, message, fails, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(fails, tmp_path):
+    (tmp_path / "file").touch()
+    assert "--out says where" in fails("example", "transformer", f"--out={tmp_path / 'file'}")
+
+
 ROOT = Path(__file__).parents[2]
 
 
