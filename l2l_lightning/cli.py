@@ -1,4 +1,4 @@
-"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | reproduce | info`."""
+"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | reproduce | …`."""
 
 from __future__ import annotations
 
@@ -333,6 +333,10 @@ def main(args: Sequence[str] | None = None) -> None:
         from l2l_lightning.reproduce.command import main as reproduce
 
         run: Callable[[], Any] = functools.partial(reproduce, arguments[1:])
+    elif arguments[:1] == ["example"]:
+        from l2l_lightning.examples.command import main as example
+
+        run = functools.partial(example, arguments[1:])
     else:
         run = functools.partial(_run_lightning, arguments)
     # The folder is the run's own and new; what is in it are this run's other files.

@@ -63,7 +63,9 @@ def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, ca
     if command.endswith("--data.root FOLDER"):
         command = command.removesuffix("--data.root FOLDER")
     arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
-    tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"]}.get(arguments[0], TINY)
+    tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"], "example": ["--quick"]}.get(
+        arguments[0], TINY
+    )
     main([*arguments, *tiny])
     assert capsys.readouterr().out
 
