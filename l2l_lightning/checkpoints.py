@@ -356,6 +356,8 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 continue
             theta, state = rollout["optimizees"]["theta"], rollout["state"]
             generators = rollout["optimizees"]["generators"]
+            # Version 1 had no masks.
+            masked = rollout.setdefault("masked", torch.zeros(len(theta), dtype=torch.bool))
             fits = (
                 fits
                 and theta.is_floating_point()
@@ -364,6 +366,8 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 and state.shape[-1] == theta.numel()
                 and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
                 and (count is None or len(theta) == count)
+                and masked.dtype == torch.bool
+                and masked.shape == theta.shape[:1]
                 and all(g.dtype == torch.uint8 and g.dim() == 1 for g in generators)
                 and type(rollout["steps_done"]) is int
             )

@@ -15,8 +15,8 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     is drawn anew, so that the run goes on as it would have on the processes that saved it.
 
     Args:
-        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], the states [..., k·N], k instances,
-            k generators.
+        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], the states [..., k·N], masks [k],
+            k instances, k generators.
         rank: Which of the processes that go on.
         world_size: How many those are.
 
@@ -41,5 +41,6 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
             },
         },
         "state": states[..., coordinates].clone(),
+        "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone(),
         "steps_done": rollouts[0]["steps_done"],
     }

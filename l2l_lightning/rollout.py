@@ -263,7 +263,7 @@ class Rollout:
         return {
             "optimizees": self.optimizees.state_dict(),
             "state": self.state.clone(),
-            "masked": self.masked,
+            "masked": self.masked.clone(),
             "steps_done": self.steps_done,
         }
 
@@ -271,8 +271,7 @@ class Rollout:
         """Continues where a rollout of the same rule and optimizees was saved."""
         self.optimizees.load_state_dict(state["optimizees"])
         self.state = state["state"].to(self.state)
-        # Checkpoints from before there was masking have none.
-        self.masked = state.get("masked", self.masked).cpu()
+        self.masked = state["masked"].cpu()
         self.steps_done = state["steps_done"]
 
 
