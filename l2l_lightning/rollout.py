@@ -270,7 +270,7 @@ class Rollout:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues where a rollout of the same rule and optimizees was saved."""
         self.optimizees.load_state_dict(state["optimizees"])
-        self.state = state["state"].to(self.state)
+        self.state.copy_(state["state"])  # which windows may update in place: the saved one stays what it is
         self.masked = state["masked"].cpu()
         self.steps_done = state["steps_done"]
 
