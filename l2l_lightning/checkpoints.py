@@ -86,7 +86,11 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
         raise CheckpointError(f"{path}: checkpoints are written to local disks only (--checkpoint.dirpath)")
     path = Path(path)
     with replacing(path, path.with_name(f".{path.name}.partial")) as file:
-        torch.save(checkpoint, file)
+        try:
+            torch.save(checkpoint, file)
+        except RuntimeError as error:
+            # What torch makes of a disk that is full.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         # An archive ends with the length of its comment, which torch leaves empty.
         file.seek(-2, io.SEEK_END)
         file.write(_SEAL_LENGTH.to_bytes(2, "little"))

@@ -29,6 +29,8 @@ from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout
 from l2l_lightning.tasks import Mixture, NoisyScaledSquare
 
+pytestmark = pytest.mark.forks
+
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
@@ -256,7 +258,8 @@ def test_a_nan_meta_gradient_restarts_every_process(any_better, tmp_path):
     """From the best checkpoint, or from the same fresh draw."""
     best = ModelCheckpoint(tmp_path, monitor="val/sum_loss", save_on_train_epoch_end=False)
     # Of chance = 2 every validation is better, of 0 none.
-    guard = CollapseGuard(chance=2.0 if any_better else 0.0)
+    guard = CollapseGuard()
+    guard.chance = 2.0 if any_better else 0.0
     model = make_model(2, NaNOnce(evaluation=18), horizon=6).float()
     ended = fit_in_processes(
         model, tmp_path, 2, guard, KeepPhi(tmp_path), best, num_rollouts=4, val_check_interval=2
@@ -276,7 +279,8 @@ def test_a_nan_meta_gradient_restarts_every_process(any_better, tmp_path):
 
 
 def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path):
-    guard = CollapseGuard(start_patience=1, chance=0.0, max_restarts=2)
+    guard = CollapseGuard(start_patience=1, max_restarts=2)
+    guard.chance = 0.0  # of which no validation is better
     model = make_model(1).float()
     ended = fit_in_processes(model, tmp_path, 2, guard, num_rollouts=2, val_check_interval=2)
     assert_processes_agree(ended)

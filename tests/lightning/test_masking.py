@@ -205,6 +205,7 @@ def test_a_meta_training_goes_on_without_the_sick_and_says_so(tmp_path):
         torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.forks
 def test_two_processes_with_one_task_each_are_one_with_two(tmp_path):
     """Even where all that a process has is masked, as long as the other one has an optimizee left."""
     task = Faulty("infinite gradient", at=1)
