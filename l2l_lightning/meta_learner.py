@@ -68,7 +68,7 @@ class MetaLearner(LightningModule):
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
             then says why); True: or else an error; False: never.
         checkpoint_every: k: keep every k-th state of a window and compute the others again (see Rollout):
-            large optimizees and long windows fit in memory, for up to another forward's time. None keeps all.
+            large optimizees and long windows fit in memory, for about another forward's time. None keeps all.
         history_dtype: What kept states are stored in, "float32" or "bfloat16" (see Rollout).
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.

@@ -78,7 +78,7 @@ class Rollout:
             why); True: or else an error; False: never.
         checkpoint_every: k: of a window's states only each k-th is kept, from the first on, and the backward
             computes the others again, a chunk of coordinates at a time: the same numbers, T/k states in place
-            of T+1, for up to another forward's time. With k ≥ T memory grows with the window by its gradients
+            of T+1, for about another forward's time. With k ≥ T memory grows with the window by its gradients
             alone. None keeps all.
         history_dtype: What kept states are stored in. "float32": as they are computed. "bfloat16": rounded,
             in half the memory; the rollout itself is not touched, and the meta-gradient errs by a fraction
