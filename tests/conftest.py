@@ -1,6 +1,15 @@
-"""The order of the tests."""
+"""The order of the tests, and what one must not leave to the next."""
+
+import pytest
+import torch
 
 
 def pytest_collection_modifyitems(items):
     """Tests that fork come first: a process whose autograd has threads cannot be forked."""
     items.sort(key=lambda item: item.get_closest_marker("forks") is None)
+
+
+@pytest.fixture(autouse=True)
+def subnormal_numbers():
+    """The command line flushes them to zero in the whole process; numbers are compared with them."""
+    torch.set_flush_denormal(False)
