@@ -130,6 +130,7 @@ def test_the_same_signal_again_stops_at_once(tmp_path, capsys, monkeypatch):
 
 def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, capsys, caplog, in_peace):
     """A limit on the size of files is what a process can impose on itself: at 20 KiB no checkpoint fits."""
+    caplog.set_level("INFO", logger="lightning.pytorch")  # `reproduce` and `example` make it quieter
     saved = resource.getrlimit(resource.RLIMIT_FSIZE)
     written = LatestCheckpoint._put_in_place_and_stop
 
