@@ -371,7 +371,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {_one_line(error)} ({command} lists the options)", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:
-        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
+        where = {"reproduce": "--out", "example": "--out", "compare": "--out or --trainer.default_root_dir"}
         option = where.get(arguments[0], "--trainer.default_root_dir")
         print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
@@ -426,7 +426,7 @@ def _run_lightning(arguments: list[str]) -> None:
 def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
     if not arguments or not arguments[0].startswith("-"):
-        commands = [*MetaLearningCLI.subcommands(), "reproduce", "info"]
+        commands = [*MetaLearningCLI.subcommands(), "reproduce", "example", "info"]
         if not arguments or arguments[0] not in commands:
             given = f"there is no command {arguments[0]}" if arguments else "no command was given"
             raise CommandLineError(f"{given}: choose from {', '.join(commands)}")
