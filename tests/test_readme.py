@@ -119,6 +119,28 @@ def test_the_readmes_meta_steps_are_the_committed_results():
     assert document["origin"]["commit"] in README
 
 
+def test_the_readmes_large_optimizees_are_the_committed_results():
+    document = json.loads((ROOT / "benchmarks/results/large_optimizees_cpu.json").read_text())
+    ways = {}
+    for row in document["rows"]:
+        memory = row["held_mib" if row["computed"] else "working_mib"]
+        seconds = f"{row['seconds']:{'.2g' if row['seconds'] < 100 else '.0f'}}"
+        cell = f"{memory:,.0f} MiB, {seconds} s"
+        ways.setdefault(row["name"], []).append(f"*{cell}*" if row["computed"] else cell)
+    assert len(ways) == 6
+    for name, cells in ways.items():
+        assert f"| {name} | {' | '.join(cells)} |" in README
+    assert document["origin"]["commit"] in README
+
+
+def test_the_readmes_optimizer_steps_are_the_committed_results():
+    document = json.loads((ROOT / "benchmarks/results/optimizer_step_cpu.json").read_text())
+    for name, row in document["rows"].items():
+        cells = [f"{row['ms']:.1f}", f"{row['ratio']:.2f}", f"{row['ns_per_coordinate']:.1f}"]
+        assert f"| {name} | {' | '.join(cells)} | {row['state_bytes_per_coordinate']:.0f} |" in README
+    assert document["origin"]["commit"] in README
+
+
 REPRODUCTION = ROOT / "benchmarks/results/reproduction"
 
 
