@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from killed_fits import OPTIONS
 
 from l2l_lightning.cli import main
 from l2l_lightning.latest_checkpoint import LatestCheckpoint
@@ -18,22 +19,7 @@ from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.tasks import Quadratic
 
 KILLED_FITS = Path(__file__).with_name("killed_fits.py")
-SMALL = [
-    "--data.num_rollouts=8",
-    "--model.horizon=12",
-    "--model.unroll=5",
-    "--model.num_tasks=2",
-    "--model.num_validation_optimizees=2",
-    "--trainer.val_check_interval=4",
-    "--trainer.log_every_n_steps=3",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.accelerator=cpu",
-    "--latest.every_n_meta_steps=5",
-    "--comparison.num_optimizees=2",
-    "--comparison.num_tuning_optimizees=2",
-    "--comparison.baselines=[sgd]",
-    "--wandb=off",
-]
+SMALL = [*OPTIONS, "--data.num_rollouts=8", "--latest.every_n_meta_steps=5"]
 
 
 def the_run(root):
