@@ -47,7 +47,7 @@ class LatestCheckpoint(Checkpoint):
 
     SIGINT (Ctrl-C), SIGTERM (preemption) and SLURM's signal to requeue take effect after the meta-step in
     progress, on all processes after the same one; the first two raise RunStoppedError. The same signal again
-    acts at once.
+    acts at once. A signal that the process was started to ignore stays ignored.
 
     Args:
         every_n_meta_steps: Meta-steps from one to the next: what a kill can cost at most.
@@ -81,7 +81,10 @@ class LatestCheckpoint(Checkpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (*STOP_SIGNALS, *_requeue_signals(trainer)):
-            self._handlers[number] = signal.signal(number, self._receive)
+            # Whoever started the process to ignore a signal (nohup, a script's `&`) wants that; one whose
+            # handler is not Python's (None) could not be given back.
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                self._handlers[number] = signal.signal(number, self._receive)
 
     @property
     def _new_path(self) -> Path:

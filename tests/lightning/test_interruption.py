@@ -55,6 +55,14 @@ def leaves(value, path=""):
         yield path, value.tolist() if isinstance(value, torch.Tensor) else value
 
 
+@pytest.fixture(autouse=True)
+def signals():
+    """Ctrl-C interrupts: tests that are started in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def in_peace(tmp_path_factory):
     root = tmp_path_factory.mktemp("peace")
@@ -112,6 +120,17 @@ def test_the_same_signal_again_stops_at_once(tmp_path, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
     assert stopped.value.code not in (0, None)
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
+    """As nohup and a script's `&` have it."""
+    monkeypatch.setattr(
+        LatestCheckpoint, "on_train_batch_start", lambda *arguments: os.kill(os.getpid(), signal.SIGINT)
+    )
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    assert (the_run(tmp_path) / "curves.csv").is_file()
 
 
 def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, capsys, caplog, in_peace):
