@@ -166,10 +166,21 @@ def check_trusted(path: str | Path, checkpoint: dict[str, Any], trust: Sequence[
     refuse_foreign(path, {"task": model["task"], "rule": model["rule"]}, (*MAY_NAME, *trust))
 
 
+def foreign_modules(config: Any, allowed: Sequence[str] = MAY_NAME) -> list[str]:
+    """Modules outside the allowed ones that a configuration names: what --trust would have to say.
+
+    Example:
+        >>> foreign_modules({"task": {"init_args": {"f": "my_problem.rosenbrock"}}})
+        ['my_problem']
+    """
+    foreign = foreign_references(config, allowed)
+    return sorted({reference.rpartition(".")[0].partition(".<")[0] for reference in foreign})
+
+
 def refuse_foreign(path: str | Path, config: Any, allowed: Sequence[str]) -> None:
     """Raises CheckpointError if a file's configuration names code outside the allowed modules."""
     if foreign := foreign_references(config, allowed):
-        modules = sorted({reference.rpartition(".")[0].partition(".<")[0] for reference in foreign})
+        modules = foreign_modules(config, allowed)
         raise CheckpointError(
             f"{path} names {', '.join(foreign)}: code that is not this package's, and that is not imported "
             f"on a file's word. If you trust it: --trust {','.join(modules)}, in Python trust={modules}"

@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
+import os
 import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from importlib import resources
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import torch
 import yaml
 from l2l_kernels import BackendUnavailableError, choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from l2l_lightning import checkpoints
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 from l2l_lightning.checkpoints import CheckpointError
+from l2l_lightning.config import foreign_references
 from l2l_lightning.cuda_graphs import CaptureError, check_available
 from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
@@ -35,7 +41,8 @@ from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import WeightsError
-from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder
+from l2l_lightning.provenance import write_atomically
+from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder, newest_config
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
@@ -54,7 +61,7 @@ CONFIG_MAY_NAME = (
 )
 """Modules that the configuration beside a checkpoint may name."""
 
-PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version")
+PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
 """Options that name a folder or a file, and never code."""
 
 
@@ -71,6 +78,19 @@ def presets() -> dict[str, Path]:
     """
     folder = Path(str(resources.files("l2l_lightning.configs")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes a run's options into its folder once they have been accepted: when training begins."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing yet: a checkpoint may still refuse to go on with them."""
+
+    @rank_zero_only
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes them, whole or not at all: a run that goes on reads them."""
+        path = Path(trainer.default_root_dir) / self.config_filename
+        write_atomically(path, self.parser.dump(self.config, skip_none=False))
 
 
 class MetaLearningCLI(LightningCLI):
@@ -100,7 +120,7 @@ class MetaLearningCLI(LightningCLI):
                 "enable_model_summary": False,
                 "use_distributed_sampler": False,
             },
-            save_config_callback=SaveConfigCallback,
+            save_config_callback=RunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False},
@@ -178,6 +198,11 @@ class MetaLearningCLI(LightningCLI):
         self.run_folder = self.root
         if config.run_folder and self.subcommand != "fit":
             raise CommandLineError(f"--run_folder is where a fit goes on; {self.subcommand} has none")
+        if config.run_folder and config.latest.dirpath:
+            raise CommandLineError(
+                "--latest.dirpath must not be set with --run_folder, where the run goes on from its "
+                "checkpoints/last.ckpt"
+            )
         if self.subcommand == "fit":
             named = Path(config.run_folder) if config.run_folder else folder_of_run(config.ckpt_path)
             self.run_folder = named or new_run_folder(self.root / self.run_name)
@@ -300,13 +325,20 @@ class MetaLearningCLI(LightningCLI):
         best = trainer.checkpoint_callback.best_model_path if trainer.checkpoint_callback else ""
         if best:
             print(f"Best checkpoint: {best}")
-        self.compare(
-            self.model,
-            self.datamodule,
-            ckpt_path=best or None,
-            out=str(self.run_folder),
-            tuning_dir=str(self.root / "tuning"),
-        )
+        try:
+            self.compare(
+                self.model,
+                self.datamodule,
+                ckpt_path=best or None,
+                out=str(self.run_folder),
+                tuning_dir=str(self.root / "tuning"),
+            )
+        except (KeyboardInterrupt, SystemExit):
+            latest = next(call for call in trainer.callbacks if isinstance(call, LatestCheckpoint))
+            print(
+                f"stopped in the final comparison; go on with: {latest.command(self.model)}", file=sys.stderr
+            )
+            raise
 
     def tune(self, model: MetaLearner, datamodule: MetaData, **arguments: Any) -> None:
         """Runs MetaTrainer.tune with the command line's settings, on every member of a mixture."""
@@ -339,6 +371,7 @@ def main(args: Sequence[str] | None = None) -> None:
         run = functools.partial(example, arguments[1:])
     else:
         run = functools.partial(_run_lightning, arguments)
+    handled = _handle_sigterm()
     # The folder is the run's own and new; what is in it are this run's other files.
     warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
     # Lightning's own affair.
@@ -385,6 +418,25 @@ def main(args: Sequence[str] | None = None) -> None:
         wandb = sys.modules.get("wandb")
         if wandb is not None and wandb.run is not None:
             wandb.finish()
+        if handled:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _handle_sigterm() -> bool:
+    """Has SIGTERM end the program as an error does, unless whoever started it wants something else of it.
+
+    In a meta-training LatestCheckpoint takes it over.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"\nstopped by SIGTERM\n")  # not print: the signal may have come in the middle of one
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    return True
 
 
 def _others_error(error: Exception) -> str | None:
@@ -409,6 +461,11 @@ def _check_trainer_options(config: Any) -> None:
     for name, (value, minimum) in least.items():
         if value is not None and value < minimum:
             raise CommandLineError(f"--{name} must be at least {minimum}, got {value}")
+    if trainer.check_val_every_n_epoch not in (None, 1):
+        raise CommandLineError(
+            f"--trainer.check_val_every_n_epoch must be 1, got {trainer.check_val_every_n_epoch}: a run is "
+            "one epoch; --trainer.val_check_interval says how often it is validated"
+        )
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and interval <= 0:
         raise CommandLineError(f"--trainer.val_check_interval must be positive, got {interval}")
@@ -442,6 +499,7 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     wants_help = any(argument in ("-h", "--help") for argument in rest)
     base: list[str] = []
     trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
+    trust += _named_code(rest)
     if interrupted:
         base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
         configs = configs or [DEFAULT_PRESET]
@@ -487,13 +545,42 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _option(arguments: list[str], name: str) -> str | None:
     """The last value given for an option, in either spelling."""
-    value = None
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            value = arguments[position + 1]
-        elif argument.startswith(f"{name}="):
-            value = argument.partition("=")[2]
-    return value
+    return dict(_options(arguments)).get(name)
+
+
+def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Options with their values, in either spelling, in their order."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, given, value = argument.partition("=")
+        if name.startswith("-") and (given or following is not None):
+            yield name, value if given else following
+
+
+def _named_code(arguments: list[str]) -> list[str]:
+    """Code that the command itself names, in its options or in the files of options that it gives.
+
+    It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
+    """
+    found: list[str] = []
+    for name, value in _options(arguments):
+        keys = name.removeprefix("--").split(".")
+        if name in ("--config", "-c") and Path(value).is_file():
+            config = _read_yaml(Path(value), f"--config {value}")
+            named: Any = {key: config.get(key) for key in ("model", "trainer")}
+        elif keys[0] in ("model", "trainer") and keys[-1] not in PATHS:
+            named = _parsed(value)
+        else:
+            continue
+        found += foreign_references(_without_paths(named), ())
+    return found
+
+
+def _parsed(value: str) -> Any:
+    """An option's value as jsonargparse reads it: a list or a mapping may be written as YAML."""
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value
 
 
 def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
@@ -506,8 +593,8 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
     checkpoint = checkpoints.read(path)
     checkpoints.check_trusted(path, checkpoint, trust)
     config = {key: checkpoint[checkpoints.SECTION][key] for key in ("seed_everything", "model", "data")}
-    saved = Path(path).resolve().parent.parent / "config.yaml"
-    if subcommand == "fit" and saved.is_file():
+    saved = newest_config(Path(path).resolve().parent.parent)
+    if subcommand == "fit" and saved:
         # Resuming: the run's own trainer settings as well.
         return {**_run_config(saved, trust), **config}
     return config

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Sequence
 from typing import Any, Protocol
-
-_REFERENCE = re.compile(r"[^\W\d]\w*\.[^/\\]+")
-"""A text that something might import: it begins with a module's name and a dot, and is no path of a file."""
 
 
 class Configurable(Protocol):
@@ -31,14 +27,27 @@ def from_class_config(config: dict[str, Any], base: type) -> Any:
         ValueError: There is no such class, or it is not one of `base`'s.
         TypeError: The class takes other arguments.
     """
-    module, _, name = str(config.get("class_path")).rpartition(".")
+    path = str(config.get("class_path"))
+    module, _, name = path.rpartition(".")
     try:
+        if not is_dotted_path(path):
+            raise ValueError("it is no dotted path")  # before anything is imported
         cls = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"there is no class {config.get('class_path')}: {error}") from error
+        raise ValueError(f"there is no class {path}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ValueError(f"{config['class_path']} is not a {base.__name__}")
+        raise ValueError(f"{path} is not a {base.__name__}")
     return cls(**config.get("init_args", {}))
+
+
+def is_dotted_path(text: str) -> bool:
+    """Whether a text is a path of Python names: nothing else may be handed to an import.
+
+    Example:
+        >>> [is_dotted_path(text) for text in ("torch.nn.Linear", "./evil", "evil./x", "evil-er.x")]
+        [True, False, False, False]
+    """
+    return all(part.isidentifier() for part in text.split("."))
 
 
 def foreign_references(config: Any, allowed: Sequence[str]) -> list[str]:
@@ -57,6 +66,6 @@ def foreign_references(config: Any, allowed: Sequence[str]) -> list[str]:
         config = [*config, *config.values()]
     if isinstance(config, list | tuple):
         return sorted({reference for part in config for reference in foreign_references(part, allowed)})
-    if not isinstance(config, str) or not _REFERENCE.match(config):
+    if not isinstance(config, str) or "." not in config or not is_dotted_path(config.partition(".")[0]):
         return []
     return [] if any(config == module or config.startswith(f"{module}.") for module in allowed) else [config]

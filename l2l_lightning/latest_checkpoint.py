@@ -16,6 +16,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from l2l_lightning.checkpoints import foreign_modules
+from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -27,13 +29,12 @@ class RunStoppedError(Exception):
     Args:
         number: The signal's.
         step: Meta-steps done.
-        checkpoint: What to go on from.
+        command: What to go on with.
     """
 
-    def __init__(self, number: int, step: int, checkpoint: Path) -> None:
+    def __init__(self, number: int, step: int, command: str) -> None:
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after meta-step {step}; "
-            f"go on with: python -m l2l_lightning fit --ckpt_path {checkpoint}"
+            f"stopped by {signal.Signals(number).name} after meta-step {step}; go on with: {command}"
         )
         self.exit_code = 128 + number
 
@@ -46,12 +47,12 @@ class LatestCheckpoint(Checkpoint):
     place when everything that was logged up to it is on the disk; the old one is whole until then.
 
     SIGINT (Ctrl-C), SIGTERM (preemption) and SLURM's signal to requeue take effect after the meta-step in
-    progress, on all processes after the same one; the first two raise RunStoppedError. The same signal again
-    acts at once. A signal that the process was started to ignore stays ignored.
+    progress, on all processes after the same one; the first two raise RunStoppedError. Ctrl-C acts at once if
+    the run is being stopped already. A signal that the process was started to ignore stays ignored.
 
     Args:
         every_n_meta_steps: Meta-steps from one to the next: what a kill can cost at most.
-        dirpath: Its folder; None is "checkpoints" in the run's folder.
+        dirpath: Its folder, in the run's folder unless it is absolute; None is "checkpoints".
 
     Raises:
         ValueError: every_n_meta_steps < 1.
@@ -61,8 +62,9 @@ class LatestCheckpoint(Checkpoint):
         if every_n_meta_steps < 1:
             raise ValueError(f"latest.every_n_meta_steps must be at least 1, got {every_n_meta_steps}")
         self.every_n_meta_steps = every_n_meta_steps
-        self.path = Path(dirpath or "checkpoints") / "last.ckpt"
+        self.path = self._given_path = Path(dirpath or "checkpoints") / "last.ckpt"
         self._saved_step = 0
+        self._step_before = 0
         self._is_new = False
         self._received = 0
         self._agreed = 0
@@ -70,7 +72,7 @@ class LatestCheckpoint(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Settles where the file lies."""
-        self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / self.path)
+        self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / self._given_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begins to count, trims the log to where the run is, and takes the signals over from here."""
@@ -91,12 +93,16 @@ class LatestCheckpoint(Checkpoint):
         return self.path.with_suffix(".new")
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self._received == number:
-            self._give_signals_back()
-            os.kill(os.getpid(), number)
+        if self._received in STOP_SIGNALS:
+            # A second SIGTERM is common, to the process and to its group, and asks for nothing else.
+            if number == signal.SIGINT:
+                self._give_signals_back()
+                raise KeyboardInterrupt
+            return
         self._received = number
-        # Not print: the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this meta-step; the same signal again stops at once.\n")
+        if number in STOP_SIGNALS:
+            # Not print: the signal may have come in the middle of one.
+            os.write(2, b"\nStopping after this meta-step; Ctrl-C stops at once.\n")
 
     def _give_signals_back(self) -> None:
         for number, handler in self._handlers.items():
@@ -108,13 +114,15 @@ class LatestCheckpoint(Checkpoint):
     ) -> None:
         """What was logged before is complete: puts a new checkpoint in place, and stops if that was asked."""
         self._put_in_place_and_stop(trainer)
+        self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Writes one if it is time, unless a validation is still to come."""
-        self._agreed = self._agree(trainer)
-        validates = trainer.is_last_batch or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if self._is_whole(trainer):
+            self._agreed = self._agree(trainer)
+        validates = trainer.should_stop or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
         if not (validates and trainer.enable_validation):
             self._write_if_due(trainer)
 
@@ -124,8 +132,14 @@ class LatestCheckpoint(Checkpoint):
             self._write_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the last one in place; a comparison is not begun if a signal has come."""
+        """Puts the run's last one in place; a comparison is not begun if a signal has come."""
+        received = self._agree(trainer)
+        if received in STOP_SIGNALS:  # since the last meta-step
+            self._agreed = received
+        self._write_if_due(trainer)
         self._put_in_place_and_stop(trainer)
+        # Before Lightning gives back its own: the other way round, its handlers would outlive the run.
+        self._give_signals_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leaves signals as they were."""
@@ -138,7 +152,20 @@ class LatestCheckpoint(Checkpoint):
             return
         self._new_path.unlink(missing_ok=True)
         if self.path.is_file() and not isinstance(exception, RunStoppedError):
-            rank_zero_info(f"The run's newest checkpoint, to go on from: fit --ckpt_path {self.path}")
+            rank_zero_info(f"The run's newest checkpoint, to go on from: {self.command(pl_module)}")
+
+    def command(self, model: LightningModule) -> str:
+        """What goes on from the newest checkpoint."""
+        code = {}
+        if isinstance(model, MetaLearner):
+            code = {key: model.settings()[key] for key in ("task", "rule")}
+        modules = foreign_modules(code)
+        trust = f" --trust {','.join(modules)}" if modules else ""
+        return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
+
+    def _is_whole(self, trainer: Trainer) -> bool:
+        """Whether the window ended a meta-step: a gradient that is being accumulated would not be saved."""
+        return trainer.global_step > self._step_before
 
     def _agree(self, trainer: Trainer) -> int:
         """The signal that any of the processes has received: all stop after the same meta-step."""
@@ -149,6 +176,8 @@ class LatestCheckpoint(Checkpoint):
         return int(received)
 
     def _write_if_due(self, trainer: Trainer) -> None:
+        if not self._is_whole(trainer):
+            return
         since = trainer.global_step - self._saved_step
         ends = trainer.is_last_batch or trainer.should_stop or trainer.global_step == trainer.max_steps
         due = since >= self.every_n_meta_steps or ends or self._agreed
@@ -172,7 +201,7 @@ class LatestCheckpoint(Checkpoint):
             self._new_path.replace(self.path)
         self._is_new = False
         if self._agreed:
-            raise RunStoppedError(self._agreed, trainer.global_step, self.path)
+            raise RunStoppedError(self._agreed, trainer.global_step, self.command(trainer.lightning_module))
 
 
 def _requeue_signals(trainer: Trainer) -> list[int]:

@@ -24,8 +24,10 @@ class _Writer(ExperimentWriter):
 
     def read(self) -> list[dict[str, str]]:
         """The rows so far; one that a kill cut short is left out."""
-        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        lines = Path(self.metrics_file_path).read_text(encoding="utf-8").splitlines(keepends=True)
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()
+        return list(csv.DictReader(lines))
 
     def replace(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
         """Writes the file anew; until that is done the old one stays."""

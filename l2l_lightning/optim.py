@@ -35,7 +35,8 @@ class LearnedOptimizer(Optimizer):
         (u_t, s_{t+1}) = m_φ(g_t, s_t)          θ_{t+1} = (1 − lr · weight_decay) θ_t + lr · u_t
 
     All parameters of a group that are on one device take one launch. Arithmetic is in φ's dtype (float32);
-    a bfloat16 or float16 parameter is rounded once an update, and no float32 copy of it is kept.
+    a bfloat16 or float16 parameter is rounded once an update, and no float32 copy of it is kept: what an
+    update changes by less than half of a parameter's last digit is lost.
 
     `state[parameter]` has one entry, "rule_state", [*state_shape, *parameter.shape], from the parameter's
     first gradient on. A parameter whose gradient is None keeps its value and its state; a gradient of zero is
@@ -386,8 +387,8 @@ class _Pack:
             self.grad.neg_()
         self.update.zero_()
         step(self.update, self.grad, self.state, self.state)
-        if weight_decay:
-            torch._foreach_mul_(thetas, 1 - lr * weight_decay)
+        if weight_decay:  # into the update, so that θ is rounded once
+            torch._foreach_add_(self.updates, thetas, alpha=-weight_decay)
         torch._foreach_add_(thetas, self.updates, alpha=lr)
 
 

@@ -20,6 +20,12 @@ def last_checkpoint(folder: Path) -> Path | None:
     return path if path.is_file() else None
 
 
+def newest_config(folder: Path) -> Path | None:
+    """The options that the folder's run was last begun or continued with: those names sort by time."""
+    first = folder / "config.yaml"
+    return max(folder.glob("config-*.yaml"), default=first if first.is_file() else None)
+
+
 def folder_of_run(checkpoint: str | None) -> Path | None:
     """The folder of the run whose newest checkpoint this is: a fit from it is the same run."""
     path = Path(checkpoint or "")

@@ -39,12 +39,15 @@ QUICK_HELD_OUT = 32
 def parser() -> ArgumentParser:
     """The command's arguments."""
     result = ArgumentParser(
+        exit_on_error=False,
         prog="python -m l2l_lightning example",
         description="Trains a network with learned rules, as LearnedOptimizer, and with AdamW: the same "
         "weights and minibatches, every optimizer at its tuned settings.",
     )
     examples = result.add_subcommands(dest="example")
-    resnet = ArgumentParser(description="Fine-tunes a torchvision ResNet-18 on MNIST's digits 5 to 9.")
+    resnet = ArgumentParser(
+        exit_on_error=False, description="Fine-tunes a torchvision ResNet-18 on MNIST's digits 5 to 9."
+    )
     resnet.add_argument("--width", type=int, default=16, help="channels of the first stage; ResNet-18 has 64")
     resnet.add_argument(
         "--weights",
@@ -60,7 +63,8 @@ def parser() -> ArgumentParser:
     _add_common(resnet, "resnet", steps=100, batch_size=64)
     examples.add_subcommand("resnet", resnet)
     transformer = ArgumentParser(
-        description="Trains a small transformer to predict the next character of Python's documentation."
+        exit_on_error=False,
+        description="Trains a small transformer to predict the next character of Python's documentation.",
     )
     _add_common(transformer, "transformer", steps=300, batch_size=16)
     examples.add_subcommand("transformer", transformer)

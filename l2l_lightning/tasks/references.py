@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from l2l_lightning.config import is_dotted_path
+
 
 def dotted_path(target: Any) -> str:
     """The path that `resolve` takes, "package.module.name"; a description of what has none.
@@ -30,7 +32,7 @@ def resolve(target: Any, argument: str) -> Any:
     if isinstance(target, str):
         path, (module, _, name) = target, target.rpartition(".")
         try:
-            if not all(part.isidentifier() for part in path.split(".")):
+            if not is_dotted_path(path):
                 raise ValueError("it is no dotted path")  # before anything is imported
             target = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError) as error:

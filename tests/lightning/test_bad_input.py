@@ -139,6 +139,14 @@ FIT = [
     (["--trainer.accelerator=cpu", "--trainer.devices=two"], r"devices.*--trainer\.devices"),
     (["--trainer.precision=12"], "precision.*'bf16'.*12"),
     (["--trainer.strategy=telepathy"], "strategy='telepathy'"),
+    (
+        ["--trainer.check_val_every_n_epoch=2"],
+        r"check_val_every_n_epoch must be 1, got 2.*val_check_interval",
+    ),
+    (
+        ["--run_folder=FOLDER", "--latest.dirpath=FOLDER"],
+        r"--latest\.dirpath must not be set with --run_folder",
+    ),
     (["--trainer.val_check_interval=0"], r"--trainer\.val_check_interval must be positive, got 0"),
     (["--trainer.val_check_interval=1.5"], r"1\.5 for val_check_interval"),
     (["--trainer.max_epochs=-5"], "max_epochs.*-5"),
@@ -188,6 +196,9 @@ OTHER_COMMANDS = [
     (["reproduce", "quadratic", "--seed=x"], "seed.*int.*x"),
     (["reproduce", "quadratic", "--matrix=big"], "matrix.*'star', 'full'.*big"),
     (["reproduce", "quadratic", "--out=BINARY/out"], r"binary\.yaml.*\(--out says where"),
+    (["example"], "one of {resnet,transformer}, but it was not provided"),
+    (["example", "foo"], "invalid choice: 'foo'.*'resnet', 'transformer'"),
+    (["example", "resnet", "--steps=x"], "steps.*int.*x"),
     (["reproduce", "mnist", "--data-root=FOLDER", "--out=FOLDER/out"], "MNIST is not in .*--data-root"),
 ]
 

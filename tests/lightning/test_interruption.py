@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from killed_fits import OPTIONS
 
+from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, MetaTrainer
 from l2l_lightning.cli import main
 from l2l_lightning.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.metrics_log import MetricsLog
@@ -111,15 +113,175 @@ def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
     assert contents(folder) == in_peace
 
 
-def test_the_same_signal_again_stops_at_once(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_again_stops_at_once(tmp_path, monkeypatch, first):
     def twice(self, *arguments):
+        os.kill(os.getpid(), first)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("it went on")
 
     monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", twice)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
     assert stopped.value.code not in (0, None)
+
+
+def test_sigterm_again_is_the_same_stop(tmp_path, capfd, monkeypatch):
+    """A batch system sends it to the process and to its group."""
+    written = LatestCheckpoint.on_train_batch_end
+
+    def twice(self, trainer, *arguments):
+        if trainer.global_step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        written(self, trainer, *arguments)
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", twice)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+    assert stopped.value.code == 128 + signal.SIGTERM
+    message = capfd.readouterr().err
+    assert message.count("Stopping after this meta-step") == 1
+    assert "stopped by SIGTERM after meta-step 7; go on with" in message
+    saved = torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_final_comparison_ends_with_a_message_and_the_run_goes_on(
+    tmp_path, capsys, monkeypatch, in_peace, number
+):
+    def interrupted(*arguments, **options):
+        os.kill(os.getpid(), number)
+        raise AssertionError("it went on")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(MetaTrainer, "compare", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+    monkeypatch.undo()
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) == before
+    message = capsys.readouterr().err
+    folder = the_run(tmp_path)
+    assert f"in the final comparison; go on with: python -m l2l_lightning fit --ckpt_path {folder}" in message
+    main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
+    assert contents(folder) == in_peace
+
+
+def test_a_trainer_leaves_signals_as_they_were(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    latest = LatestCheckpoint(every_n_meta_steps=5)
+    trainer = MetaTrainer(
+        max_epochs=1, inference_mode=False, logger=False, callbacks=[latest], default_root_dir=tmp_path
+    )
+    model = MetaLearner(Quadratic(), CoordinatewiseLSTM(), horizon=4, unroll=2, num_tasks=1)
+    trainer.validate(model, MetaData(num_rollouts=2), verbose=False)
+    trainer.fit(model, datamodule=MetaData(num_rollouts=2))
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert latest.path == tmp_path / "checkpoints/last.ckpt"
+    assert latest.path.is_file()
+
+
+def test_a_relative_root_is_taken_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    latest = LatestCheckpoint(every_n_meta_steps=5)
+    trainer = MetaTrainer(
+        max_epochs=1, inference_mode=False, logger=False, callbacks=[latest], default_root_dir="here"
+    )
+    model = MetaLearner(Quadratic(), CoordinatewiseLSTM(), horizon=4, unroll=2, num_tasks=1)
+    trainer.validate(model, MetaData(num_rollouts=2), verbose=False)
+    trainer.fit(model, datamodule=MetaData(num_rollouts=2))
+    assert (tmp_path / "here/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("window", [1, 7, 8])
+def test_a_signal_in_the_middle_of_an_accumulation_waits_for_its_end(tmp_path, capsys, monkeypatch, window):
+    accumulating = [*SMALL, "--trainer.accumulate_grad_batches=2"]
+    main(["fit", *accumulating, f"--trainer.default_root_dir={tmp_path / 'peace'}"])
+    capsys.readouterr()
+    written = LatestCheckpoint.on_train_batch_end
+    windows = []
+
+    def interrupt(self, trainer, *arguments):
+        windows.append(None)
+        if len(windows) == window:
+            os.kill(os.getpid(), signal.SIGTERM)
+        written(self, trainer, *arguments)
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
+    with pytest.raises(SystemExit):
+        main(["fit", *accumulating, f"--trainer.default_root_dir={tmp_path / 'cut'}"])
+    monkeypatch.undo()
+    message = capsys.readouterr().err
+    assert f"stopped by SIGTERM after meta-step {(window + 1) // 2}; go on with: python -m " in message
+    main(["fit", *message.rpartition(" fit ")[2].split()])
+    assert contents(the_run(tmp_path / "cut")) == contents(the_run(tmp_path / "peace"))
+
+
+@pytest.mark.parametrize("interval", [5, 24])
+def test_the_last_checkpoint_is_of_the_runs_end(tmp_path, interval):
+    """Whether a validation ends the run or not."""
+    options = [f"--trainer.val_check_interval={interval}", f"--trainer.default_root_dir={tmp_path}"]
+    main(["fit", *SMALL, *options])
+    saved = torch.load(the_run(tmp_path) / "checkpoints/last.ckpt", weights_only=True)
+    assert saved["global_step"] == 24
+
+
+def test_options_of_one_continuation_hold_for_the_next(tmp_path, capsys, monkeypatch):
+    step = []
+    written = LatestCheckpoint.on_train_batch_end
+
+    def interrupt(self, trainer, *arguments):
+        if trainer.global_step in step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        written(self, trainer, *arguments)
+
+    def stopped_at(number, *arguments):
+        step[:] = [number]
+        with pytest.raises(SystemExit):
+            main(["fit", *arguments])
+        return capsys.readouterr().err.rpartition(" fit ")[2].split()
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
+    command = stopped_at(4, *SMALL, f"--trainer.default_root_dir={tmp_path}")
+    command = stopped_at(9, *command, "--early_stopping.patience=100", "--trainer.gradient_clip_val=0.5")
+    # A continuation that is refused changes nothing.
+    with pytest.raises(SystemExit):
+        main(["fit", *command, "--early_stopping.patience=7", "--model.horizon=15"])
+    assert "--model.horizon is 15, the checkpoint's 12" in capsys.readouterr().err
+    stopped_at(14, *command)
+    newest = yaml.safe_load(max(the_run(tmp_path).glob("config-*.yaml")).read_text())
+    assert newest["early_stopping"]["patience"] == 100
+    assert newest["trainer"]["gradient_clip_val"] == 0.5
+
+
+def test_a_task_of_ones_own_goes_on_by_the_same_command_and_by_the_printed_one(tmp_path, capsys, monkeypatch):
+    (tmp_path / "own_bowl.py").write_text("def bowl(theta):\n    return theta.square().sum()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    step = []
+    written = LatestCheckpoint.on_train_batch_end
+
+    def interrupt(self, trainer, *arguments):
+        if trainer.global_step in step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        written(self, trainer, *arguments)
+
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
+    own = ["--model.task=FunctionTask", "--model.task.f", "own_bowl.bowl", "--model.task.dim=3"]
+    command = ["fit", *SMALL, *own, f"--run_folder={tmp_path / 'run'}"]
+    for number in (4, 9):
+        step[:] = [number]
+        with pytest.raises(SystemExit):
+            main(command)
+        message = capsys.readouterr().err
+        assert f"stopped by SIGTERM after meta-step {number}; go on with" in message
+    monkeypatch.undo()
+    monkeypatch.syspath_prepend(tmp_path)
+    printed = message.rpartition(" fit ")[2].split()
+    assert printed[-2:] == ["--trust", "own_bowl"]
+    main(["fit", *printed])
+    assert (tmp_path / "run/curves.csv").is_file()
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path, monkeypatch):
@@ -156,7 +318,7 @@ def test_a_full_disk_ends_with_a_message_and_the_last_good_checkpoint(tmp_path, 
     message = capsys.readouterr().err
     assert "File too large" in message
     assert "--trainer.default_root_dir" in message
-    assert f"fit --ckpt_path {folder / 'checkpoints/last.ckpt'}" in caplog.text
+    assert f"python -m l2l_lightning fit --ckpt_path {folder / 'checkpoints/last.ckpt'}" in caplog.text
     assert not [path for path in (folder / "checkpoints").iterdir() if path.suffix != ".ckpt"]
     main(["fit", f"--ckpt_path={folder / 'checkpoints/last.ckpt'}"])
     assert contents(folder) == in_peace
@@ -183,13 +345,14 @@ def test_signals_are_left_alone_outside_the_main_thread(tmp_path):
     assert (the_run(tmp_path) / "curves.csv").is_file()
 
 
-def test_the_log_is_trimmed_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_path):
+@pytest.mark.parametrize("torn", ["2.", "2.5,", "2.5,1"])
+def test_the_log_is_trimmed_to_the_checkpoint_and_a_torn_row_is_dropped(tmp_path, torn):
     log = MetricsLog(tmp_path)
     for step in range(5):
         log.log_metrics({"loss": 0.5 * step}, step)
     log.save()
     with (tmp_path / "metrics.csv").open("a") as file:
-        file.write("2.")  # a kill in the middle of a row
+        file.write(torn)  # a kill in the middle of a row
     again = MetricsLog(tmp_path)
     again.go_on_from(3)
     again.log_metrics({"loss": 7.0, "new": 1.0}, 3)

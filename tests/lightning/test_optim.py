@@ -316,12 +316,15 @@ def test_strides_are_kept_and_change_nothing():
         assert (parameter.stride(), parameter.data_ptr()) == (strides, address)
 
 
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_parameters_of_another_dtype_are_rounded_once_an_update(dtype):
+def test_parameters_of_another_dtype_are_rounded_once_an_update(dtype, weight_decay):
     rule, gradients = make_rule(), make_gradients(dtype=dtype)
     parameters = make_parameters(dtype=dtype)
     exact = [nn.Parameter(parameter.detach().float()) for parameter in parameters]
-    optimizer, theirs = LearnedOptimizer(parameters, rule, lr=0.5), LearnedOptimizer(exact, rule, lr=0.5)
+    optimizer, theirs = (
+        LearnedOptimizer(params, rule, lr=0.5, weight_decay=weight_decay) for params in (parameters, exact)
+    )
     for step in gradients:
         run(optimizer, parameters, [step])
         run(theirs, exact, [[g.float() for g in step]])
