@@ -141,6 +141,18 @@ def test_the_readmes_optimizer_steps_are_the_committed_results():
     assert document["origin"]["commit"] in README
 
 
+def test_the_readmes_two_processes_are_the_committed_results():
+    document = json.loads((ROOT / "benchmarks/results/devices_cpu.json").read_text())
+    for problem, name, tasks in (("mnist", "MNIST", 1), ("quadratic", "quadratics", 8)):
+        rows = {row["name"]: row for row in document["rows"] if row["problem"] == problem}
+        rates = [f"{rows[key]['meta_steps_per_s']:.3g}" for key in ("one", "one, all tasks", "ddp")]
+        scaling = [f"{document['scaling'][problem][key]:.2f}" for key in ("weak", "strong")]
+        cells = [*rates, *scaling, f"{100 * rows['ddp']['communication']:.1f}%"]
+        assert f"| {name}, k = {tasks} | {' | '.join(cells)} |" in README
+        assert rows["ddp"]["num_tasks"] == tasks
+    assert document["origin"]["commit"] in README
+
+
 REPRODUCTION = ROOT / "benchmarks/results/reproduction"
 
 
