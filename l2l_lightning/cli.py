@@ -499,7 +499,7 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     wants_help = any(argument in ("-h", "--help") for argument in rest)
     base: list[str] = []
     trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
-    trust += _named_code(rest)
+    trust += _named_code(expanded)
     if interrupted:
         base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
         configs = configs or [DEFAULT_PRESET]
@@ -557,14 +557,14 @@ def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _named_code(arguments: list[str]) -> list[str]:
-    """Code that the command itself names, in its options or in the files of options that it gives.
+    """Code that the command itself names, in its options or in the files of options (by their paths).
 
     It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
     """
     found: list[str] = []
     for name, value in _options(arguments):
         keys = name.removeprefix("--").split(".")
-        if name in ("--config", "-c") and Path(value).is_file():
+        if name == "--config":
             config = _read_yaml(Path(value), f"--config {value}")
             named: Any = {key: config.get(key) for key in ("model", "trainer")}
         elif keys[0] in ("model", "trainer") and keys[-1] not in PATHS:
