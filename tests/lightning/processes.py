@@ -55,7 +55,7 @@ def run_together(commands, seconds=240):
         for output in outputs:
             output.seek(0)
             printed.append(output.read())
-    assert not any(codes), "\n".join(printed)
+    assert not any(codes), "\n".join([str(codes), *printed])
     return printed
 
 
@@ -72,6 +72,8 @@ def _run(commands, outputs, seconds):
     ]
     try:
         return [process.wait(timeout=seconds) for process in started]
+    except subprocess.TimeoutExpired as late:
+        return [str(late)]  # what they printed says where they hang
     finally:
         for process in started:
             # The group outlives its leader if anything in it does.

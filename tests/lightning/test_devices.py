@@ -367,7 +367,7 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     dies = [callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5", "--trust=sudden_death"]
     more = ["--model.num_tasks=2", *dies]
     command = readmes(
-        "torchrun",
+        "TORCH_DISABLE",
         **{
             "--nproc-per-node 4": "--nproc-per-node 1",
             "--trainer.devices 4": "--trainer.devices 1",
@@ -375,10 +375,13 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
             "FOLDER": str(folder),
         },
     )
-    arguments = [sys.executable, "-m", "torch.distributed.run", *shlex.split(command)[1:], *more]
+    variable, torchrun, *arguments = shlex.split(command)
+    assert torchrun == "torchrun"
+    arguments = [sys.executable, "-m", "torch.distributed.run", *arguments, *more]
     path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     # The process that is left waits for the other until it is killed, too.
     environment = {"PYTHONPATH": path, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "1"}
+    environment.update([variable.split("=")])
     printed = "".join(run_together(2 * [(arguments, environment)]))
     assert_ended_as(folder, whole_run)
     # The two torchruns may notice it one after another, and start once more in between.

@@ -309,7 +309,7 @@ def test_a_comparison_that_is_not_paired_is_refused():
         (["--rules=[nothing]"], "there is no rule 'nothing'"),
         (["--rules=[lstm-mnist,lstm-mnist]"], "--rules names a rule twice"),
         (["--num-seeds=0"], "--num-seeds must be at least 1"),
-        (["--state-dtype=float16"], "state-dtype"),
+        (["--state-dtype=float16"], "state_dtype"),
     ],
 )
 def test_what_the_user_can_mend_is_one_message(arguments, message, fails, tmp_path):
