@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
 
 from l2l_lightning.cli import main
@@ -43,7 +44,8 @@ def start(arguments, log):
     os.dup2(output, 2)
     try:
         main(["fit", *arguments])
-    except BaseException:
+    except BaseException:  # an exit, too: nothing may return into the parent's program
+        traceback.print_exc()
         os._exit(1)
     os._exit(0)
 

@@ -65,6 +65,26 @@ def signals():
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def signal_at(monkeypatch):
+    """Has runs receive signals as soon as they have done so many meta-steps; `signal_at(None)` ends it."""
+    plan = {}
+    written = LatestCheckpoint.on_train_batch_end
+
+    def send(self, trainer, *arguments):
+        if trainer.global_step == plan["step"]:
+            for number in plan["numbers"]:
+                os.kill(os.getpid(), number)
+        written(self, trainer, *arguments)
+
+    def set_plan(step, *numbers):
+        plan.update(step=step, numbers=numbers)
+
+    set_plan(None)
+    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", send)
+    return set_plan
+
+
 @pytest.fixture(scope="module")
 def in_peace(tmp_path_factory):
     root = tmp_path_factory.mktemp("peace")
@@ -90,20 +110,13 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     ("number", "step"), [(signal.SIGINT, 13), (signal.SIGTERM, 12), (signal.SIGTERM, 24)]
 )
 def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
-    tmp_path, capsys, in_peace, number, step, monkeypatch
+    tmp_path, capsys, in_peace, number, step, signal_at
 ):
     taken = signal.getsignal(number)
-    written = LatestCheckpoint.on_train_batch_end
-
-    def interrupt(self, trainer, *arguments):
-        if trainer.global_step == step:
-            os.kill(os.getpid(), number)
-        written(self, trainer, *arguments)
-
-    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
+    signal_at(step, number)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
-    monkeypatch.undo()
+    signal_at(None)
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == taken
     folder = the_run(tmp_path)
@@ -126,17 +139,9 @@ def test_ctrl_c_again_stops_at_once(tmp_path, monkeypatch, first):
     assert stopped.value.code not in (0, None)
 
 
-def test_sigterm_again_is_the_same_stop(tmp_path, capfd, monkeypatch):
+def test_sigterm_again_is_the_same_stop(tmp_path, capfd, signal_at):
     """A batch system sends it to the process and to its group."""
-    written = LatestCheckpoint.on_train_batch_end
-
-    def twice(self, trainer, *arguments):
-        if trainer.global_step == 7:
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-        written(self, trainer, *arguments)
-
-    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", twice)
+    signal_at(7, signal.SIGTERM, signal.SIGTERM)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", *SMALL, f"--trainer.default_root_dir={tmp_path}"])
     assert stopped.value.code == 128 + signal.SIGTERM
@@ -228,22 +233,13 @@ def test_the_last_checkpoint_is_of_the_runs_end(tmp_path, interval):
     assert saved["global_step"] == 24
 
 
-def test_options_of_one_continuation_hold_for_the_next(tmp_path, capsys, monkeypatch):
-    step = []
-    written = LatestCheckpoint.on_train_batch_end
-
-    def interrupt(self, trainer, *arguments):
-        if trainer.global_step in step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        written(self, trainer, *arguments)
-
-    def stopped_at(number, *arguments):
-        step[:] = [number]
+def test_options_of_one_continuation_hold_for_the_next(tmp_path, capsys, signal_at):
+    def stopped_at(step, *arguments):
+        signal_at(step, signal.SIGTERM)
         with pytest.raises(SystemExit):
             main(["fit", *arguments])
         return capsys.readouterr().err.rpartition(" fit ")[2].split()
 
-    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
     command = stopped_at(4, *SMALL, f"--trainer.default_root_dir={tmp_path}")
     command = stopped_at(9, *command, "--early_stopping.patience=100", "--trainer.gradient_clip_val=0.5")
     # A continuation that is refused changes nothing.
@@ -256,28 +252,20 @@ def test_options_of_one_continuation_hold_for_the_next(tmp_path, capsys, monkeyp
     assert newest["trainer"]["gradient_clip_val"] == 0.5
 
 
-def test_a_task_of_ones_own_goes_on_by_the_same_command_and_by_the_printed_one(tmp_path, capsys, monkeypatch):
+def test_a_task_of_ones_own_goes_on_by_the_same_command_and_by_the_printed_one(
+    tmp_path, capsys, monkeypatch, signal_at
+):
     (tmp_path / "own_bowl.py").write_text("def bowl(theta):\n    return theta.square().sum()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    step = []
-    written = LatestCheckpoint.on_train_batch_end
-
-    def interrupt(self, trainer, *arguments):
-        if trainer.global_step in step:
-            os.kill(os.getpid(), signal.SIGTERM)
-        written(self, trainer, *arguments)
-
-    monkeypatch.setattr(LatestCheckpoint, "on_train_batch_end", interrupt)
     own = ["--model.task=FunctionTask", "--model.task.f", "own_bowl.bowl", "--model.task.dim=3"]
     command = ["fit", *SMALL, *own, f"--run_folder={tmp_path / 'run'}"]
-    for number in (4, 9):
-        step[:] = [number]
+    for step in (4, 9):
+        signal_at(step, signal.SIGTERM)
         with pytest.raises(SystemExit):
             main(command)
         message = capsys.readouterr().err
-        assert f"stopped by SIGTERM after meta-step {number}; go on with" in message
-    monkeypatch.undo()
-    monkeypatch.syspath_prepend(tmp_path)
+        assert f"stopped by SIGTERM after meta-step {step}; go on with" in message
+    signal_at(None)
     printed = message.rpartition(" fit ")[2].split()
     assert printed[-2:] == ["--trust", "own_bowl"]
     main(["fit", *printed])
