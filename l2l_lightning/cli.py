@@ -404,7 +404,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {_one_line(error)} ({command} lists the options)", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:
-        where = {"reproduce": "--out", "example": "--out", "compare": "--out or --trainer.default_root_dir"}
+        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
         option = where.get(arguments[0], "--trainer.default_root_dir")
         print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
@@ -545,10 +545,10 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 def _option(arguments: list[str], name: str) -> str | None:
     """The last value given for an option, in either spelling."""
-    return dict(_options(arguments)).get(name)
+    return dict(_given_options(arguments)).get(name)
 
 
-def _options(arguments: list[str]) -> Iterator[tuple[str, str]]:
+def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
     """Options with their values, in either spelling, in their order."""
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
         name, given, value = argument.partition("=")
@@ -562,7 +562,7 @@ def _named_code(arguments: list[str]) -> list[str]:
     It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
     """
     found: list[str] = []
-    for name, value in _options(arguments):
+    for name, value in _given_options(arguments):
         keys = name.removeprefix("--").split(".")
         if name == "--config":
             config = _read_yaml(Path(value), f"--config {value}")
