@@ -31,9 +31,6 @@ VERSION = 2
 SECTION = "l2l_lightning"
 """Where in a checkpoint MetaLearner's own entries are."""
 
-MAY_NAME = ("l2l_lightning.tasks", "l2l_lightning.rules", "torch.nn", "torch._C._nn")
-"""Modules that a checkpoint may name: the package's tasks and rules; torch's modules and losses."""
-
 _MARK = b"l2l_lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
 
@@ -163,24 +160,24 @@ def check_trusted(path: str | Path, checkpoint: dict[str, Any], trust: Sequence[
         CheckpointError: It names code that is not trusted; the message says how to.
     """
     model = checkpoint[SECTION]["model"]
-    refuse_foreign(path, {"task": model["task"], "rule": model["rule"]}, (*MAY_NAME, *trust))
+    refuse_foreign(path, {"task": model["task"], "rule": model["rule"]}, trust)
 
 
-def foreign_modules(config: Any, allowed: Sequence[str] = MAY_NAME) -> list[str]:
-    """Modules outside the allowed ones that a configuration names: what --trust would have to say.
+def foreign_modules(config: Any, trust: Sequence[str] = ()) -> list[str]:
+    """Modules of what a configuration may not name of its own accord: what --trust would have to say.
 
     Example:
         >>> foreign_modules({"task": {"init_args": {"f": "my_problem.rosenbrock"}}})
         ['my_problem']
     """
-    foreign = foreign_references(config, allowed)
-    return sorted({reference.rpartition(".")[0].partition(".<")[0] for reference in foreign})
+    found = {path.rpartition(".")[0].partition(".<")[0] for path in foreign_references(config, trust)}
+    return sorted(found - {""})
 
 
-def refuse_foreign(path: str | Path, config: Any, allowed: Sequence[str]) -> None:
-    """Raises CheckpointError if a file's configuration names code outside the allowed modules."""
-    if foreign := foreign_references(config, allowed):
-        modules = foreign_modules(config, allowed)
+def refuse_foreign(path: object, config: Any, trust: Sequence[str]) -> None:
+    """Raises CheckpointError if a file's configuration names code that it may not and that is not trusted."""
+    if foreign := foreign_references(config, trust):
+        modules = foreign_modules(config, trust)
         raise CheckpointError(
             f"{path} names {', '.join(foreign)}: code that is not this package's, and that is not imported "
             f"on a file's word. If you trust it: --trust {','.join(modules)}, in Python trust={modules}"
@@ -324,7 +321,7 @@ def _check_weights(checkpoint: dict[str, Any]) -> None:
 def _rule_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
     """The weights that the checkpoint's rule has, without contents; None for a rule of the user's own."""
     config = checkpoint[SECTION]["model"]["rule"]
-    if foreign_references(config, MAY_NAME):
+    if foreign_references(config):
         return None
     try:
         with torch.device("meta"):

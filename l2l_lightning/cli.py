@@ -43,26 +43,11 @@ from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.provenance import write_atomically
 from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder, newest_config
+from l2l_lightning.stored_options import resumed_options
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
-
-NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
-"""What a resumed run takes from its checkpoint or from the command line, and not from its configuration."""
-
-CONFIG_MAY_NAME = (
-    "lightning.pytorch.callbacks",
-    "lightning.pytorch.loggers",
-    "lightning.pytorch.plugins",
-    "lightning.pytorch.profilers",
-    "lightning.pytorch.strategies",
-    "l2l_lightning.callbacks",
-)
-"""Modules that the configuration beside a checkpoint may name."""
-
-PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
-"""Options that name a folder or a file, and never code."""
 
 
 class CommandLineError(Exception):
@@ -93,6 +78,17 @@ class RunConfig(SaveConfigCallback):
         write_atomically(path, self.parser.dump(self.config, skip_none=False))
 
 
+class _Parser(LightningArgumentParser):
+    """Lightning's, but that an object is never read from a file which an option of its type happens to name.
+
+    A checkpoint's task could name one. Files of options are given with --config.
+    """
+
+    def add_class_arguments(self, *arguments: Any, **options: Any) -> Any:
+        """As jsonargparse's."""
+        return super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
+
+
 class MetaLearningCLI(LightningCLI):
     """LightningCLI with the project's loggers, callbacks and run folders."""
 
@@ -110,6 +106,7 @@ class MetaLearningCLI(LightningCLI):
             MetaLearner,
             MetaData,
             trainer_class=MetaTrainer,
+            parser_class=_Parser,
             trainer_defaults={
                 "max_epochs": 1,
                 "gradient_clip_val": 1.0,
@@ -567,28 +564,21 @@ def _named_code(arguments: list[str]) -> list[str]:
         if name == "--config":
             config = _read_yaml(Path(value), f"--config {value}")
             named: Any = {key: config.get(key) for key in ("model", "trainer")}
-        elif keys[0] in ("model", "trainer") and keys[-1] not in PATHS:
-            named = _parsed(value)
+        elif keys[0] in ("model", "trainer"):
+            named = {keys[-1]: value}
         else:
             continue
-        found += foreign_references(_without_paths(named), ())
+        found += foreign_references(named)
     return found
-
-
-def _parsed(value: str) -> Any:
-    """An option's value as jsonargparse reads it: a list or a mapping may be written as YAML."""
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
 
 
 def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
     """The configuration that a checkpoint was trained with; the user's own options override it.
 
     Raises:
-        CheckpointError: The checkpoint cannot be used, or names code that is neither this package's nor
-            trusted.
+        CheckpointError: The checkpoint cannot be used, or it or the configuration beside it names code that
+            is neither this package's nor trusted.
+        CommandLineError: The configuration beside it is no YAML.
     """
     checkpoint = checkpoints.read(path)
     checkpoints.check_trusted(path, checkpoint, trust)
@@ -596,20 +586,8 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
     saved = newest_config(Path(path).resolve().parent.parent)
     if subcommand == "fit" and saved:
         # Resuming: the run's own trainer settings as well.
-        return {**_run_config(saved, trust), **config}
-    return config
-
-
-def _run_config(path: Path, trust: Sequence[str]) -> dict[str, Any]:
-    """What a run was configured with, but for what its checkpoints say themselves.
-
-    Raises:
-        CommandLineError: It is no YAML.
-        CheckpointError: It names code that is neither Lightning's, nor this package's, nor trusted.
-    """
-    config = _read_yaml(path, f"{path}, which a resumed run reads,")
-    config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
-    checkpoints.refuse_foreign(path, _without_paths(config), (*CONFIG_MAY_NAME, *trust))
+        options = _read_yaml(saved, f"{saved}, which a resumed run reads,")
+        return {**resumed_options(saved, options, trust), **config}
     return config
 
 
@@ -621,18 +599,11 @@ def _read_yaml(path: Path, name: str) -> dict[str, Any]:
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise CommandLineError(f"{name} is not YAML: {_one_line(error)}") from error
     if not isinstance(config, dict):
         raise CommandLineError(f"{name} is not a configuration of this program: it holds no options")
     return config
-
-
-def _without_paths(config: Any) -> Any:
-    """A configuration without the entries that name folders and files: nothing is imported for them."""
-    if isinstance(config, dict):
-        return {key: _without_paths(value) for key, value in config.items() if key not in PATHS}
-    return [_without_paths(value) for value in config] if isinstance(config, list) else config
 
 
 def _one_line(error: Exception) -> str:

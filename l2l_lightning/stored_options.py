@@ -1,0 +1,108 @@
+"""What a resumed run takes from the configuration beside its checkpoint: plain values, and what is trusted.
+
+Such a file is somebody's word. A value of a class's or of any type can be anything that Python can import
+and call, so that options of those types are taken only where they hold none, or a name of Lightning's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
+
+from l2l_lightning.checkpoints import CheckpointError, refuse_foreign
+from l2l_lightning.config import foreign_references, may_name
+
+NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
+"""What a resumed run takes from its checkpoint or from the command line."""
+
+SECTIONS = ("trainer", "comparison", "checkpoint", "latest", "early_stopping", "averaging", "collapse")
+"""Groups of options that it takes."""
+
+SINGLE = ("wandb", "run_folder")
+"""Options outside any group that it takes."""
+
+
+def _names() -> dict[str, tuple[str, ...]]:
+    """The trainer's options that take objects, and the names that Lightning has for some of them."""
+    return {
+        "accelerator": ("auto", "gpu", *AcceleratorRegistry.available_accelerators()),
+        "strategy": ("auto", *StrategyRegistry.available_strategies()),
+        "profiler": ("simple", "advanced", "pytorch", "xla"),
+        "logger": (),
+        "callbacks": (),
+        "plugins": (),
+    }
+
+
+def resumed_options(path: object, config: dict[str, Any], trust: Sequence[str] = ()) -> dict[str, Any]:
+    """The part of a run's configuration that a run which goes on takes over.
+
+    Args:
+        path: The file's, for the message.
+        config: What is in it.
+        trust: Modules, classes or functions that it may name (see `config.foreign_references`).
+
+    Returns:
+        The sections and options that are not the checkpoint's.
+
+    Raises:
+        CheckpointError: It holds something else than plain values, by the option's name.
+
+    Example:
+        >>> resumed_options("config.yaml", {"trainer": {"max_epochs": 1}, "model": {"horizon": 100}})
+        {'trainer': {'max_epochs': 1}}
+    """
+    config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
+    names = _names()
+    for section, option, value in _options(path, config):
+        name = f"{section}.{option}" if section else option
+        if section != "trainer" or option not in names:
+            if not _is_plain(value, list | tuple | dict):
+                _refuse(path, name, value)
+        elif not (isinstance(value, str) and value in names[option]) and not _is_trusted(value, trust):
+            refuse_foreign(path, value, trust)
+            _refuse(path, name, value)
+    return config
+
+
+def _options(path: object, config: dict[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(section, option, value) of each; refuses what jsonargparse would take apart or read a file for."""
+    for key, value in config.items():
+        if key in SINGLE:
+            yield "", key, value
+        elif key in SECTIONS and isinstance(value, dict):
+            for option, inner in value.items():
+                if not (isinstance(option, str) and option.isidentifier() and not option.startswith("_")):
+                    _refuse(path, f"{key}.{option}", inner)
+                yield key, option, inner
+        else:
+            _refuse(path, str(key), value)
+
+
+def _is_plain(value: Any, containers: Any = ()) -> bool:
+    """A number, a text, true, false or nothing; or a list, or a mapping of them (a time's minutes)."""
+    if isinstance(value, containers):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value
+        return all(_is_plain(part) for part in parts)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def _is_trusted(value: Any, trust: Sequence[str]) -> bool:
+    """Whether an option that takes objects holds none, or trusted ones alone, each by its whole path."""
+    if isinstance(value, list):
+        return all(_is_trusted(part, trust) for part in value)
+    if isinstance(value, dict):
+        return "class_path" in value and not foreign_references(value, trust)
+    return value is None or isinstance(value, bool) or may_name(value, trust)
+
+
+def _refuse(path: object, option: str, value: Any) -> None:
+    text = " ".join(repr(value).split())
+    raise CheckpointError(
+        f"{path} has {option} = {text[:60]}{'…' * (len(text) > 60)}, and of such a file a resumed run takes "
+        "numbers, texts, true, false and lists of them, in the options of this program. Take it out and give "
+        f"--{option} again, or, for a class, say that you trust its module: --trust MODULE"
+    )
