@@ -2,7 +2,8 @@
 
 A file is what torch.save writes, a zip archive, with the SHA-256 of all its bytes as the archive's comment.
 Reading executes nothing: the digest is verified before anything is parsed, torch's restricted unpickler knows
-tensors and plain values only, and what they say is checked before anybody uses it.
+tensors and plain values only, and what they say is checked before anybody uses it. Anybody can compute a
+digest, so that nothing is believed for having one: what reading takes is bounded by the file's size.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import hashlib
 import inspect
 import io
 import math
+import os
+import pickletools
 import warnings
 import zipfile
 from collections.abc import Callable, Sequence
@@ -20,6 +23,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._pytree import tree_leaves
 
 from l2l_lightning.config import foreign_references, from_class_config
 from l2l_lightning.provenance import replacing
@@ -30,6 +35,23 @@ VERSION = 2
 
 SECTION = "l2l_lightning"
 """Where in a checkpoint MetaLearner's own entries are."""
+
+MAX_DEPTH = 64
+"""Of lists and dicts in one another; ours have 12."""
+
+MAX_BITS = 64
+"""Of a whole number."""
+
+_MAY_CALL = {
+    "collections OrderedDict",
+    "torch Size",
+    "torch._utils _rebuild_parameter",
+    "torch._utils _rebuild_tensor_v2",
+} | {
+    f"torch {kind}Storage" for kind in ("BFloat16", "Bool", "Byte", "Double", "Float", "Half", "Int", "Long")
+}
+"""What torch.save writes for plain values and dense tensors. Its unpickler would call more, such as a
+bytearray of any size."""
 
 _MARK = b"l2l_lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
@@ -109,15 +131,19 @@ def read(path: str | Path) -> dict[str, Any]:
         2800
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # which a name that is too long is not; Path.is_file raises
         raise CheckpointError(f"no checkpoint at {path}: give the path of a .ckpt file with --ckpt_path")
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read (--ckpt_path): {error.strerror}") from error
+    with file:
         sealed = _verify_seal(path, file)
         try:
-            if not sealed:
-                _verify_checksums(file)
+            _check_archive(file, sealed)
             file.seek(0)
             checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+            _check_contents(checkpoint, file.seek(0, io.SEEK_END))
             if not (isinstance(checkpoint, dict) and SECTION in checkpoint):
                 raise ValueError("it has no settings of a MetaLearner")
         except Exception as error:  # whatever the damage happens to provoke
@@ -134,6 +160,10 @@ def read(path: str | Path) -> dict[str, Any]:
         _check_position(checkpoint)
     except _WrongError as error:
         raise CheckpointError(f"{path} {error}") from error
+    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        # Of a kind that no check expected.
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} holds something else than this program writes: {reason}") from error
     if not sealed:
         if checkpoint[SECTION]["version"] != 1:
             raise CheckpointError(
@@ -215,9 +245,15 @@ def _digest(file: BinaryIO, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def _verify_checksums(file: BinaryIO) -> None:
-    """Raises if a file is not an archive as torch writes them, with contents that have their CRC-32."""
+def _check_archive(file: BinaryIO, sealed: bool) -> None:
+    """Raises if a file is not an archive as torch writes them, or its pickle calls what torch.save does not.
+
+    Without a digest, the contents must have their CRC-32.
+    """
     size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if file.read(4) != b"PK\x03\x04":
+        raise ValueError("it is not an archive")
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         # torch compresses nothing: an entry that is larger than the file is no entry of torch's.
@@ -225,8 +261,38 @@ def _verify_checksums(file: BinaryIO) -> None:
             raise ValueError("it is compressed")
         if sum(entry.file_size for entry in entries) > size:
             raise ValueError("its entries are larger than the file")
-        if (bad := archive.testzip()) is not None:
+        # Else one reader could find other contents than another.
+        if entries[0].header_offset or len({entry.filename for entry in entries}) < len(entries):
+            raise ValueError("its entries are not in order")
+        if not sealed and (bad := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {bad} is wrong")
+        (pickled,) = (entry for entry in entries if entry.filename.rpartition("/")[2] == "data.pkl")
+        for operation, argument, _ in pickletools.genops(archive.read(pickled)):
+            if "GLOBAL" in operation.name and argument not in _MAY_CALL:
+                raise ValueError(f"it asks for {argument}")
+
+
+def _check_contents(checkpoint: Any, size: int) -> None:
+    """Raises if a checkpoint holds more than plain values and dense tensors, or more than its file's bytes.
+
+    A pickle can repeat a part, and a tensor its numbers, any number of times: it costs when they are copied.
+    """
+    values = numbers = size
+    rest = [(checkpoint, 0)]
+    while rest:
+        part, depth = rest.pop()
+        values -= 1
+        if isinstance(part, Tensor):
+            if part.layout != torch.strided or part.device.type != "cpu" or part.is_quantized:
+                raise ValueError(f"it holds a tensor that is not dense ({part.layout}, {part.device})")
+            numbers -= part.nbytes
+        elif isinstance(part, dict | list | tuple | set):
+            inner = [*part, *part.values()] if isinstance(part, dict) else part
+            rest += ((one, depth + 1) for one in inner)
+        elif isinstance(part, int) and part.bit_length() > MAX_BITS:
+            raise ValueError("it holds a whole number of more than 64 bits")
+        if min(values, numbers) < 0 or len(rest) > size or depth > MAX_DEPTH:
+            raise ValueError("it unfolds to more than its size")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -249,7 +315,11 @@ def _check_settings(section: dict[str, Any]) -> None:
     from l2l_lightning.data_module import MetaData
     from l2l_lightning.meta_learner import MetaLearner
 
-    _require(type(section.get("seed_everything")) is int, "lacks its seed (seed_everything)")
+    seed: Any = section.get("seed_everything")
+    _require(type(seed) is int, "lacks its seed (seed_everything)")
+    _require(0 <= seed < 2**32, f"has the seed {seed} (seed_everything), not one in [0, 2^32)")
+    steps: Any = section.get("meta_steps", 1)
+    _require(type(steps) is int and steps > 0, f"has the length {steps!r} (meta_steps)")
     for name, cls, elsewhere in (
         ("model", MetaLearner, {"seed", "start_from"}),
         ("data", MetaData, set()),
@@ -290,13 +360,15 @@ def _check_plain(value: Any, name: str) -> None:
 
 
 def _check_weights(checkpoint: dict[str, Any]) -> None:
-    expected = _rule_tensors(checkpoint)
+    rule = _make_rule(checkpoint)
+    expected = None if rule is None else {f"rule.{key}": value for key, value in rule.state_dict().items()}
     for name in ("state_dict", "current_model_state"):
         if name == "current_model_state" and name not in checkpoint:
             continue  # without averaging there is one φ only
         found: Any = checkpoint.get(name)
         _require(isinstance(found, dict) and len(found) > 0, f"lacks the rule's weights ({name})")
         for key, value in found.items():
+            _require(isinstance(key, str), f"has weights without a name in {name}")
             _require(isinstance(value, Tensor), f"has no tensor in {name} under {key}")
             _require(value.is_floating_point(), f"has {value.dtype} in {name} under {key}")
         if expected is not None:
@@ -318,8 +390,8 @@ def _check_weights(checkpoint: dict[str, Any]) -> None:
             )
 
 
-def _rule_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
-    """The weights that the checkpoint's rule has, without contents; None for a rule of the user's own."""
+def _make_rule(checkpoint: dict[str, Any]) -> UpdateRule | None:
+    """The checkpoint's rule without weights; None for one of the user's own, which is not imported here."""
     config = checkpoint[SECTION]["model"]["rule"]
     if foreign_references(config):
         return None
@@ -328,7 +400,7 @@ def _rule_tensors(checkpoint: dict[str, Any]) -> dict[str, Tensor] | None:
             rule: UpdateRule = from_class_config(config, UpdateRule)
     except (TypeError, ValueError) as error:
         raise _WrongError(f"describes no rule (model.rule): {error}") from error
-    return {f"rule.{key}": value for key, value in rule.state_dict().items()}
+    return rule
 
 
 def _check_optimizer(checkpoint: dict[str, Any]) -> None:
@@ -345,8 +417,14 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
             group["params"] == indices and len(indices) == len(weights) and set(state["state"]) <= {*indices}
         )
         (scheduler,) = checkpoint["lr_schedulers"]
-        numbers = [group["lr"], *scheduler["base_lrs"], scheduler["last_epoch"]]
+        numbers = [group["lr"], *scheduler["base_lrs"], *scheduler["_last_lr"]]
+        numbers += [scheduler["last_epoch"], scheduler.get("_step_count", 0)]
         fits = fits and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+        # Its entries become the scheduler's attributes.
+        fits = fits and not any(callable(getattr(LambdaLR, key, None)) for key in scheduler)
+        fits = fits and not any(scheduler["lr_lambdas"])
+        fits = fits and all(len(scheduler[key]) == 1 for key in ("base_lrs", "_last_lr", "lr_lambdas"))
+        fits = fits and all(_is_like(group[key], value) for key, value in _ADAM.items() if key in group)
         for index, moments in state["state"].items():
             for key, value in moments.items():
                 shape = weights[index].shape if key != "step" else torch.Size([])
@@ -356,13 +434,30 @@ def _check_optimizer(checkpoint: dict[str, Any]) -> None:
     _require(fits, message)
 
 
+_ADAM = torch.optim.Adam([torch.zeros(1)]).defaults
+
+
+def _is_like(value: Any, model: Any) -> bool:
+    """Whether a value is of a model's kind: a finite number, a switch or None, or a tuple of them."""
+    if isinstance(model, tuple):
+        return (
+            isinstance(value, list | tuple) and len(value) == len(model) and all(map(_is_like, value, model))
+        )
+    if model is None or isinstance(model, bool):
+        return value is None or isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _check_rollouts(checkpoint: dict[str, Any]) -> None:
     """Every process's rollout in progress, or None: K optimizees, one random stream for each."""
     message = "holds a rollout in progress that does not fit its settings (rollouts)"
     count = checkpoint[SECTION]["model"].get("num_tasks")
+    rule = _make_rule(checkpoint)
     try:
         rollouts = checkpoint["rollouts"]
         fits = isinstance(rollouts, list) and len(rollouts) > 0
+        # All processes are in the same window, or between two rollouts.
+        fits = fits and len({rollout is None for rollout in rollouts}) == 1
         for rollout in rollouts:
             if rollout is None:
                 continue
@@ -376,14 +471,17 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 and theta.dim() == 2
                 and state.is_floating_point()
                 and state.shape[-1] == theta.numel()
+                and (rule is None or state.shape[:-1] == rule.state_shape)
                 and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
                 and (count is None or len(theta) == count)
                 and masked.dtype == torch.bool
                 and masked.shape == theta.shape[:1]
-                and all(g.dtype == torch.uint8 and g.dim() == 1 for g in generators)
                 and type(rollout["steps_done"]) is int
+                and rollout["steps_done"] == rollouts[0]["steps_done"] >= 0
             )
-    except (AttributeError, LookupError, TypeError) as error:
+            for generator in generators:
+                torch.Generator().set_state(generator)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _WrongError(message) from error
     _require(fits, message)
 
@@ -393,11 +491,17 @@ def _check_position(checkpoint: dict[str, Any]) -> None:
     message = "does not say where in its run it was written (loops)"
     try:
         fits = type(checkpoint["global_step"]) is int and checkpoint["global_step"] >= 0
+        fits = fits and type(checkpoint["epoch"]) is int and checkpoint["epoch"] >= 0
+        fits = fits and isinstance(checkpoint.get("callbacks", {}), dict)
         fit_loop = checkpoint["loops"]["fit_loop"]
         for key in ("epoch_progress", "epoch_loop.batch_progress"):
             fits = fits and type(fit_loop[key]["current"]["completed"]) is int
+        # All of it counts something, or says whether something is over.
+        fits = fits and all(
+            type(leaf) in (bool, int) and leaf >= 0 for leaf in tree_leaves(checkpoint["loops"])
+        )
         fits = fits and position(checkpoint) >= 0
-    except (LookupError, TypeError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         raise _WrongError(message) from error
     _require(fits, message)
 

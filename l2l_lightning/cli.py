@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -444,6 +445,11 @@ def _others_error(error: Exception) -> str | None:
         return f"Weights & Biases: {_one_line(error)} ({hint})"
     if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
         return f"{_one_line(error)} (--early_stopping.monitor)"
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames):  # Lightning's
+        return (
+            f"the checkpoint (--ckpt_path) cannot be gone on from: {type(error).__name__}: {_one_line(error)}"
+        )
     return None
 
 

@@ -275,7 +275,12 @@ class MetaLearner(LightningModule):
         if window.start == 0 or self._rollout is None:
             self._rollout = self.start_rollout(window.rollout)
             if self._carried is not None:
-                self._rollout.load_state_dict(self._carried)
+                try:
+                    self._rollout.load_state_dict(self._carried)
+                except ValueError as error:
+                    raise CheckpointError(
+                        f"the checkpoint (--ckpt_path) holds a rollout that does not fit its task: {error}"
+                    ) from error
         self._carried = None
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):

@@ -161,7 +161,14 @@ class Optimizees:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a state_dict of optimizees of the same task and number."""
+        """Continues from a state_dict of optimizees of the same task and number.
+
+        Raises:
+            ValueError: It is of another task: θ or an instance has another shape.
+        """
+        for name, ours in (("theta", self.theta), ("instances", self._instances)):
+            if tree_map(_shape, state[name]) != tree_map(_shape, ours):
+                raise ValueError(f"the saved {name} are not of the task's shapes")
         # A copy: θ is advanced in place, and the saved state must stay what it is.
         self.theta = state["theta"].to(self.device, self.dtype, copy=True)
         self._instances = state["instances"]
@@ -169,3 +176,7 @@ class Optimizees:
             generator.set_state(saved.cpu())
         if self._batches_are_constant:
             self._constant_batches = self._stack([self._instances])
+
+
+def _shape(leaf: Any) -> Any:
+    return list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf)

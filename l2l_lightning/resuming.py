@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
 
 from l2l_lightning import checkpoints
 from l2l_lightning.data_module import WindowLoader
@@ -94,13 +95,15 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
     stopping. A rate that a restart has halved stays the same fraction of the one configured.
 
     Raises:
-        CheckpointError: The checkpoint holds weights alone, and a run cannot be resumed from it.
+        CheckpointError: The checkpoint holds weights alone, or counts that are none, and a run cannot be
+            resumed from it.
     """
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
         raise checkpoints.CheckpointError(
             "the checkpoint (--ckpt_path) holds weights only, from which no run can be resumed: take one "
             "that was written without --checkpoint.save_weights_only"
         )
+    _check_progress(model, checkpoint)
     section = checkpoint[checkpoints.SECTION]
     theirs, ours, total = section["model"], model.settings(), model.meta_steps()
     other_schedule = any(key in theirs and ours[key] != theirs[key] for key in SCHEDULE)
@@ -120,6 +123,40 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
         saved = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
         if isinstance(callback, EarlyStopping) and saved is not None:
             saved["patience"] = callback.patience
+
+
+def _check_progress(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
+    """Refuses what Lightning would restore, and fail on later in the run."""
+    wrong = []
+    trainer: Any = model.trainer
+    if not _fits(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict()):
+        wrong.append("loops")
+    for callback in trainer.callbacks:
+        saved = checkpoint.get("callbacks", {}).get(callback.state_key)
+        if saved is None:
+            continue
+        own = callback.state_dict()
+        fits = _fits(saved, {key: value for key, value in own.items() if isinstance(value, int | Tensor)})
+        if fits and isinstance(callback, ModelCheckpoint):
+            best, worst = saved.get("best_k_models"), saved.get("kth_best_model_path")
+            scores = best.values() if isinstance(best, dict) else [None]
+            fits = all(isinstance(score, Tensor) and score.ndim == 0 for score in scores)
+            fits = fits and isinstance(worst, str) and (not worst or worst in best)
+        if not fits:
+            wrong.append(callback.state_key)
+    if wrong:
+        raise checkpoints.CheckpointError(
+            f"the checkpoint (--ckpt_path) does not hold the course of a run ({', '.join(wrong)})"
+        )
+
+
+def _fits(saved: Any, ours: Any) -> bool:
+    """Whether saved counts and scores, in dicts of dicts, can take the place of our own."""
+    if isinstance(ours, dict):
+        return isinstance(saved, dict) and all(_fits(saved.get(key, own), own) for key, own in ours.items())
+    if isinstance(ours, Tensor):
+        return isinstance(saved, Tensor) and saved.shape == ours.shape
+    return isinstance(saved, int)
 
 
 def _reopen_epoch(fit_loop: dict[str, Any]) -> None:
