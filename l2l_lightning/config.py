@@ -123,7 +123,9 @@ def foreign_references(config: Any, trust: Sequence[str] = ()) -> list[str]:
             rest += part
             rest += [value for key, value in part.items() if not (key in PATHS and isinstance(value, str))]
             if "class_path" in part and not may_name(part["class_path"], trust):
-                found.add(str(part["class_path"]))
+                found.add(
+                    part["class_path"] if isinstance(part["class_path"], str) else "a class without a name"
+                )
         seen[id(part)] = part
     return sorted(found)
 

@@ -6,6 +6,7 @@ and call, so that options of those types are taken only where they hold none, or
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ def resumed_options(path: object, config: dict[str, Any], trust: Sequence[str] =
     for section, option, value in _options(path, config):
         name = f"{section}.{option}" if section else option
         if section != "trainer" or option not in names:
-            if not _is_plain(value, list | tuple | dict):
+            if not _is_plain(value):
                 _refuse(path, name, value)
         elif not (isinstance(value, str) and value in names[option]) and not _is_trusted(value, trust):
             refuse_foreign(path, value, trust)
@@ -82,12 +83,12 @@ def _options(path: object, config: dict[str, Any]) -> Iterator[tuple[str, str, A
             _refuse(path, str(key), value)
 
 
-def _is_plain(value: Any, containers: Any = ()) -> bool:
-    """A number, a text, true, false or nothing; or a list, or a mapping of them (a time's minutes)."""
-    if isinstance(value, containers):
-        parts = [*value, *value.values()] if isinstance(value, dict) else value
-        return all(_is_plain(part) for part in parts)
-    return value is None or isinstance(value, bool | int | float | str)
+def _is_plain(value: Any) -> bool:
+    """A number, a text, true, false or nothing; a list, or a mapping to numbers (a time's minutes)."""
+    if isinstance(value, dict):
+        return all(isinstance(number, int | float) for number in value.values())
+    parts = value if isinstance(value, list) else [value]
+    return all(part is None or isinstance(part, bool | int | float | str) for part in parts)
 
 
 def _is_trusted(value: Any, trust: Sequence[str]) -> bool:
@@ -100,9 +101,9 @@ def _is_trusted(value: Any, trust: Sequence[str]) -> bool:
 
 
 def _refuse(path: object, option: str, value: Any) -> None:
-    text = " ".join(repr(value).split())
+    text = " ".join(reprlib.repr(value).split())  # not all of it: YAML can repeat a part without end
     raise CheckpointError(
-        f"{path} has {option} = {text[:60]}{'…' * (len(text) > 60)}, and of such a file a resumed run takes "
+        f"{path} has {option} = {text}, and of such a file a resumed run takes "
         "numbers, texts, true, false and lists of them, in the options of this program. Take it out and give "
         f"--{option} again, or, for a class, say that you trust its module: --trust MODULE"
     )
