@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ STATE = "rule_state"
 """The one entry of a parameter's `optimizer.state`: s_t, [*state_shape, *parameter.shape]."""
 
 STATE_DTYPES = (None, torch.float32, torch.bfloat16)
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""Of parameters and gradients."""
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +63,13 @@ class LearnedOptimizer(Optimizer):
             dtype of the arithmetic. See `state_bytes`.
 
     Raises:
-        ValueError: lr or weight_decay is negative, state_dtype is another, or a parameter is complex.
+        ValueError: lr or weight_decay is negative or not finite, state_dtype is another, or a parameter is
+            not a dense tensor of real floating-point numbers (DTYPES).
         WeightsError: There is no such rule, or its file is broken.
-        TypeError: rule is something else, or a parameter is no tensor.
+        TypeError: rule, lr, weight_decay or maximize is something else, or a parameter is no tensor.
 
-    `step` raises RuntimeError for a sparse gradient and MemoryError if the states are larger than a device's
-    memory, before anything is updated.
+    `step` and `load_state_dict` check everything that they can know first: when they raise, nothing has been
+    updated. What is left is a failure in the middle of a launch, such as a device that is lost.
 
     Source: Andrychowicz et al. 2016.
 
@@ -108,22 +113,15 @@ class LearnedOptimizer(Optimizer):
             param_group = dict(param_group)
             if "rule" in param_group:
                 param_group["rule"] = self._add_rule(param_group["rule"])
-            options = self.defaults | param_group
-            for name in ("lr", "weight_decay"):
-                value = options[name]
-                if isinstance(value, Tensor) and value.numel() != 1:
-                    raise ValueError(f"{name} must be one number, got a tensor of {list(value.shape)}")
-                if not value >= 0:
-                    raise ValueError(f"{name} must not be negative, got {value}")
+            _check_options(self.defaults | param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        for index, parameter in enumerate(group["params"]):
-            if parameter.is_complex():
-                self.param_groups.pop()
-                raise ValueError(
-                    f"{_name(group, index)} is complex: a rule reads real gradients; optimise "
-                    "torch.view_as_real of it"
-                )
+        try:
+            for index, parameter in enumerate(group["params"]):
+                _check_dense(_name(group, index), parameter)
+        except ValueError:
+            self.param_groups.pop()
+            raise
 
     @property
     def state_bytes(self) -> int:
@@ -145,16 +143,21 @@ class LearnedOptimizer(Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Updates every parameter that has a gradient; returns the closure's loss if there is one.
 
+        Nothing has been updated when it raises one of these.
+
         Raises:
-            RuntimeError: A gradient is sparse. Nothing has been updated then.
-            MemoryError: The states are larger than their device's memory. Nothing has been updated then.
-            ValueError: A group's rule was overwritten: a group with another rule is a new group.
+            RuntimeError: A gradient is sparse, or does not fit its parameter; or a parameter, or its state,
+                is not what it was when the optimizer was given it.
+            MemoryError: The states are larger than their device's memory.
+            ValueError: A group's options were set to something that the constructor would refuse, or its rule
+                was overwritten: a group with another rule is a new group.
+            TypeError: As for ValueError.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        self._check()
         creates_states_only = not self.state and self._is_at_rest()
         # Everything that can fail is done before the first parameter changes.
         launches = [
@@ -175,7 +178,9 @@ class LearnedOptimizer(Optimizer):
 
         Raises:
             ValueError: Another rule, another number of groups or parameters, a state of another shape, dtype
-                or sharding, names in another order, or the state of another kind of optimizer.
+                or sharding or with a number that is not finite, options that the constructor would refuse,
+                names in another order, or the state of another kind of optimizer. Nothing has changed then.
+            TypeError: An option is of another kind.
         """
         # Called last, so that it sees what the user's own hooks made of the state dict.
         handle = self.register_load_state_dict_pre_hook(_wrap)
@@ -235,14 +240,16 @@ class LearnedOptimizer(Optimizer):
             self._rules_on[key] = (rule, rule.stepper())
         return self._rules_on[key]
 
-    def _check_gradients(self) -> None:
+    def _check(self) -> None:
+        """Raises for all that would fail after a first parameter had been written."""
         for group in self.param_groups:
+            _check_options(group)
+            state_shape = self._rule(group).state_shape
             for index, parameter in enumerate(group["params"]):
-                if parameter.grad is not None and parameter.grad.layout != torch.strided:
-                    raise RuntimeError(
-                        f"{_name(group, index)} has a sparse gradient, which LearnedOptimizer does not "
-                        "support: use sparse=False in its layer, or another optimizer for it"
-                    )
+                if parameter.grad is None:
+                    continue
+                if problem := _problem(parameter, self.state.get(parameter, {}).get(STATE), state_shape):
+                    raise RuntimeError(f"{_name(group, index)} {problem}")
 
     def _is_at_rest(self) -> bool:
         """Whether every rate and every gradient is 0.
@@ -392,6 +399,64 @@ class _Pack:
         torch._foreach_add_(thetas, self.updates, alpha=lr)
 
 
+def _check_options(group: dict[str, Any]) -> None:
+    """Refuses rates that are no finite numbers from 0 on, and a `maximize` that is not true or false."""
+    for name in ("lr", "weight_decay"):
+        value = group[name]
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ValueError(f"{name} must be one number, got a tensor of {list(value.shape)}")
+        elif not isinstance(value, int | float) or isinstance(value, bool):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not value >= 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+        if not value < math.inf:
+            raise ValueError(f"{name} must be finite, got {value}")
+    if not isinstance(group["maximize"], bool):
+        raise TypeError(f"maximize must be true or false, got {group['maximize']!r}")
+
+
+def _check_dense(name: str, tensor: Tensor) -> None:
+    if tensor.is_complex():
+        raise ValueError(f"{name} is complex: a rule reads real gradients; optimise torch.view_as_real of it")
+    if tensor.dtype not in DTYPES:
+        known = ", ".join(str(dtype) for dtype in DTYPES)
+        raise ValueError(f"{name} is {tensor.dtype}: LearnedOptimizer updates {known}")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} is sparse ({tensor.layout}): LearnedOptimizer updates dense parameters")
+
+
+def _problem(parameter: Tensor, state: Tensor | None, state_shape: Sequence[int]) -> str | None:
+    """Why a parameter with a gradient cannot be updated, to follow its name."""
+    gradient = parameter.grad
+    assert gradient is not None
+    if gradient.layout != torch.strided:
+        return (
+            "has a sparse gradient, which LearnedOptimizer does not support: use sparse=False in its layer, "
+            "or another optimizer for it"
+        )
+    if parameter.dtype not in DTYPES or parameter.layout != torch.strided:
+        return f"has become {parameter.dtype}, {parameter.layout} since the optimizer was given it"
+    if gradient.dtype not in DTYPES:
+        return f"has a gradient of {gradient.dtype}"
+    if gradient.shape != parameter.shape:
+        return f"has shape {list(parameter.shape)}, and its gradient {list(gradient.shape)}"
+    if gradient.device != parameter.device:
+        return f"is on {parameter.device}, and its gradient on {gradient.device}"
+    local = _local(parameter)
+    if any(size > 1 and stride == 0 for size, stride in zip(local.shape, local.stride(), strict=True)):
+        return "is expanded: several of its coordinates are one number, which has no single update"
+    if local.is_inference() and not torch.is_inference_mode_enabled():
+        return "was made under torch.inference_mode and cannot be updated outside it: clone it"
+    if state is not None and tuple(state.shape) != (*state_shape, *parameter.shape):
+        return (
+            f"has shape {list(parameter.shape)}, and its state {list(state.shape)}, where "
+            f"{[*state_shape, *parameter.shape]} would fit: another tensor is another parameter, for "
+            "add_param_group"
+        )
+    return None
+
+
 class _Uncast:
     """A state on its way through Optimizer.load_state_dict, which would cast a tensor to θ's dtype."""
 
@@ -410,6 +475,9 @@ def _wrap(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
     for group, saved in zip(groups, saved_groups, strict=True):
         if "rule" not in saved:
             raise ValueError("the state dict is not a LearnedOptimizer's: its groups have no rule")
+        if missing := {"lr", "weight_decay", "maximize"} - saved.keys():
+            raise ValueError(f"a group of the state dict lacks {', '.join(sorted(missing))}")
+        _check_options(saved)
         if _hash(saved["rule"]) != _hash(group["rule"]):
             raise ValueError(
                 f"the state dict is of rule {saved['rule']}, the optimizer's is {group['rule']}: "
@@ -451,7 +519,7 @@ def _check_state(
     """A saved state must fit its parameter.
 
     Raises:
-        ValueError: It has another shape, dtype or sharding, or there is none.
+        ValueError: It has another shape, dtype or sharding, there is none, or a number in it is not finite.
     """
     state = entries.get(STATE)
     if not isinstance(state, Tensor):
@@ -474,6 +542,9 @@ def _check_state(
             f"{name}: the state dict's state is sharded in another way than the parameter: load it with "
             "torch.distributed.checkpoint, which reshards"
         )
+    local = _local(state)
+    if local.numel() and not torch.stack(torch.aminmax(local)).isfinite().all():
+        raise ValueError(f"{name}: the state dict's state has a number that is not finite")
 
 
 def _like(parameter: Any, state: Tensor) -> Tensor:

@@ -166,9 +166,9 @@ class Optimizees:
         Raises:
             ValueError: It is of another task: θ or an instance has another shape.
         """
-        for name, ours in (("theta", self.theta), ("instances", self._instances)):
-            if tree_map(_shape, state[name]) != tree_map(_shape, ours):
-                raise ValueError(f"the saved {name} are not of the task's shapes")
+        pairs = [(state["theta"][0], self.theta[0]), *zip(state["instances"], self._instances, strict=False)]
+        if any(tree_map(_shape, saved) != tree_map(_shape, ours) for saved, ours in pairs):
+            raise ValueError("the saved optimizees are of other shapes than the task's")
         # A copy: θ is advanced in place, and the saved state must stay what it is.
         self.theta = state["theta"].to(self.device, self.dtype, copy=True)
         self._instances = state["instances"]

@@ -668,3 +668,141 @@ def test_a_model_may_be_moved_to_a_gpu_with_its_state(dtype):
         parameter.data = parameter.data.cuda()
     run(optimizer, parameters, [[g.to("cuda", dtype) for g in step] for step in gradients[2:]])
     assert_close([p.cpu() for p in parameters], thetas, atol=1e-4)
+
+
+# All or nothing.
+
+
+def change(optimizer, parameter, what):
+    """Makes a parameter, its gradient, state or group one that cannot be updated; what is then said."""
+    group = optimizer.param_groups[-1]
+    match what:
+        case "another shape":
+            parameter.data, parameter.grad = torch.ones(2), torch.ones(2)
+            return RuntimeError, r"and its state \[.*, 3\]"
+        case "one number":
+            parameter.data, parameter.grad = torch.ones(1), torch.ones(1)
+            return RuntimeError, r"has shape \[1\], and its state"
+        case "an expanded parameter":
+            parameter.data = torch.ones(1).expand(3)
+            return RuntimeError, "is expanded"
+        case "integers":
+            parameter.grad = None
+            parameter.requires_grad_(False).data = torch.ones(3, dtype=torch.int64)
+            parameter.grad = torch.ones(3, dtype=torch.int64)
+            return RuntimeError, r"has become torch\.int64"
+        case "a sparse gradient":
+            parameter.grad = torch.ones(3).to_sparse()
+            return RuntimeError, "has a sparse gradient"
+        case "a parameter of inference mode":
+            with torch.inference_mode():
+                parameter.data = torch.ones(3)
+            return RuntimeError, "inference_mode"
+        case "a lost state":
+            optimizer.state[parameter]["rule_state"] = torch.zeros(2, 2, 20, 1)
+            return RuntimeError, "and its state"
+        case "a rate without a number":
+            group["lr"] = "x"
+            return TypeError, "lr must be a number, got 'x'"
+        case "an infinite rate":
+            group["lr"] = float("inf")
+            return ValueError, "lr must be finite"
+        case "a tensor of rates":
+            group["lr"] = torch.ones(2)
+            return ValueError, "lr must be one number"
+        case "no decay":
+            group["weight_decay"] = None
+            return TypeError, "weight_decay must be a number, got None"
+        case "a direction":
+            group["maximize"] = "up"
+            return TypeError, "maximize must be true or false"
+        case "another rule":
+            group["rule"] = "lstm-mnist"
+            return ValueError, "a group's rule was set"
+
+
+CHANGES = [
+    "another shape",
+    "one number",
+    "an expanded parameter",
+    "integers",
+    "a sparse gradient",
+    "a parameter of inference mode",
+    "a lost state",
+    "a rate without a number",
+    "an infinite rate",
+    "a tensor of rates",
+    "no decay",
+    "a direction",
+    "another rule",
+]
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_step_that_cannot_be_whole_changes_nothing(what):
+    """The last group's last parameter is the one that cannot be updated."""
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(3)]
+    optimizer = LearnedOptimizer([{"params": parameters[:1]}, {"params": parameters[1:]}], "lstm-mnist")
+    for parameter in parameters:
+        parameter.grad = torch.full((3,), 0.1)
+    optimizer.step()
+    error, message = change(optimizer, parameters[-1], what)
+    before = [p.detach().clone() for p in parameters]
+    states = [optimizer.state[p]["rule_state"].clone() for p in parameters]
+    with pytest.raises(error, match=message):
+        optimizer.step()
+    for parameter, value, state in zip(parameters, before, states, strict=True):
+        assert torch.equal(parameter, value)
+        assert torch.equal(optimizer.state[parameter]["rule_state"], state)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        torch.ones(2, dtype=torch.int32),
+        torch.ones(2, dtype=torch.bool),
+        torch.ones(2).to(torch.float8_e4m3fn),
+        torch.ones(2).to(torch.float8_e5m2),
+        torch.ones(2, dtype=torch.complex64),
+        torch.eye(2).to_sparse(),
+    ],
+    ids=lambda data: f"{data.dtype} {data.layout}",
+)
+def test_what_a_rule_cannot_update_is_refused_when_it_is_given(data):
+    parameter = nn.Parameter(data, requires_grad=False)
+    with pytest.raises(ValueError, match=r"parameter 0 of its group is "):
+        LearnedOptimizer([parameter], "lstm-mnist")
+    optimizer = LearnedOptimizer([nn.Parameter(torch.ones(1))], "lstm-mnist")
+    with pytest.raises(ValueError, match=r"parameter 1 of its group is "):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1)), parameter]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "error", "message"),
+    [
+        ("lr", "x", TypeError, "lr must be a number"),
+        ("lr", float("inf"), ValueError, "lr must be finite"),
+        ("lr", -1.0, ValueError, "lr must not be negative"),
+        ("weight_decay", float("nan"), ValueError, "weight_decay must not be negative"),
+        ("maximize", 3, TypeError, "maximize must be true or false"),
+        ("state", float("nan"), ValueError, "a number that is not finite"),
+        ("state", float("-inf"), ValueError, "a number that is not finite"),
+    ],
+)
+def test_a_state_dict_that_no_optimizer_could_have_is_refused(where, value, error, message):
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = LearnedOptimizer([parameter], "lstm-mnist")
+    parameter.grad = torch.ones(3)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    before = copy.deepcopy(saved)
+    if where == "state":
+        saved["state"][0]["rule_state"].view(-1)[-1] = value
+    else:
+        saved["param_groups"][0][where] = value
+    with pytest.raises(error, match=message):
+        optimizer.load_state_dict(saved)
+    now = optimizer.state_dict()
+    assert now["param_groups"] == before["param_groups"]
+    assert torch.equal(now["state"][0]["rule_state"], before["state"][0]["rule_state"])

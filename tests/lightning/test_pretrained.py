@@ -1,6 +1,8 @@
 """Rules as files: what is saved comes back, what is wrong is named, the package's rules do what they say."""
 
+import contextlib
 import json
+import os
 import pickle
 
 import pytest
@@ -169,3 +171,98 @@ def test_the_rules_that_experiments_need_are_shipped(name):
     assert name not in pretrained.names()
     with pytest.raises(WeightsError, match="no card"):
         pretrained.card(name)
+
+
+def defaults(what):
+    """A way of computing that a caller may be in when a file is read."""
+    match what:
+        case "float64":
+            return _restoring(torch.set_default_dtype, torch.get_default_dtype(), torch.float64)
+        case "meta":
+            return torch.device("meta")
+        case "inference mode":
+            return torch.inference_mode()
+        case "autocast":
+            return torch.autocast("cpu", torch.bfloat16)
+
+
+@contextlib.contextmanager
+def _restoring(setter, before, value):
+    setter(value)
+    try:
+        yield
+    finally:
+        setter(before)
+
+
+@pytest.mark.parametrize("what", ["float64", "meta", "inference mode", "autocast"])
+def test_a_file_is_read_the_same_whatever_the_caller_computes_with(what):
+    expected = pretrained.load("lstm-mnist")
+    with defaults(what):
+        rule = pretrained.load("lstm-mnist")
+    for (name, ours), theirs in zip(rule.named_parameters(), expected.parameters(), strict=True):
+        assert ours.dtype == torch.float32, name
+        assert ours.device.type == "cpu"
+        assert torch.equal(ours, theirs)
+        assert ours.requires_grad
+        assert not ours.is_inference()
+
+
+def hostile_configs():
+    yield from (
+        "[" * 100_000,
+        '{"p": ' + "9" * 400 + "}",
+        '{"p": ' + "9" * 5000 + "}",
+        '{"p": NaN}',
+        '{"p": 1e999}',
+    )
+    yield from (
+        "null",
+        "[]",
+        "3",
+        '"x"',
+        "{",
+        '{"f": 1}',
+        '{"num_layers": null}',
+        '{"num_layers": 1000000000}',
+    )
+    yield from (
+        '{"hidden_size": 1000000}',
+        '{"hidden_size": -1}',
+        '{"hidden_size": 2.5}',
+        '{"hidden_size": "20"}',
+    )
+    yield from (
+        '{"num_layers": [2]}',
+        '{"preprocessing": "x"}',
+        '{"preprocessing": {}}',
+        '{"output_scale": null}',
+    )
+    yield from (
+        '{"output_scale": -1}',
+        '{"output_scale": Infinity}',
+        '{"gradient_scale": 0}',
+        '{"backend": "x"}',
+    )
+    yield from ('{"backend": ["cpu"]}', '{"forget_bias": "x"}', '{"head_init_scale": NaN}', '{"p": "10"}')
+
+
+def test_no_configuration_in_a_file_does_more_than_being_refused(tmp_path):
+    rule, count = pretrained.load("lstm-mnist"), 0
+    tensors = {key: value.clone() for key, value in rule.state_dict().items()}
+    path = tmp_path / "hostile.safetensors"
+    for config in hostile_configs():
+        metadata = {"format": pretrained.FORMAT, "rule": "CoordinatewiseLSTM", "config": config}
+        save_file(tensors, path, metadata | {"sha256": pretrained._digest(tensors, metadata)})
+        with pytest.raises(WeightsError, match=r"hostile\.safetensors"):
+            pretrained.load(path)
+        count += 1
+    assert count >= 24
+
+
+def test_what_is_no_file_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "pipe.safetensors")  # to open it would wait for ever
+    (tmp_path / "folder.safetensors").mkdir()
+    for path in ("pipe", "folder", "x" * 5000, "a/" * 3000, "nul\0"):
+        with pytest.raises(WeightsError, match="there is no such file"):
+            pretrained.load(tmp_path / f"{path}.safetensors")
