@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, library
 
 from l2l_kernels import backends
+from l2l_kernels.checks import check_bptt, check_overlap, check_step
 from l2l_kernels.spec import LSTMSpec, Preprocessing
 
 P = ParamSpec("P")
@@ -47,7 +48,13 @@ def _register(
     return register
 
 
-@_register("step_", lambda *_: None, mutates_args=("theta", "new_state"))
+def _step__fake(
+    theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
+) -> None:
+    check_step(_spec(*constants[:5]), phi, theta, grad, state, new_state)
+
+
+@_register("step_", _step__fake, mutates_args=("theta", "new_state"))
 def _step_(
     theta: Tensor,
     grad: Tensor,
@@ -62,10 +69,15 @@ def _step_(
     backend: str,
 ) -> None:
     spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    check_step(spec, phi, theta, grad, state, new_state)
+    check_overlap({"theta": theta, "new_state": new_state}, {"grad": grad, "state": state, "phi": phi})
     _implementation(phi, backend).step_(theta, grad, state, new_state, phi, spec)
 
 
-def _step_fake(theta: Tensor, grad: Tensor, state: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+def _step_fake(
+    theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, *constants: Any
+) -> tuple[Tensor, Tensor]:
+    check_step(_spec(*constants[:5]), phi, theta, grad, state)
     return torch.empty_like(theta), torch.empty_like(state)
 
 
@@ -83,6 +95,7 @@ def _step(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    check_step(spec, phi, theta, grad, state)
     new_theta, new_state = theta.clone(), torch.empty_like(state)
     _implementation(phi, backend).step_(new_theta, grad, state, new_state, phi, spec)
     return new_theta, new_state
@@ -94,8 +107,9 @@ def _bptt_fake(
     d_updates: Tensor,
     d_final_state: Tensor | None,
     phi: Tensor,
-    *_: Any,
+    *constants: Any,
 ) -> tuple[Tensor, Tensor]:
+    check_bptt(_spec(*constants[:5]), phi, grads, history, d_updates, d_final_state)
     return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
@@ -114,6 +128,7 @@ def _bptt(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
+    check_bptt(spec, phi, grads, history, d_updates, d_final_state)
     return _implementation(phi, backend).bptt(grads, history, d_updates, d_final_state, phi, spec)
 
 
@@ -137,30 +152,6 @@ def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor |
 
 
 library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
-
-
-def _check_step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
-    if theta.ndim != 1 or grad.shape != theta.shape:
-        raise ValueError(
-            f"theta and grad must be flat and of one length, got {list(theta.shape)} and {list(grad.shape)}"
-        )
-    _check_shapes(state, (*spec.state_shape, theta.shape[0]), "state", phi, spec)
-    _check_devices(phi, theta=theta, grad=grad, state=state)
-
-
-def _check_shapes(states: Tensor, shape: Sequence[int], name: str, phi: Tensor, spec: LSTMSpec) -> None:
-    if tuple(states.shape) != tuple(shape):
-        raise ValueError(f"{name} must have shape {list(shape)} for {spec}, got {list(states.shape)}")
-    if phi.shape != (spec.num_parameters,):
-        raise ValueError(f"phi must have shape [{spec.num_parameters}] for {spec}, got {list(phi.shape)}")
-
-
-def _check_devices(phi: Tensor, **tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if tensor.device != phi.device:
-            raise ValueError(f"{name} is on {tensor.device} but phi is on {phi.device}")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{name} must be floating-point, got {tensor.dtype}")
 
 
 def _constants(spec: LSTMSpec, backend: str | None) -> tuple[int, int, str, float, float, str]:
@@ -195,11 +186,9 @@ def step_(
         backend: Overrides the choice by device (see backends.choose).
 
     Raises:
-        ValueError: A shape or device does not fit.
+        ValueError: A tensor's shape, dtype, device or layout does not fit, or one that is written overlaps.
         BackendUnavailableError: The backend asked for cannot run here.
     """
-    _check_step(theta, grad, state, phi, spec)
-    _check_shapes(new_state, state.shape, "new_state", phi, spec)
     _step_(theta, grad, state, new_state, phi, *_constants(spec, backend))
 
 
@@ -218,7 +207,6 @@ def step(
         >>> theta
         tensor([1., 1., 1.])
     """
-    _check_step(theta, grad, state, phi, spec)
     new_theta, new_state = _step(theta, grad, state, phi, *_constants(spec, backend))
     return new_theta, new_state
 
@@ -237,15 +225,8 @@ def bptt(
     Arguments as reference.bptt, plus `backend`.
 
     Raises:
-        ValueError: A shape or device does not fit.
+        ValueError: A tensor's shape, dtype, device or layout does not fit, or one that is written overlaps.
         BackendUnavailableError: The backend asked for cannot run here.
     """
-    if grads.ndim != 2 or d_updates.shape != grads.shape:
-        raise ValueError(
-            f"grads and d_updates must both be [T, N], got {list(grads.shape)} and {list(d_updates.shape)}"
-        )
-    T, N = grads.shape
-    _check_shapes(history, (T + 1, *spec.state_shape, N), "history", phi, spec)
-    _check_devices(phi, grads=grads, history=history, d_updates=d_updates)
     d_phi, d_state = _bptt(grads, history, d_updates, d_final_state, phi, *_constants(spec, backend))
     return d_phi, d_state

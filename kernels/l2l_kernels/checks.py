@@ -1,0 +1,109 @@
+"""What the operators' tensors must be: checked here, for all backends alike, before a pointer is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from l2l_kernels.spec import LSTMSpec
+
+DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
+
+
+def check_step(
+    spec: LSTMSpec, phi: Tensor, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor | None = None
+) -> None:
+    """Raises ValueError unless θ and ∇f are [N], states [L, 2, H, N], φ [P], all dense and on one device."""
+    _check_kinds(phi, theta=theta, grad=grad, state=state, new_state=new_state)
+    if theta.ndim != 1 or grad.shape != theta.shape:
+        raise ValueError(
+            f"theta and grad must be flat and of one length, got {list(theta.shape)} and {list(grad.shape)}"
+        )
+    shape = (*spec.state_shape, theta.shape[0])
+    _check_shapes(spec, phi, shape, state=state, new_state=new_state)
+
+
+def check_bptt(
+    spec: LSTMSpec,
+    phi: Tensor,
+    grads: Tensor,
+    history: Tensor,
+    d_updates: Tensor,
+    d_final_state: Tensor | None,
+) -> None:
+    """Raises ValueError unless the gradients are [T, N], the history [T+1, L, 2, H, N], φ [P], and so on."""
+    _check_kinds(phi, grads=grads, history=history, d_updates=d_updates, d_final_state=d_final_state)
+    if grads.ndim != 2 or d_updates.shape != grads.shape:
+        raise ValueError(
+            f"grads and d_updates must both be [T, N], got {list(grads.shape)} and {list(d_updates.shape)}"
+        )
+    T, N = grads.shape
+    _check_shapes(spec, phi, (T + 1, *spec.state_shape, N), history=history)
+    _check_shapes(spec, phi, (*spec.state_shape, N), d_final_state=d_final_state)
+
+
+def check_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> None:
+    """Raises ValueError if a tensor that is written shares memory with itself or another.
+
+    `new_state` may be `state` itself. Memory is taken from a tensor's first number to its last, so that two
+    interleaved ones count as overlapping.
+    """
+    tensors = {**read, **written}
+    spans = {name: _span(tensor) for name, tensor in tensors.items()}
+    for name, tensor in written.items():
+        if not (tensor.is_contiguous() or _has_distinct_elements(tensor)):
+            raise ValueError(f"{name} must not hold one number twice (it is expanded or overlaps itself)")
+        start, end = spans[name]
+        for other, (theirs, their_end) in spans.items():
+            if theirs >= end or start >= their_end or other == name:
+                continue
+            if not (name == "new_state" and other == "state" and _is_same(tensor, tensors[other])):
+                raise ValueError(f"{name} is written and must not overlap {other} in memory")
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.data_ptr() == b.data_ptr() and a.stride() == b.stride() and a.dtype == b.dtype
+
+
+def _check_kinds(phi: Tensor, **tensors: Tensor | None) -> None:
+    for name, tensor in (("phi", phi), *tensors.items()):
+        if tensor is None:
+            continue
+        if tensor.layout != torch.strided or tensor.is_nested:
+            raise ValueError(f"{name} must be dense, got one of layout {tensor.layout}")
+        if tensor.dtype not in DTYPES:
+            raise ValueError(f"{name} must be floating-point of 16, 32 or 64 bits, got {tensor.dtype}")
+        if tensor.device != phi.device:
+            raise ValueError(f"{name} is on {tensor.device} but phi is on {phi.device}")
+
+
+def _check_shapes(spec: LSTMSpec, phi: Tensor, shape: Sequence[int], **tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tuple(tensor.shape) != tuple(shape):
+            raise ValueError(f"{name} must have shape {list(shape)} for {spec}, got {list(tensor.shape)}")
+    if phi.shape != (spec.num_parameters,):
+        raise ValueError(f"phi must have shape [{spec.num_parameters}] for {spec}, got {list(phi.shape)}")
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """The addresses of a tensor's first byte and of the one after its last."""
+    start = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return start, start + tensor.nbytes
+    if not tensor.numel():
+        return 0, 0
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + (last + 1) * tensor.element_size()
+
+
+def _has_distinct_elements(tensor: Tensor) -> bool:
+    """Whether each index has an address of its own: every stride reaches beyond all that smaller ones do."""
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return False
+            reach += (size - 1) * stride
+    return True

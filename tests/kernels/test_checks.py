@@ -1,0 +1,179 @@
+"""No pointer is taken of a tensor that does not fit: every argument wrong in every way, on every backend."""
+
+import pytest
+import torch
+from l2l_kernels import BACKENDS, LSTMSpec, bptt, step, step_
+
+SPEC, T, N = LSTMSpec(num_layers=1, hidden_size=4), 3, 6
+
+
+def arguments(operator):
+    phi, state = torch.zeros(SPEC.num_parameters), torch.zeros(*SPEC.state_shape, N)
+    if operator is bptt:
+        history = torch.zeros(T + 1, *SPEC.state_shape, N)
+        grads, d_updates = torch.ones(T, N), torch.ones(T, N)
+        return {
+            "grads": grads,
+            "history": history,
+            "d_updates": d_updates,
+            "d_final_state": state,
+            "phi": phi,
+        }
+    both = {"theta": torch.ones(N), "grad": torch.ones(N), "state": state, "phi": phi}
+    return both | ({"new_state": torch.zeros_like(state)} if operator is step_ else {})
+
+
+WRONG = {
+    "longer": lambda x: torch.zeros(*x.shape[:-1], x.shape[-1] + 1),
+    "shorter": lambda x: x[..., 1:],
+    "one number": lambda x: torch.ones(1),
+    "a dimension more": lambda x: x[None],
+    "without dimensions": lambda x: torch.ones(()),
+    "empty": lambda x: x[..., :0],
+    "integers": lambda x: x.long(),
+    "booleans": lambda x: x.bool(),
+    "complex": lambda x: x.to(torch.complex64),
+    "float8": lambda x: x.to(torch.float8_e4m3fn),
+    "another device": lambda x: x.to("meta"),
+    "sparse": lambda x: x.to_sparse(),
+}
+CASES = [
+    (operator, name, wrong)
+    for operator in (step_, step, bptt)
+    for name in arguments(operator)
+    for wrong in WRONG
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "wrong"), CASES, ids=[f"{o.__name__}-{n}-{w}" for o, n, w in CASES]
+)
+def test_an_argument_that_does_not_fit_is_named_by_every_backend_alike(operator, name, wrong):
+    """The named error, and nothing is written; the backend is not even looked for."""
+    messages = set()
+    for backend in (*BACKENDS, None):
+        given = arguments(operator)
+        given[name] = WRONG[wrong](given[name])
+        before = {key: tensor.clone() for key, tensor in given.items() if tensor.device.type == "cpu"}
+        with pytest.raises(ValueError, match=rf"\b{name}\b|phi is on") as refused:
+            operator(**given, spec=SPEC, backend=backend)
+        messages.add(str(refused.value))
+        for key, tensor in before.items():
+            assert torch.equal(given[key].to_dense(), tensor.to_dense()), key
+    assert len(messages) == 1
+
+
+def test_there_are_enough_cases():
+    assert len(CASES) >= 60
+
+
+def test_the_registered_operators_check_as_well():
+    """A tensor that holds its numbers' negatives is theirs to resolve: PyTorch does before they see it."""
+    given = arguments(bptt)
+    constants = (SPEC.num_layers, SPEC.hidden_size, SPEC.preprocessing, SPEC.p, SPEC.output_scale, "")
+    with pytest.raises(ValueError, match="d_updates must both be"):
+        torch.ops.l2l_kernels.bptt(*{**given, "d_updates": torch.ones(1)}.values(), *constants)
+    theta, grad, state, phi, new_state = arguments(step_).values()
+    with pytest.raises(ValueError, match="grad must be flat"):
+        torch.ops.l2l_kernels.step_(theta, grad[:1], state, new_state, phi, *constants)
+    expected = step(theta, -grad, state, phi, SPEC)
+    for ours, theirs in zip(step(theta, torch._neg_view(grad), state, phi, SPEC), expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_the_backward_that_read_beyond_its_arguments():
+    n = 200_000
+    history = torch.zeros(2, *SPEC.state_shape, n)
+    phi = torch.ones(P)
+    with pytest.raises(ValueError, match="d_final_state must have shape"):
+        bptt(torch.ones(1, n), history, torch.ones(1, n), torch.ones(1), phi, SPEC)
+
+
+def shared(size, *starts_and_shapes):
+    memory = torch.zeros(size)
+    return [
+        memory[start : start + torch.Size(shape).numel()].view(shape) for start, shape in starts_and_shapes
+    ]
+
+
+STATE = (*SPEC.state_shape, N)
+P = SPEC.num_parameters
+
+
+def overlapping(kind):
+    given = arguments(step_)
+    match kind:
+        case "theta is grad":
+            given["grad"] = given["theta"]
+        case "theta in state":
+            given["theta"], given["state"] = shared(100, (3, (N,)), (0, STATE))
+        case "theta in new_state":
+            given["theta"], given["new_state"] = shared(100, (47, (N,)), (0, STATE))
+        case "theta in phi":
+            given["theta"], given["phi"] = shared(P, (0, (N,)), (0, (P,)))
+        case "new_state in grad":
+            given["new_state"], given["grad"] = shared(100, (0, STATE), (1, (N,)))
+        case "new_state in phi":
+            given["new_state"], given["phi"] = shared(P, (0, STATE), (0, (P,)))
+        case "new_state beside state":
+            given["new_state"], given["state"] = shared(100, (1, STATE), (0, STATE))
+        case "new_state is state transposed":
+            square = torch.zeros(1, 2, 4, N).contiguous()
+            given["state"] = square
+            given["new_state"] = square.as_strided(square.shape, (48, 4, 1, 8))
+        case "theta is expanded":
+            given["theta"] = torch.ones(1).expand(N)
+        case "new_state is expanded":
+            given["new_state"] = torch.zeros(*STATE[:-1], 1).expand(STATE)
+        case "new_state overlaps itself":
+            given["new_state"] = torch.zeros(100).as_strided(STATE, (48, 24, 5, 1))
+    return given
+
+
+OVERLAPS = [
+    "theta is grad",
+    "theta in state",
+    "theta in new_state",
+    "theta in phi",
+    "new_state in grad",
+    "new_state in phi",
+    "new_state beside state",
+    "new_state is state transposed",
+    "theta is expanded",
+    "new_state is expanded",
+    "new_state overlaps itself",
+]
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, None])
+@pytest.mark.parametrize("kind", OVERLAPS)
+def test_what_is_written_overlaps_nothing(kind, backend):
+    with pytest.raises(ValueError, match="overlap"):
+        step_(**overlapping(kind), spec=SPEC, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_slots_of_a_history_the_state_itself_and_strides_are_fine(backend):
+    torch.manual_seed(0)
+    phi, grad = torch.randn(P), torch.randn(N)
+    history = torch.randn(2, *STATE)
+    before = history[0].clone()
+    expected_theta, expected_state = step(torch.zeros(N), grad, before, phi, SPEC, "reference")
+    theta = torch.zeros(2 * N)[::2]
+    step_(theta, grad, history[0], history[1], phi, SPEC, backend)
+    torch.testing.assert_close(theta, expected_theta)
+    torch.testing.assert_close(history[1], expected_state)
+    step_(torch.zeros(N), grad, history[0], history[0], phi, SPEC, backend)
+    torch.testing.assert_close(history[0], expected_state)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_no_coordinates_and_no_steps_are_fine(backend):
+    phi = torch.zeros(P)
+    none = torch.zeros(*SPEC.state_shape, 0)
+    step_(torch.zeros(0), torch.zeros(0), none, none, phi, SPEC, backend)
+    d_phi, d_state = bptt(
+        torch.zeros(0, N), torch.zeros(1, *STATE), torch.zeros(0, N), None, phi, SPEC, backend
+    )
+    assert torch.equal(d_phi, torch.zeros(P))
+    assert torch.equal(d_state, torch.zeros(STATE))
