@@ -52,7 +52,14 @@ def checkpoint(tmp_path_factory):
 NOT_HERE = re.compile(r"FOLDER --|--data-root FOLDER|--trainer.strategy ddp")
 
 
-@pytest.mark.parametrize("command", [command for command in commands() if not NOT_HERE.search(command)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=pytest.mark.slow if command.startswith("reproduce") else ())
+        for command in commands()
+        if not NOT_HERE.search(command)
+    ],
+)
 def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

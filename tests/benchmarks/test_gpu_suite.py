@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 ABSENT = ["wandb", "jsonargparse", "lightning", "rich", "matplotlib", "hypothesis", "jax", "torchmetrics"]
 """What a machine image with torch, triton, numpy and pytest lacks."""

@@ -282,6 +282,7 @@ def test_the_backward_of_a_coordinate_that_diverged_leaves_the_others_cotangents
     assert not d_initial[..., 37].isfinite().all()
 
 
+@pytest.mark.slow
 def test_a_history_of_more_than_two_to_the_31_elements():
     """Zeros that no one has written take no memory; what is not zero lies beyond the 2^31st element."""
     N, recent = 2048, 200

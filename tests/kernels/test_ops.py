@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import warnings
 
 import l2l_kernels
 import pytest
@@ -167,7 +166,7 @@ class TestBackendChoice:
         assert called[0] == "reference"
 
 
-def test_without_a_compiler_the_reference_runs_and_one_warning_says_so():
+def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(tmp_path):
     program = """
 import torch, l2l_kernels
 spec = l2l_kernels.LSTMSpec(num_layers=1, hidden_size=2)
@@ -178,46 +177,9 @@ for _ in range(2):
 assert all(map(torch.equal, fallback, l2l_kernels.step(*args, backend="reference")))
 """
     environment = {**os.environ, "PATH": "", "CXX": "", BACKEND_VARIABLE: "cpu"}
+    environment["L2L_KERNELS_CACHE"] = str(tmp_path)
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("no C++ compiler was found") == 1
-
-
-def test_a_compiler_that_fails_is_quoted(monkeypatch, tmp_path):
-    from l2l_kernels.cpu import library
-
-    compiler = tmp_path / "broken"
-    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "no such vector" >&2\nexit 1\n')
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
-    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "cache"))
-    with pytest.warns(UserWarning, match=r"(?s)broken failed: .*no such vector"):
-        assert library.load.__wrapped__() is None
-
-
-def test_kernels_are_compiled_once_per_cache(monkeypatch, tmp_path):
-    from l2l_kernels.cpu import library
-
-    if library.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert library.load.__wrapped__() is not None
-        (built,) = tmp_path.iterdir()
-        written = built.stat().st_mtime_ns
-        assert library.load.__wrapped__() is not None
-    assert [path.stat().st_mtime_ns for path in tmp_path.iterdir()] == [written]
-
-
-def test_a_compiler_without_openmp_gives_one_thread_and_a_warning(monkeypatch, tmp_path):
-    from l2l_kernels.cpu import library
-
-    if library.find_compiler() is None:
-        pytest.skip("no C++ compiler")
-    monkeypatch.setattr(library, "THREADS", "-fno-such-option")
-    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path))
-    with pytest.warns(UserWarning, match="has no OpenMP"):
-        assert library.load.__wrapped__() is not None

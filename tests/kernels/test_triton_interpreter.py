@@ -12,6 +12,8 @@ from l2l_kernels import LSTMSpec, reference
 from l2l_kernels import triton as backend
 from triton_cases import CASES, EXTREME_GRADIENTS, Case, random_cases
 
+pytestmark = pytest.mark.slow
+
 ALL_CASES = CASES + random_cases()
 
 # The interpreter multiplies in float32. One rounding is 6e-8; the longest chains here (20 steps, sums of 129

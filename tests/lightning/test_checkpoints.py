@@ -86,6 +86,7 @@ def rewrite(checkpoint, tmp_path):
 # What is read.
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits a process's memory")
 @pytest.mark.parametrize(
     ("kind", "count"), [("checkpoint", 1000), ("checkpoint without a digest", 500), ("weights", 500)]

@@ -155,6 +155,7 @@ def test_validation_runs_the_same_optimizees_on_any_number_of_processes(count, t
         assert metrics[number] == pytest.approx(metrics[1], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2), (2, 4)])
 def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path, in_float64):
     """Cut after any meta-step, in mid-rollout and between two, and resumed with as many tasks in all."""
@@ -350,6 +351,7 @@ def assert_ended_as(folder, whole_run):
     assert (folder / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_ddp_starts_its_own_processes(whole_run, tmp_path):
     command = shlex.split(readmes("python -m"))
     root = tmp_path / "runs"
@@ -361,6 +363,7 @@ def test_ddp_starts_its_own_processes(whole_run, tmp_path):
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 1
 
 
+@pytest.mark.slow
 def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     """torchrun starts all of them again, and they go on where the last checkpoint was."""
     folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
@@ -418,6 +421,7 @@ def test_only_a_fit_has_a_run_folder(fails, tmp_path, whole_run):
     assert "--run_folder is where a fit goes on; tune has none" in printed
 
 
+@pytest.mark.slow
 def test_processes_download_one_after_another(tmp_path, monkeypatch):
     log = tmp_path / "log"
 
@@ -459,6 +463,7 @@ def slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("MASTER_PORT", str(free_port()))
 
 
+@pytest.mark.slow
 def test_a_slurm_job_runs_on_two_nodes(whole_run, slurm, tmp_path):
     script = readmes(
         "#!/bin/bash",

@@ -105,6 +105,7 @@ FIT = """
 """
 
 
+@pytest.mark.slow
 def test_the_command_line_names_the_package_that_it_needs(tmp_path):
     done = python(FIT, "jsonargparse", cwd=tmp_path)
     assert done.returncode == 1
@@ -112,12 +113,14 @@ def test_the_command_line_names_the_package_that_it_needs(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_without_wandb_a_run_says_that_nothing_is_logged_to_it(tmp_path):
     printed = assert_runs(FIT.replace("MODE", "offline"), "wandb", cwd=tmp_path)
     assert "The package wandb is not installed" in printed
     assert list(tmp_path.glob("runs/*/*/summary.json"))
 
 
+@pytest.mark.slow
 def test_without_wandb_logging_to_it_online_is_an_error(tmp_path):
     done = python(FIT.replace("MODE", "online"), "wandb", cwd=tmp_path)
     assert done.returncode == 1

@@ -92,6 +92,7 @@ def in_peace(tmp_path_factory):
     return contents(the_run(root))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
     """SIGKILL at 20 random moments or more: weights, rollouts, logs and curves are the same, bit for bit."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

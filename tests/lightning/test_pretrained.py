@@ -132,6 +132,7 @@ def test_only_what_can_be_loaded_is_saved(rule, tmp_path):
         pretrained.save(Mine(hidden_size=2), tmp_path / "rule.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pretrained.names())
 def test_a_shipped_rule_does_what_its_card_says(name):
     """On what needs no data but the package's: the very optimizees of the card's figures, and others."""

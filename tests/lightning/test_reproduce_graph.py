@@ -280,6 +280,7 @@ def test_held_bytes_are_the_buffers_of_a_window(num_layers):
     assert sorted(buffer.nbytes for buffer in buffers) == sorted(held.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES[1:])
 def test_the_memory_of_an_unrolled_meta_step_grows_with_its_window(mode):
     def run(unroll):
@@ -294,6 +295,7 @@ def test_the_memory_of_an_unrolled_meta_step_grows_with_its_window(mode):
     assert len(window_graph(lstm(), mlp(), 12, second).operations) == long.operations
 
 
+@pytest.mark.slow
 def test_ours_takes_little_more_than_it_holds():
     task, images = MNISTMLP([20], batch_size=8), load_images("mnist").validation
     found = measure(MetaStep(task, lstm(), images, 0, "ours", 12))

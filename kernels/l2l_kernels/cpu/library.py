@@ -6,16 +6,22 @@ wheel was built, and installing needs no compiler.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
+import re
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+
+from l2l_kernels.backends import BackendUnavailableError
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = (
@@ -59,18 +65,32 @@ def find_compiler() -> str | None:
     return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
+class _InterruptedError(Exception):
+    """A compiler was stopped: that says nothing of the compiler or of the source."""
+
+
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels; None, after one warning that says why, where they cannot be compiled."""
+    """The compiled kernels; None, after one warning that says why, where they cannot be compiled.
+
+    Raises:
+        BackendUnavailableError: The variable L2L_KERNELS_TARGET names a target that this processor is not.
+    """
     compiler = find_compiler()
     reason = "no C++ compiler was found (set CXX, or install g++ or clang++)"
-    if compiler:
-        try:
-            return _open(_compile(compiler))
-        except subprocess.CalledProcessError as error:
-            reason = f"{compiler} failed: {error.stderr.strip()[-1000:]}"
-        except OSError as error:
-            reason = str(error)
+    try:
+        if (library := _find_or_build(compiler)) is not None:
+            if not library.has_openmp():
+                who = compiler or "the compiler that they came from"
+                message = f"l2l_kernels: the CPU kernels use one thread: {who} has no OpenMP"
+                warnings.warn(message, stacklevel=2)
+            return library
+    except subprocess.CalledProcessError as error:
+        reason = f"{compiler} failed: {error.stderr.strip()[-1000:]}"
+    except _InterruptedError as error:
+        reason = f"{compiler} was interrupted, twice: {error}. The next process tries again"
+    except OSError as error:
+        reason = f"{error} ({CACHE_VARIABLE} names another folder)"
     warnings.warn(f"l2l_kernels: the reference runs on the CPU, several times slower: {reason}", stacklevel=2)
     return None
 
@@ -89,6 +109,61 @@ def describe() -> str:
     return instruction_set.decode() + (", OpenMP" if library.has_openmp() else ", one thread")
 
 
+def _find_or_build(compiler: str | None) -> ctypes.CDLL | None:
+    """The kernels with OpenMP or, where there is none, without: from the cache, or compiled into it."""
+    folder = _cache_directory()
+    for threads in (True, False):
+        if (library := _find(folder, threads)) is not None:
+            return library
+        if compiler is None:
+            continue
+        if threads and not _has_openmp(compiler):
+            continue
+        _build(compiler, folder, threads)
+        if (library := _find(folder, threads)) is None:
+            raise OSError(f"what was compiled into {folder} is not there any more, or not as it was written")
+        return library
+    return None
+
+
+def _stem(threads: bool) -> str:
+    """What an entry's name begins with: what it was made of. Any compiler's result will do."""
+    parts = [SOURCE.read_text(encoding="utf-8"), *_flags(threads), _machine()]
+    return f"cpu-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}-"
+
+
+def _find(folder: Path, threads: bool) -> ctypes.CDLL | None:
+    """A good entry of the cache, loaded: whole, as its name says, and nobody else's.
+
+    The name ends with a digest of the contents, which it was given when they were complete.
+    """
+    for path in sorted(folder.glob(f"{_stem(threads)}*.so")):
+        try:
+            with path.open("rb") as file:
+                status, content = os.fstat(file.fileno()), file.read()
+            mine = not hasattr(os, "getuid") or status.st_uid in (0, os.getuid())
+            whole = path.stem.endswith("-" + hashlib.sha256(content).hexdigest())
+            if mine and whole and not status.st_mode & 0o022:
+                _check_target(path)
+                return _open(path) if _is_ours_alone(folder) else _open_copy(content)
+        except OSError:  # unreadable, or no library
+            continue
+    return None
+
+
+def _is_ours_alone(folder: Path) -> bool:
+    """Whether nobody else can put another file in the place of ours, between a look at it and its use."""
+    mode = folder.stat().st_mode
+    return not mode & 0o022 or bool(mode & stat.S_ISVTX)
+
+
+def _open_copy(content: bytes) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "kernels.so"
+        path.write_bytes(content)
+        return _open(path)
+
+
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.instruction_set.restype = ctypes.c_char_p
@@ -99,31 +174,112 @@ def _open(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _compile(compiler: str) -> Path:
-    """Path of the compiled kernels, compiled (a few seconds) unless this machine's are in the cache."""
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    flags = (*FLAGS, _target())
-    identity = "\0".join([SOURCE.read_text(), version, *flags, THREADS, _machine()])
-    name = f"cpu-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    path = _cache_directory() / name
-    if not path.exists():
-        # Built under another name, then renamed: processes that start together never load half a file.
-        with tempfile.TemporaryDirectory(dir=path.parent) as directory:
-            built = Path(directory) / name
-            command = [compiler, *flags, str(SOURCE), "-o", str(built)]
-            if subprocess.run([*command, THREADS], capture_output=True, check=False).returncode:
-                subprocess.run(command, capture_output=True, text=True, check=True)
-                message = f"l2l_kernels: the CPU kernels use one thread: {compiler} has no OpenMP"
-                warnings.warn(message, stacklevel=2)
-            built.replace(path)
-    return path
+def _check_target(path: Path) -> None:
+    """Raises unless kernels for a target that was named run here: a process of its own tries."""
+    target = os.environ.get(TARGET_VARIABLE)
+    if not target:
+        return
+    program = (
+        "import ctypes, sys\n"
+        "library = ctypes.CDLL(sys.argv[1])\n"
+        "class Spec(ctypes.Structure):\n"
+        "    _fields_ = [(n, ctypes.c_int64) for n in 'abc'] + [(n, ctypes.c_double) for n in 'de']\n"
+        "memory = [(ctypes.c_double * 20000)() for _ in range(7)]\n"
+        "size = ctypes.c_int64(64)\n"
+        "spec = ctypes.byref(Spec(1, 4, 1, 10.0, 0.1))\n"
+        "for kind in sys.argv[2:]:\n"
+        "    getattr(library, 'step_' + kind)(ctypes.c_int64(1), spec, size, *memory[:5])\n"
+        "    getattr(library, 'bptt_' + kind)(ctypes.c_int64(1), spec, size, ctypes.c_int64(1), *memory)\n"
+    )
+    tried = subprocess.run(
+        [sys.executable, "-c", program, str(path), *VARIANTS], capture_output=True, check=False
+    )
+    if tried.returncode:
+        raise BackendUnavailableError(
+            f"{TARGET_VARIABLE}={target} is not what this processor can run: unset it, or name an "
+            "instruction set that it has (x86-64-v3 is AVX2)"
+        )
+
+
+def _build(compiler: str, folder: Path, threads: bool) -> None:
+    """Compiles the kernels (a few seconds) into the cache, where a file is whole and on the disk."""
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        built = Path(directory) / "built.so"
+        _run([compiler, *_flags(threads), str(SOURCE), "-o", str(built)])
+        with built.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        built.chmod(0o644)
+        for old in folder.glob(f"{_stem(threads)}*.so"):
+            with contextlib.suppress(OSError):  # of another owner
+                old.unlink()
+        built.replace(folder / f"{_stem(threads)}{digest}.so")
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _has_openmp(compiler: str) -> bool:
+    """Whether a program of one line compiles with OpenMP."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Path(directory) / "empty.cpp"
+        source.write_text("int nothing() { return 0; }\n", encoding="utf-8")
+        try:
+            _run(
+                [compiler, "-fPIC", "-shared", THREADS, str(source), "-o", str(Path(directory) / "empty.so")]
+            )
+        except subprocess.CalledProcessError:
+            return False
+    return True
+
+
+def _run(command: list[str]) -> None:
+    """Runs a compiler, twice if it is interrupted.
+
+    Raises:
+        CalledProcessError: It failed, and has said why.
+        _InterruptedError: It was ended by a signal: by somebody, or for want of memory.
+    """
+    for _ in range(2):
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", check=False
+        )
+        # A compiler's driver reports how its own processes ended.
+        words = re.search(r"(?i)killed|terminated|signal|internal compiler error|out of memory", done.stderr)
+        if done.returncode >= 0 and not (done.returncode and words):
+            done.check_returncode()
+            return
+    raise _InterruptedError(done.stderr.strip()[-200:] or f"signal {-done.returncode}")
 
 
 def _cache_directory() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "l2l_kernels")
-    directory.mkdir(parents=True, exist_ok=True)
+    """Where compiled kernels are kept: the folder of the variable, or one that nobody else can open.
+
+    Raises:
+        OSError: It cannot be made or written, or the default one is another user's.
+    """
+    if given := os.environ.get(CACHE_VARIABLE):
+        Path(given).mkdir(parents=True, exist_ok=True)
+        return Path(given)
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError as error:  # no home directory
+        raise OSError(f"{error}: there is no folder to keep compiled kernels in") from error
+    directory = home / "l2l_kernels"
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if hasattr(os, "getuid"):
+        if directory.stat().st_uid != os.getuid():
+            raise OSError(f"{directory} belongs to another user")
+        if directory.stat().st_mode & 0o077:
+            directory.chmod(0o700)  # an older version's
     return directory
+
+
+def _flags(threads: bool) -> tuple[str, ...]:
+    return (*FLAGS, _target(), *([THREADS] if threads else []))
 
 
 def _target() -> str:
@@ -134,7 +290,7 @@ def _target() -> str:
 def _machine() -> str:
     """What "native" stands for: a home directory, and so the cache, may be shared by unlike machines."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return f"{platform.machine()} {platform.processor()}"
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())

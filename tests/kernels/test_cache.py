@@ -1,0 +1,220 @@
+"""Compiled kernels on disk: what is kept, what is loaded of it, and what a compiler's end says."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from l2l_kernels.backends import BackendUnavailableError
+from l2l_kernels.cpu import library
+
+load = library.load.__wrapped__  # each time anew, as another process would
+COMPILER = library.find_compiler()
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A folder with a good entry."""
+    folder = tmp_path_factory.mktemp("built")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(library.CACHE_VARIABLE, str(folder))
+        assert load() is not None
+    return folder
+
+
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """Puts a shell script in the compiler's place; returns a file with a line for each of its runs."""
+    runs = tmp_path / "runs"
+
+    def install(script):
+        path = tmp_path / "compiler"
+        path.write_text(f"#!/bin/sh\necho \"$*\" >> '{runs}'\n{script}\n", encoding="utf-8")
+        path.chmod(0o755)
+        monkeypatch.setenv("CXX", str(path))
+        return runs
+
+    return install
+
+
+def without_compiler(monkeypatch):
+    monkeypatch.setattr(library, "find_compiler", lambda: None)
+
+
+@needs_compiler
+def test_kernels_are_compiled_once_per_cache(cache):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load() is not None
+        (entry,) = cache.iterdir()
+        written = entry.stat().st_mtime_ns
+        assert load() is not None
+    assert [path.stat().st_mtime_ns for path in cache.iterdir()] == [written]
+    assert not entry.stat().st_mode & 0o022
+
+
+@needs_compiler
+@pytest.mark.parametrize("damage", ["empty", "truncated", "a bit", "longer", "writable", "another name"])
+def test_an_entry_that_is_not_as_it_was_written_is_compiled_again_once(damage, built, cache):
+    shutil.copytree(built, cache)
+    (entry,) = cache.iterdir()
+    content = bytearray(entry.read_bytes())
+    match damage:
+        case "empty":
+            entry.write_bytes(b"")
+        case "truncated":
+            entry.write_bytes(content[:-1000])
+        case "a bit":
+            content[len(content) // 2] ^= 1
+            entry.write_bytes(content)
+        case "longer":
+            entry.write_bytes(content + b"x")
+        case "writable":
+            entry.chmod(0o777)
+        case "another name":
+            entry.rename(entry.with_name(entry.name.replace("-", "-0", 2)))
+    assert load().has_openmp() in (0, 1)
+    names = {path.name for path in cache.iterdir()}
+    before = {path.name: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert load() is not None
+    assert {path.name: path.stat().st_mtime_ns for path in cache.iterdir()} == before
+    assert any((cache / name).read_bytes()[:4] == b"\x7fELF" for name in names)
+
+
+@needs_compiler
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root gives files away")
+def test_another_users_entry_is_not_loaded(built, cache, monkeypatch):
+    shutil.copytree(built, cache)
+    (entry,) = cache.iterdir()
+    os.chown(entry, 12345, 12345)
+    without_compiler(monkeypatch)
+    with pytest.warns(UserWarning, match="no C\\+\\+ compiler"):
+        assert load() is None
+
+
+@needs_compiler
+def test_a_good_entry_is_used_where_there_is_no_compiler(built, monkeypatch):
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(built))
+    without_compiler(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load() is not None
+
+
+@needs_compiler
+def test_in_a_folder_that_others_can_write_a_private_copy_is_loaded(built, cache, monkeypatch):
+    shutil.copytree(built, cache)
+    cache.chmod(0o777)
+    opened = []
+    original = library._open
+    monkeypatch.setattr(library, "_open", lambda path: opened.append(path) or original(path))
+    assert load() is not None
+    assert opened[0].parent != cache
+    cache.chmod(0o1777)  # there, nobody can replace another's file
+    assert load() is not None
+    assert opened[1].parent == cache
+
+
+def test_a_compiler_that_fails_is_quoted(cache, compiler):
+    compiler('case "$*" in *empty.cpp*) exit 0;; esac; echo "no such vector" >&2; exit 1')
+    with pytest.warns(UserWarning, match=r"(?s)compiler failed: .*no such vector"):
+        assert load() is None
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "end",
+    [
+        "kill -TERM $$",
+        "kill -KILL $$",
+        "echo 'c++: fatal error: Killed signal terminated program' >&2; exit 1",
+    ],
+)
+def test_an_interrupted_compiler_is_run_again_and_leaves_nothing(end, cache, compiler):
+    runs = compiler(end)
+    with pytest.warns(UserWarning, match="was interrupted, twice.*next process tries again"):
+        assert load() is None
+    assert len(runs.read_text(encoding="utf-8").splitlines()) == 2
+    assert list(cache.iterdir()) == []
+    # One that is interrupted once, in the middle, compiles with OpenMP as ever.
+    once = f'if [ ! -e "{cache}/../once" ]; then touch "{cache}/../once"; {end}; fi; exec {COMPILER} "$@"'
+    compiler(once)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load().has_openmp()
+
+
+@needs_compiler
+def test_a_compiler_without_openmp_gives_one_thread_a_warning_and_an_entry_of_its_own(built, cache, compiler):
+    compiler(f'case "$*" in *-fopenmp*) echo "no libgomp" >&2; exit 1;; esac; exec {COMPILER} "$@"')
+    for _ in range(2):  # from the cache, too
+        with pytest.warns(UserWarning, match="has no OpenMP"):
+            assert not load().has_openmp()
+    (entry,) = cache.iterdir()
+    (healthy,) = built.iterdir()
+    assert entry.name[:20] != healthy.name[:20]
+    compiler(f'exec {COMPILER} "$@"')
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load().has_openmp()
+
+
+@needs_compiler
+def test_a_target_that_the_processor_lacks_is_refused_before_it_is_loaded(cache, monkeypatch):
+    """The machine that tries it is a stand-in whose processor says SIGILL."""
+    monkeypatch.setenv(library.TARGET_VARIABLE, "native")
+    python = cache.parent / "python"
+    python.write_text("#!/bin/sh\nkill -ILL $$\n", encoding="utf-8")
+    python.chmod(0o755)
+    opened = []
+    monkeypatch.setattr(library, "_open", opened.append)
+    monkeypatch.setattr(sys, "executable", str(python))
+    with pytest.raises(BackendUnavailableError, match="L2L_KERNELS_TARGET=native is not what this processor"):
+        load()
+    assert opened == []
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid"), reason="POSIX permissions")
+def test_the_default_folder_is_private(tmp_path, monkeypatch):
+    monkeypatch.delenv(library.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = library._cache_directory()
+    assert folder == tmp_path / "l2l_kernels"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder.chmod(0o755)  # an older version's
+    assert stat.S_IMODE(library._cache_directory().stat().st_mode) == 0o700
+    monkeypatch.setattr(os, "getuid", lambda: 54321)
+    with pytest.raises(OSError, match="belongs to another user"):
+        library._cache_directory()
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    with pytest.warns(UserWarning, match="L2L_KERNELS_CACHE names another folder"):
+        assert load() is None
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_processes_that_begin_together_all_load_whole_kernels(cache):
+    program = "from l2l_kernels.cpu import library; assert library.load() is not None"
+    variables = {**os.environ, library.CACHE_VARIABLE: str(cache)}
+    running = [
+        subprocess.Popen([sys.executable, "-W", "error::UserWarning", "-c", program], env=variables)
+        for _ in range(4)
+    ]
+    assert [process.wait() for process in running] == [0] * 4
+    assert all(Path(path).suffix == ".so" for path in cache.iterdir())
