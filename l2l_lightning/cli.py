@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import itertools
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import uuid
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
@@ -43,7 +45,15 @@ from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.provenance import write_atomically
-from l2l_lightning.run_folder import folder_of_run, last_checkpoint, new_run_folder, newest_config
+from l2l_lightning.run_folder import (
+    FolderInUseError,
+    RunLock,
+    folder_of_run,
+    last_checkpoint,
+    missing,
+    new_run_folder,
+    newest_config,
+)
 from l2l_lightning.stored_options import resumed_options
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
@@ -77,6 +87,9 @@ class RunConfig(SaveConfigCallback):
         """Writes them, whole or not at all: a run that goes on reads them."""
         path = Path(trainer.default_root_dir) / self.config_filename
         write_atomically(path, self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbLogger) and logger.version:
+                write_atomically(path.with_name("wandb-id.txt"), str(logger.version))
 
 
 class _Parser(LightningArgumentParser):
@@ -94,6 +107,8 @@ class MetaLearningCLI(LightningCLI):
     """LightningCLI with the project's loggers, callbacks and run folders."""
 
     run_name = "run"
+    lock: RunLock | None = None
+    """Of the fit that is running, in its first process."""
 
     @classmethod
     def build(cls, arguments: list[str], *, run: bool = True) -> MetaLearningCLI:
@@ -142,9 +157,10 @@ class MetaLearningCLI(LightningCLI):
         """Adds the callbacks' and the comparison's options."""
         parser.add_argument(
             "--wandb",
-            type=Literal["offline", "online", "off"],
-            default="offline",
-            help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later.",
+            type=Literal["offline", "online", "off"] | None,
+            default=None,
+            help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later. "
+            "Without it, as the variables WANDB_MODE and WANDB_DISABLED say, or else offline.",
         )
         parser.add_argument(
             "--run_folder",
@@ -203,7 +219,12 @@ class MetaLearningCLI(LightningCLI):
             )
         if self.subcommand == "fit":
             named = Path(config.run_folder) if config.run_folder else folder_of_run(config.ckpt_path)
-            self.run_folder = named or new_run_folder(self.root / self.run_name)
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                made = missing(named or self.root / self.run_name)
+                self.run_folder = named or new_run_folder(self.root / self.run_name)
+                MetaLearningCLI.lock = RunLock(self.run_folder, made if named else [self.run_folder, *made])
+            else:  # the first process's is the run's, and it tells the others where that is
+                self.run_folder = named or self.root / self.run_name
             # The saved options describe the run; whoever repeats it wants another folder.
             config.run_folder = None
             if (self.run_folder / "config.yaml").exists():
@@ -234,7 +255,7 @@ class MetaLearningCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:
             return super().instantiate_trainer(**kwargs)
-        except (TypeError, ValueError, MisconfigurationException) as error:
+        except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
             devices = any(word in str(error).lower() for word in ("gpu", "cuda", "mps", "tpu", "device"))
             option = "--trainer.accelerator or --trainer.devices" if devices else "an option of --trainer"
             raise CommandLineError(f"{error} ({option})") from error
@@ -249,8 +270,9 @@ class MetaLearningCLI(LightningCLI):
         settings: ComparisonSettings = self.config_init[self.subcommand].comparison
         return settings
 
-    def _loggers(self, mode: str) -> list[Logger]:
+    def _loggers(self, mode: str | None) -> list[Logger]:
         loggers: list[Logger] = [MetricsLog(self.run_folder)]
+        mode = mode or _wandb_mode_of_environment()
         if mode == "off":
             return loggers
         try:
@@ -264,6 +286,9 @@ class MetaLearningCLI(LightningCLI):
             WandbLogger(
                 project="l2l-lightning",
                 name=f"{self.run_name}/{self.run_folder.name}",
+                # A run that goes on is the same run there too.
+                id=_wandb_id(self.run_folder),
+                resume="allow",
                 save_dir=self.run_folder,
                 offline=mode == "offline",
                 group=self.run_name,
@@ -302,16 +327,28 @@ class MetaLearningCLI(LightningCLI):
         for task in self.model.task.members:
             try:
                 images = self.datamodule.images("validation", "cpu")
-                Optimizees(task, images, self.model.seed, "validation", [0]).losses_and_grads()
+                found = Optimizees(task, images, self.model.seed, "validation", range(4)).losses_and_grads()
             except Exception as error:  # whatever code of the user's raises
                 raise CommandLineError(
                     f"--model.task {task.describe()} cannot be evaluated: {type(error).__name__}: {error}"
                 ) from error
+            finite = [values.view(4, -1).isfinite().all(1) for values in found]
+            if not (finite[0] & finite[1]).any():
+                raise CommandLineError(
+                    f"--model.task {task.describe()} has no finite loss and gradient at θ0: the losses of "
+                    f"four optimizees are {found[0].tolist()}"
+                )
 
     def limit_validation(self) -> None:
         """Validates at least once: Lightning refuses an interval that is longer than the run."""
+        limit = self.trainer.limit_train_batches  # of overfit_batches too
         windows = len(self.datamodule.windows(self.model))
-        if isinstance(self.trainer.val_check_interval, int) and self.trainer.val_check_interval > windows:
+        windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
+        if (
+            windows
+            and isinstance(self.trainer.val_check_interval, int)
+            and self.trainer.val_check_interval > windows
+        ):
             print(f"The run has {windows} meta-steps only: it is validated once, at its end.")
             self.trainer.val_check_interval = windows
 
@@ -355,6 +392,9 @@ class MetaLearningCLI(LightningCLI):
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command line; what a user can mend is one line on standard error and a non-zero exit."""
     arguments = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a run must not end because a terminal lacks a letter
     if arguments == ["info"]:
         print_info(presets())
         return
@@ -386,6 +426,7 @@ def main(args: Sequence[str] | None = None) -> None:
         CheckpointError,
         BackendUnavailableError,
         CaptureError,
+        FolderInUseError,
         WeightsError,
         MisconfigurationException,
     ) as error:
@@ -459,6 +500,7 @@ def _check_trainer_options(config: Any) -> None:
     least = {
         "trainer.gradient_clip_val": (trainer.gradient_clip_val, 0),
         "trainer.log_every_n_steps": (trainer.log_every_n_steps, 0),
+        "trainer.accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
         "early_stopping.patience": (config.early_stopping.patience, 0),
     }
     for name, (value, minimum) in least.items():
@@ -469,15 +511,37 @@ def _check_trainer_options(config: Any) -> None:
             f"--trainer.check_val_every_n_epoch must be 1, got {trainer.check_val_every_n_epoch}: a run is "
             "one epoch; --trainer.val_check_interval says how often it is validated"
         )
+    if trainer.max_steps == 0:
+        raise CommandLineError("--trainer.max_steps must be at least 1, or -1 for no limit, got 0")
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and interval <= 0:
         raise CommandLineError(f"--trainer.val_check_interval must be positive, got {interval}")
 
 
+def _wandb_mode_of_environment() -> str:
+    """What W&B's own variables ask for; offline if they are silent."""
+    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
+    mode = "disabled" if disabled else os.environ.get("WANDB_MODE", "offline").lower()
+    return {"disabled": "off", "offline": "offline", "dryrun": "offline"}.get(mode, "online")
+
+
+def _wandb_id(folder: Path) -> str:
+    """The W&B run's name for a machine: kept in the run's folder, for when the run goes on."""
+    path = folder / "wandb-id.txt"
+    if not path.is_file():
+        return uuid.uuid4().hex[:12]
+    return path.read_text(encoding="utf-8").strip()
+
+
 def _run_lightning(arguments: list[str]) -> None:
     """The subcommands of Lightning's kind."""
     arguments, MetaLearningCLI.run_name = _prepare(arguments)
-    MetaLearningCLI.build(arguments)
+    try:
+        MetaLearningCLI.build(arguments)
+    finally:
+        if MetaLearningCLI.lock is not None:
+            MetaLearningCLI.lock.release()
+            MetaLearningCLI.lock = None
     if torch.distributed.is_initialized():
         # Lightning leaves gloo's threads, which may abort the exiting process: torchrun would start again.
         torch.distributed.destroy_process_group()
@@ -511,14 +575,13 @@ def _prepare(arguments: list[str]) -> tuple[list[str], str]:
     elif subcommand in NEEDS_CHECKPOINT and not wants_help:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
     elif not configs:
-        configs = [DEFAULT_PRESET]
-        base = ["--config", str(presets()[DEFAULT_PRESET])]
+        base, configs = _expand_configs(["--config", DEFAULT_PRESET])
     name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
     return [subcommand, *base, *expanded], name
 
 
 def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with every preset's short name replaced by its path, and the configs they name."""
+    """The arguments with every preset and file of options replaced by its contents, and their names."""
     shipped, expanded, configs = presets(), [], []
     position = 0
     while position < len(arguments):
@@ -537,9 +600,10 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
                 raise CommandLineError(
                     f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
                 )
-            _read_yaml(path, f"--config {value}")
+            content = _read_yaml(path, f"--config {value}")
             configs.append(value)
-            expanded += ["--config", str(path)]
+            # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
+            expanded += ["--config", json.dumps(content, default=str)]
         else:
             expanded.append(arguments[position])
         position += 1
@@ -560,7 +624,7 @@ def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _named_code(arguments: list[str]) -> list[str]:
-    """Code that the command itself names, in its options or in the files of options (by their paths).
+    """Code that the command itself names, in its options or in the files of options.
 
     It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
     """
@@ -568,7 +632,7 @@ def _named_code(arguments: list[str]) -> list[str]:
     for name, value in _given_options(arguments):
         keys = name.removeprefix("--").split(".")
         if name == "--config":
-            config = _read_yaml(Path(value), f"--config {value}")
+            config = json.loads(value)
             named: Any = {key: config.get(key) for key in ("model", "trainer")}
         elif keys[0] in ("model", "trainer"):
             named = {keys[-1]: value}

@@ -109,7 +109,8 @@ class _Recorded:
     def __init__(
         self, recorder: Recorder, function: Callable[..., None], arguments: Sequence[Tensor]
     ) -> None:
-        self.static = [argument.clone() for argument in arguments]
+        with torch.inference_mode(False):  # a graph may be replayed outside the mode that it was recorded in
+            self.static = [argument.clone() for argument in arguments]
         # The graph knows addresses only: keeping the function keeps what it refers to where it is.
         self.function = function
         self.graph = recorder.record(lambda: function(*self.static), arguments[0].device)

@@ -31,7 +31,8 @@ def commit() -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_PACKAGE), *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.strip()
+        done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=30)
+        return done.stdout.strip()
 
     try:
         # An installed copy may lie inside somebody else's repository, whose hash would say nothing about it.

@@ -174,6 +174,13 @@ class Rollout:
         key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr())
         carried = [theta, losses, *history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
+        with _full_precision(theta):
+            return self._finished_window(history, grads, losses, weights)
+
+    def _finished_window(self, history: History, grads: Tensor, losses: Tensor, weights: Tensor) -> Window:
+        """The meta-loss and its derivatives, of the gradients [T+1, K·N] and losses [T+1, K] of a window."""
+        theta, rule = self.optimizees.theta, self.rule
+        T, (K, N) = len(losses) - 1, theta.shape
         history.finish()
         scale = (weights / K).tolist()
         parameters = list(rule.parameters())
@@ -224,7 +231,8 @@ class Rollout:
             value, gradients = _undefined(losses.new_empty(()), parameters)
             value = _with_derivatives(value, parameters, gradients)
         else:
-            value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / K)
+            with _full_precision(theta):
+                value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / K)
         optimizees.theta, self.state, self.masked = theta, state, masked
         return Window(value, losses, masked)
 
@@ -247,12 +255,13 @@ class Rollout:
         for t, batch in enumerate(batches):
             chosen = tree_map(lambda leaf: leaf[rest], batch)
             gathered = gather(optimizees.task, optimizees.images, chosen, optimizees.dtype)
-            losses.append(optimizees.task.losses(theta, gathered))
+            losses.append(optimizees.task.losses(theta, gathered).to(theta.dtype))
             last = t + 1 == len(batches)
             (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=not last, retain_graph=True)
             grads.append(grad.detach())
             if not last:
-                update, state = self.rule.step(grad.reshape(-1), state)
+                with _full_precision(theta):
+                    update, state = self.rule.step(grad.reshape(-1), state)
                 theta = theta + update.view(theta.shape)
         stacked = torch.stack(losses)
         finite = _finite(stacked.detach(), torch.stack(grads))
@@ -344,19 +353,27 @@ def _inner_loop(
     into grads[t], [K·N], and s_t into kept[t]. Nothing here may depend on a tensor's value or make the host
     wait for the device.
     """
-    step, flat = rule.stepper(), theta.view(-1)
+    with _full_precision(theta):
+        step = rule.stepper()
+    flat = theta.view(-1)
     found = []
     for t, batch in enumerate(batches):
         loss, grad = evaluate(task, images, theta, batch)
-        found.append(loss)
-        grad = grad.reshape(-1)
+        found.append(loss.to(theta.dtype))
+        grad = grad.reshape(-1).to(theta.dtype)
         if grads is not None:
             grad = grads[t].copy_(grad)
         if kept is not None and t in kept:
             kept[t].copy_(states[t])
         if t + 1 < len(states):
-            step(flat, grad, states[t], states[t + 1])
+            with _full_precision(theta):
+                step(flat, grad, states[t], states[t + 1])
     torch.stack(found, out=losses)
+
+
+def _full_precision(theta: Tensor) -> torch.autocast:
+    """What the rule and the meta-loss are computed in: autocast is for the optimizees' own networks."""
+    return torch.autocast(theta.device.type, enabled=False)
 
 
 def _finite(losses: Tensor, grads: Tensor) -> Tensor:

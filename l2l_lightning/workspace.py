@@ -37,5 +37,7 @@ class Workspace:
             or buffer.numel() < size
             or (buffer.dtype, buffer.device) != (like.dtype, like.device)
         ):
-            buffer = self._buffers[name] = like.new_empty(size)
+            # Not of inference mode, even if a validation is the first to ask: others will write into it.
+            with torch.inference_mode(False):
+                buffer = self._buffers[name] = like.new_empty(size)
         return buffer[:size].view(*shape)
