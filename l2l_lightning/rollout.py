@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -371,9 +372,11 @@ def _inner_loop(
     torch.stack(found, out=losses)
 
 
-def _full_precision(theta: Tensor) -> torch.autocast:
+def _full_precision(theta: Tensor) -> AbstractContextManager[Any]:
     """What the rule and the meta-loss are computed in: autocast is for the optimizees' own networks."""
-    return torch.autocast(theta.device.type, enabled=False)
+    device = theta.device.type
+    # Entering autocast takes a good part of a small optimizee's step, even to switch off what is not on.
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _finite(losses: Tensor, grads: Tensor) -> Tensor:
