@@ -11,6 +11,7 @@ from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
+    ImageMLP,
     ModuleTask,
     NoisyScaledSquare,
     Quadratic,
@@ -256,3 +257,44 @@ def test_gradients_are_scaled_before_anything_else():
     assert scaled.config()["gradient_scale"] == 100.0
     with pytest.raises(ValueError, match="gradient_scale must be positive, got 0"):
         CoordinatewiseLSTM(gradient_scale=0.0)
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_mixed_precision_reaches_the_optimizees_network_alone(dtype, second_order):
+    """The meta-loss is the float64 sum of its losses; a scaler's factor multiplies its derivatives exactly.
+
+    The losses are those of a network in reduced precision: within 2^-7 of float32's, a unit of bfloat16. To
+    second order the derivatives go through that network as well, and are its float16's to round.
+    """
+    task = ImageMLP("digits", hidden_sizes=[8])
+    images = load_images("digits").train
+
+    def window(enabled, scale):
+        torch.manual_seed(0)
+        rollout = Rollout(CoordinatewiseLSTM(hidden_size=5), Optimizees(task, images, 0, "train", range(3)))
+        with torch.autocast("cpu", dtype, enabled=enabled):
+            result = rollout.window(4, second_order=second_order)
+            (scale * result.meta_loss).backward()
+        return result, [parameter.grad for parameter in rollout.rule.parameters()]
+
+    mixed, gradients = window(True, 1.0)
+    full, _ = window(False, 1.0)
+    _, scaled = window(True, 2.0**16)
+    assert mixed.meta_loss.dtype == mixed.losses.dtype == torch.float32
+    exact = mixed.losses.double().sum(0).mean()
+    assert mixed.meta_loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    torch.testing.assert_close(mixed.losses, full.losses, rtol=2**-7, atol=0)
+    for ours, theirs in zip(scaled, gradients, strict=True):
+        assert ours.isfinite().all()
+        if not second_order:
+            torch.testing.assert_close(ours, 2.0**16 * theirs, rtol=1e-6, atol=0)
+
+
+def test_a_workspaces_buffers_are_nobodys_inference_tensors():
+    """A validation under inference mode may be the first to ask for one that a fit then writes into."""
+    workspace = Workspace()
+    with torch.inference_mode():
+        buffer = workspace.empty("history", (3, 2), torch.ones(1))
+    assert not buffer.is_inference()
+    assert torch.equal(buffer.zero_().add_(1), torch.ones(3, 2))
