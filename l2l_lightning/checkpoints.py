@@ -312,17 +312,16 @@ def _check_version(section: Any) -> None:
 
 def _check_settings(section: dict[str, Any]) -> None:
     # Here, for a MetaLearner reads checkpoints.
-    from l2l_lightning.data_module import MetaData
-    from l2l_lightning.meta_learner import MetaLearner
+    from l2l_lightning.data_module import MetaData, check_data_settings
+    from l2l_lightning.meta_learner import MetaLearner, check_settings
 
     seed: Any = section.get("seed_everything")
     _require(type(seed) is int, "lacks its seed (seed_everything)")
-    _require(0 <= seed < 2**32, f"has the seed {seed} (seed_everything), not one in [0, 2^32)")
     steps: Any = section.get("meta_steps", 1)
     _require(type(steps) is int and steps > 0, f"has the length {steps!r} (meta_steps)")
-    for name, cls, elsewhere in (
-        ("model", MetaLearner, {"seed", "start_from"}),
-        ("data", MetaData, set()),
+    for name, cls, elsewhere, check in (
+        ("model", MetaLearner, {"seed": seed, "start_from": None}, check_settings),
+        ("data", MetaData, {}, check_data_settings),
     ):
         settings: Any = section.get(name)
         _require(isinstance(settings, dict), f"lacks the settings of its {name}")
@@ -330,10 +329,17 @@ def _check_settings(section: dict[str, Any]) -> None:
         required = {key for key, p in parameters.items() if p.default is p.empty}
         if missing := required - settings.keys():
             raise _WrongError(f"lacks {', '.join(f'{name}.{key}' for key in sorted(missing))}")
-        if unknown := settings.keys() - (parameters.keys() - elsewhere):
+        if unknown := settings.keys() - (parameters.keys() - elsewhere.keys()):
             text = ", ".join(sorted(f"{name}.{key}" for key in unknown))
             raise _WrongError(f"has settings that this version does not know: {text}")
         _check_plain(settings, name)
+        # An older version's may lack an argument: it is at its default.
+        defaults = {key: p.default for key, p in parameters.items()}
+        values = defaults | settings | elsewhere
+        try:
+            check(**{key: values[key] for key in inspect.signature(check).parameters})
+        except (TypeError, ValueError) as error:
+            raise _WrongError(f"has settings of its {name} that cannot be: {error}") from error
     for name in ("task", "rule"):
         config = section["model"][name]
         _require(

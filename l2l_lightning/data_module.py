@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 import os
+from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -12,6 +16,7 @@ import torch
 from filelock import FileLock
 from lightning.pytorch import LightningDataModule
 
+from l2l_lightning.checks import check_switches, check_whole_numbers
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.data.images import Images
 from l2l_lightning.data.loading import root_from_environment
@@ -44,23 +49,31 @@ class WindowLoader:
     """
 
     def __init__(self, num_rollouts: int, horizon: int | Sequence[int], unrolls: Sequence[int]) -> None:
-        horizons = [horizon] if isinstance(horizon, int) else horizon
-        self.windows = [
-            WindowIndex(rollout, start, min(unroll, horizon - start))
-            for rollout in range(num_rollouts)
-            for horizon in [rollout_horizon(horizons, rollout)]
-            for unroll in [unrolls[rollout * len(unrolls) // num_rollouts]]
-            for start in range(0, horizon, unroll)
-        ]
+        self._horizons = [horizon] if isinstance(horizon, int) else horizon
+        self._unrolls = unrolls
+        self._num_rollouts = num_rollouts
+        lengths = (math.ceil(horizon / unroll) for horizon, unroll in map(self._shape, range(num_rollouts)))
+        self._ends = array("q", itertools.accumulate(lengths))  # windows up to each rollout's end
         self._next = 0
 
+    def _shape(self, rollout: int) -> tuple[int, int]:
+        """A rollout's horizon and the unroll of its windows."""
+        unroll = self._unrolls[rollout * len(self._unrolls) // self._num_rollouts]
+        return rollout_horizon(self._horizons, rollout), unroll
+
     def __len__(self) -> int:
-        return len(self.windows)
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> WindowIndex:
+        rollout = bisect.bisect_right(self._ends, range(len(self))[index])
+        horizon, unroll = self._shape(rollout)
+        start = (index - (self._ends[rollout - 1] if rollout else 0)) * unroll
+        return WindowIndex(rollout, start, min(unroll, horizon - start))
 
     def __iter__(self) -> Iterator[WindowIndex]:
         while self._next < len(self):
             self._next += 1
-            yield self.windows[self._next - 1]
+            yield self[self._next - 1]
         self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -81,6 +94,14 @@ def _download_lock(root: str) -> AbstractContextManager[Any]:
     return FileLock(folder / ".download.lock") if os.access(folder, os.W_OK) else nullcontext()
 
 
+def check_data_settings(root: Any, download: Any, num_rollouts: Any) -> None:
+    """Raises TypeError or ValueError for what MetaData's constructor does not take."""
+    if root is not None and not isinstance(root, str | os.PathLike):
+        raise TypeError(f"root must be a folder's path or None, got {root!r}")
+    check_switches(download=download)
+    check_whole_numbers(1, 10**7, num_rollouts=num_rollouts)
+
+
 class MetaData(LightningDataModule):
     """The data of a meta-training run.
 
@@ -95,16 +116,13 @@ class MetaData(LightningDataModule):
     Raises:
         DataNotFoundError: The data set is not where `root` says (when the data is loaded).
         DataCorruptedError: Its files cannot be read as images and labels (when the data is loaded).
-        ValueError: num_rollouts < 1.
-        TypeError: num_rollouts is not a whole number.
+        ValueError: num_rollouts is not in [1, 10⁷].
+        TypeError: num_rollouts is not a whole number, download no switch, or root no path.
     """
 
     def __init__(self, root: str | None = None, download: bool = False, num_rollouts: int = 100) -> None:
         super().__init__()
-        if not isinstance(num_rollouts, int):
-            raise TypeError(f"num_rollouts must be a whole number, got {num_rollouts!r}")
-        if num_rollouts < 1:
-            raise ValueError(f"num_rollouts must be at least 1, got {num_rollouts}")
+        check_data_settings(root, download, num_rollouts)
         self.root = root
         self.download = download
         self.num_rollouts = num_rollouts

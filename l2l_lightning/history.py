@@ -17,6 +17,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.rules.base import Step, UpdateRule
 from l2l_lightning.workspace import Workspace
 
@@ -31,11 +32,15 @@ CHUNK_MULTIPLE = 1024
 
 
 def check_history(checkpoint_every: int | None, history_dtype: HistoryDtype, second_order: bool) -> None:
-    """Raises ValueError for options of a window's history that are out of range or don't go together."""
-    if checkpoint_every is not None and checkpoint_every < 1:
-        raise ValueError(f"checkpoint_every must be at least 1, got {checkpoint_every}")
-    if history_dtype not in get_args(HistoryDtype):
-        raise ValueError(f"history_dtype must be one of {get_args(HistoryDtype)}, got {history_dtype!r}")
+    """Raises for options of a window's history that are out of range or don't go together.
+
+    Raises:
+        TypeError: checkpoint_every is no whole number.
+        ValueError: A value is out of its range, or needs another one.
+    """
+    if checkpoint_every is not None:
+        check_whole_numbers(1, 10**7, checkpoint_every=checkpoint_every)
+    check_choice(get_args(HistoryDtype), history_dtype=history_dtype)
     if second_order and (checkpoint_every is not None or history_dtype != "float32"):
         raise ValueError(
             "second_order keeps the unrolled graph and no history: checkpoint_every and history_dtype "

@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 from l2l_lightning import checkpoints, resuming
 from l2l_lightning.baselines import final_losses
 from l2l_lightning.checkpoints import CheckpointError, CheckpointFiles
+from l2l_lightning.checks import check_choice, check_positive, check_switches, check_whole_numbers
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.history import HistoryDtype, check_history
@@ -37,6 +38,48 @@ class CheckpointMismatchError(CheckpointError):
 
 def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
+
+
+def check_settings(
+    *,
+    horizon: Any,
+    unroll: Any,
+    num_tasks: Any,
+    learning_rate: Any,
+    warmup_steps: Any,
+    lr_schedule: Any,
+    loss_weights: Any,
+    second_order: Any,
+    cuda_graphs: Any,
+    num_validation_optimizees: Any,
+    seed: Any,
+    checkpoint_every: Any,
+    history_dtype: Any,
+) -> None:
+    """Raises TypeError or ValueError for what MetaLearner's constructor does not take; see there.
+
+    The upper limits are far beyond any use: they keep a slip, or a file, from claiming the machine's memory.
+    """
+    unrolls, horizons = (value if isinstance(value, list | tuple) else [value] for value in (unroll, horizon))
+    for name, lengths in (("horizon", horizons), ("unroll", unrolls)):
+        if not lengths:
+            raise ValueError(f"{name} must be at least 1, got {lengths}")
+        for length in lengths:
+            check_whole_numbers(1, 10**7, **{name: length})
+    check_whole_numbers(1, 10**6, num_tasks=num_tasks, num_validation_optimizees=num_validation_optimizees)
+    check_whole_numbers(0, 10**9, warmup_steps=warmup_steps)
+    check_whole_numbers(0, 2**32 - 1, seed=seed)
+    if max(unrolls) > min(horizons):
+        raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
+    check_positive(learning_rate=learning_rate)
+    check_choice(["constant", "cosine"], lr_schedule=lr_schedule)
+    check_choice(["uniform", "final"], loss_weights=loss_weights)
+    check_switches(second_order=second_order)
+    if cuda_graphs is not None:
+        check_switches(cuda_graphs=cuda_graphs)
+    if second_order and cuda_graphs:
+        raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+    check_history(checkpoint_every, history_dtype, second_order)
 
 
 class MetaLearner(LightningModule):
@@ -114,45 +157,23 @@ class MetaLearner(LightningModule):
         for name, argument, kind in (("task", task, Task), ("rule", rule, UpdateRule)):
             if not isinstance(argument, kind):
                 raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
-        _check_whole_numbers(
+        check_settings(
             horizon=horizon,
             unroll=unroll,
             num_tasks=num_tasks,
+            learning_rate=learning_rate,
             warmup_steps=warmup_steps,
+            lr_schedule=lr_schedule,
+            loss_weights=loss_weights,
+            second_order=second_order,
+            cuda_graphs=cuda_graphs,
             num_validation_optimizees=num_validation_optimizees,
             seed=seed,
+            checkpoint_every=checkpoint_every,
+            history_dtype=history_dtype,
         )
         self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
-        at_least_one = {
-            "horizon": min(self.horizons, default=0),
-            "num_tasks": num_tasks,
-            "num_validation_optimizees": num_validation_optimizees,
-        }
-        for name, value in at_least_one.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.unrolls = [unroll] if isinstance(unroll, int) else list(unroll)
-        if not self.unrolls or min(self.unrolls) < 1:
-            raise ValueError(f"unroll must be at least 1, got {unroll}")
-        if max(self.unrolls) > min(self.horizons):
-            raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
-        if not math.isfinite(learning_rate):
-            raise ValueError(f"learning_rate must be finite, got {learning_rate}")
-        if learning_rate <= 0:
-            raise ValueError(f"learning_rate must be positive, got {learning_rate}")
-        if seed < 0:
-            raise ValueError(f"seed must not be negative, got {seed}")
-        for name, choice, choices in (
-            ("lr_schedule", lr_schedule, ("constant", "cosine")),
-            ("loss_weights", loss_weights, ("uniform", "final")),
-        ):
-            if choice not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {choice!r}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps must not be negative, got {warmup_steps}")
-        if second_order and cuda_graphs:
-            raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
-        check_history(checkpoint_every, history_dtype, second_order)
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -439,10 +460,3 @@ class MetaLearner(LightningModule):
             "the checkpoint's rule does not fit the one configured: "
             + "; ".join(options or [f"{name} has another shape" for name in sorted(weights)])
         )
-
-
-def _check_whole_numbers(**values: int | list[int]) -> None:
-    for name, value in values.items():
-        numbers = value if isinstance(value, list | tuple) else [value]
-        if not all(type(number) is int for number in numbers):
-            raise TypeError(f"{name} must be a whole number, got {value!r}")

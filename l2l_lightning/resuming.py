@@ -50,11 +50,12 @@ def _other_windows(model: MetaLearner, checkpoint: dict[str, Any]) -> list[str]:
         section["model"].get("unroll", model.unrolls),
         section["data"].get("num_rollouts", 100),
     )
-    before = WindowLoader(num_rollouts, model.horizons, _listed(unroll)).windows
-    now = model.data.windows(model).windows
+    before = WindowLoader(num_rollouts, model.horizons, _listed(unroll))
+    now = model.data.windows(model)
     done = checkpoints.position(checkpoint)
     carried = any(rollout is not None for rollout in checkpoint["rollouts"])
-    if before[:done] == now[:done] and (not carried or now[done : done + 1]):
+    known = done <= min(len(before), len(now)) and (not carried or done < len(now))
+    if known and all(before[index] == now[index] for index in range(done)):
         return []
     found = []
     if model.unrolls != _listed(unroll):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import torch
@@ -18,6 +19,11 @@ def turn(index: int, count: int, name: str) -> int:
         [0, 1, 2]
     """
     stretch, position = divmod(index, count)
+    return _order(stretch, count, name)[position]
+
+
+@functools.lru_cache
+def _order(stretch: int, count: int, name: str) -> list[int]:
     digest = hashlib.sha256(f"{name} {stretch}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
-    return int(torch.randperm(count, generator=generator)[position])
+    return torch.randperm(count, generator=generator).tolist()

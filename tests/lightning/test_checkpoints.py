@@ -264,14 +264,42 @@ def test_what_is_wrong_inside_is_named(change, message, rewrite):
     assert "changed.ckpt" in str(refused.value)
 
 
-def test_settings_that_make_no_learner_are_named(rewrite):
-    with (
-        pytest.warns(UserWarning, match="older version"),
-        pytest.raises(
-            CheckpointError, match=r"changed\.ckpt holds no learner.*unroll \(\[9\]\) must not exceed"
-        ),
-    ):
-        MetaLearner.from_checkpoint(rewrite(model(unroll=[9])))
+@pytest.mark.parametrize(
+    ("section", "settings", "message"),
+    [
+        ("model", {"unroll": [9]}, r"unroll \(\[9\]\) must not exceed"),
+        ("model", {"unroll": "x"}, "unroll must be a whole number"),
+        ("model", {"horizon": 10**12}, "horizon must be at most"),
+        ("model", {"horizon": []}, "horizon must be at least 1"),
+        ("model", {"num_tasks": 10**9}, "num_tasks must be at most"),
+        ("model", {"num_validation_optimizees": 2.5}, "num_validation_optimizees must be a whole number"),
+        ("model", {"warmup_steps": [1]}, "warmup_steps must be a whole number"),
+        ("model", {"learning_rate": "x"}, "learning_rate must be a number"),
+        ("model", {"learning_rate": 0.0}, "learning_rate must be positive"),
+        ("model", {"second_order": "yes"}, "second_order must be true or false"),
+        ("model", {"lr_schedule": 4}, "lr_schedule must be one of constant, cosine"),
+        ("model", {"checkpoint_every": "a"}, "checkpoint_every must be a whole number"),
+        ("model", {"history_dtype": 3}, "history_dtype must be one of float32, bfloat16"),
+        ("data", {"num_rollouts": 10**9}, "num_rollouts must be at most"),
+        ("data", {"num_rollouts": True}, "num_rollouts must be a whole number"),
+        ("data", {"root": 3}, "root must be a folder's path"),
+        ("data", {"download": "x"}, "download must be true or false"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*written by an older version")
+def test_a_checkpoints_settings_pass_the_constructors_own_checks(
+    section, settings, message, rewrite, checkpoint
+):
+    """By the one function that both call: what a file says is refused in the words of the constructor."""
+    path = rewrite(lambda c: c["l2l_lightning"][section].update(settings))
+    with pytest.raises(CheckpointError, match=rf"changed\.ckpt has settings of its {section} .*{message}"):
+        MetaLearner.from_checkpoint(path)
+    saved = checkpoints.read(checkpoint)["l2l_lightning"][section] | settings
+    make = {"model": lambda **s: MetaLearner(Quadratic(), CoordinatewiseLSTM(), **s), "data": MetaData}[
+        section
+    ]
+    with pytest.raises((TypeError, ValueError), match=message):
+        make(**{key: value for key, value in saved.items() if key not in ("task", "rule")})
 
 
 def test_a_file_without_a_digest_is_read_if_it_is_old_and_with_a_warning(rewrite, checkpoint):

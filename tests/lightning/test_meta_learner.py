@@ -208,6 +208,17 @@ def test_rollouts_of_several_lengths_take_turns():
         make_model(horizon=[])
 
 
+def test_a_long_run_takes_no_memory_for_its_windows():
+    """5·10¹⁰ windows here: only the rollouts' ends are kept, 8 bytes for each."""
+    loader = WindowLoader(num_rollouts=10**4, horizon=[10**7, 10], unrolls=[1, 2])
+    assert len(loader) == (10**7 + 10) * 2500 + (10**7 + 10) * 2500 // 2
+    assert loader[len(loader) - 1].rollout == 10**4 - 1
+    small = WindowLoader(num_rollouts=6, horizon=[4, 9], unrolls=[3, 4])
+    assert [small[index] for index in range(len(small))] == list(small)
+    with pytest.raises(IndexError):
+        small[len(small)]
+
+
 def test_a_run_resumes_after_any_window(tmp_path):
     """Cut within a rollout or between two, whatever their lengths, it ends where the whole run ends."""
     settings = {"horizon": [4, 12], "unroll": 4, "seed": 3}
