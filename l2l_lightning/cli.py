@@ -42,7 +42,7 @@ from l2l_lightning.info import print_info
 from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.optimizees import TaskError
 from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.provenance import write_atomically
 from l2l_lightning.run_folder import (
@@ -322,30 +322,11 @@ class MetaLearningCLI(LightningCLI):
     before_test = before_tune = before_compare = before_validate
 
     def _try_task(self) -> None:
-        """Evaluates an optimizee of every kind: what is wrong with a task of the user's shows at once.
-
-        One that has no finite loss and gradient may be bad luck; four are the task's.
-        """
-        self.datamodule.load(self.model.task)
-        images = self.datamodule.images("validation", "cpu")
-        for task in self.model.task.members:
-            losses: list[float] = []
-            for index in range(4):  # one by one, for a large one's sake
-                try:
-                    optimizee = Optimizees(task, images, self.model.seed, "validation", [index])
-                    loss, grad = optimizee.losses_and_grads()
-                except Exception as error:  # whatever code of the user's raises
-                    raise CommandLineError(
-                        f"--model.task {task.describe()} cannot be evaluated: {type(error).__name__}: {error}"
-                    ) from error
-                if loss.isfinite().all() and grad.isfinite().all():
-                    break
-                losses.append(loss.item())
-            else:
-                raise CommandLineError(
-                    f"--model.task {task.describe()} has no finite loss and gradient at θ0: the losses of "
-                    f"four optimizees are {losses}"
-                )
+        """Evaluates the task: what is wrong with one of the user's shows at once."""
+        try:
+            self.model.try_task(self.datamodule)
+        except TaskError as error:
+            raise CommandLineError(f"--model.task {error}") from error
 
     def limit_validation(self) -> None:
         """Validates at least once: Lightning refuses an interval that is longer than the run."""

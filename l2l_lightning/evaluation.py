@@ -272,8 +272,8 @@ def compare(
 
     Raises:
         ValueError: There are no contenders or two of one name, horizon < 1, a contender's losses are not
-            [horizon, K], or the comparison is not paired: two contenders met another θ0 or another first
-            minibatch.
+            [horizon, K], no optimizee has a finite loss and gradient at θ0, or the comparison is not
+            paired: two contenders met another θ0 or another first minibatch.
 
     Example:
         >>> make = functools.partial(Optimizees, task, images, 0, "test", range(20))  # doctest: +SKIP
@@ -290,6 +290,9 @@ def compare(
     if len(set(names)) < len(names):
         raise ValueError(f"two contenders have one name: {names}")
     reference = make_optimizees()
+    losses, grads = reference.losses_and_grads()
+    if not (losses.isfinite() & grads.isfinite().all(-1)).any():
+        raise ValueError(f"no optimizee of {reference.task.describe()} has a finite loss and gradient at θ0")
     first_losses: Tensor | None = None
     results = {}
     for contender in contenders:

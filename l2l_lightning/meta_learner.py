@@ -23,7 +23,7 @@ from l2l_lightning.checks import check_choice, check_positive, check_switches, c
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
 from l2l_lightning.history import HistoryDtype, check_history
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.optimizees import Optimizees, check_evaluable
 from l2l_lightning.pretrained import load
 from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout, Window, run_rule
@@ -195,6 +195,7 @@ class MetaLearner(LightningModule):
         self._rollout: Rollout | None = None
         self._workspace = Workspace()
         self._carried: dict[str, Any] | None = None
+        self._task_was_tried = False
 
     @classmethod
     def from_checkpoint(cls, path: str | Path, trust: Sequence[str] = ()) -> MetaLearner:
@@ -243,8 +244,24 @@ class MetaLearner(LightningModule):
             raise ValueError(f"start_from={name} is a rule of another shape: {theirs.config()}")
         self.rule.load_state_dict(theirs.state_dict())
 
+    def try_task(self, data: MetaData) -> None:
+        """Evaluates the task once, before a run, as `check_evaluable` does.
+
+        Raises:
+            TaskError: It cannot be evaluated.
+        """
+        if not self._task_was_tried:
+            data.load(self.task)
+            check_evaluable(self.task, data.images("validation", "cpu"), self.seed)
+            self._task_was_tried = True
+
     def setup(self, stage: str) -> None:
-        """Has the trainer write and read checkpoints by `checkpoints`, unless it was given another way."""
+        """Tries the task, and has the trainer write and read checkpoints by `checkpoints`.
+
+        Raises:
+            TaskError: The task cannot be evaluated.
+        """
+        self.try_task(self.data)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
 

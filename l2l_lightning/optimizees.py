@@ -178,5 +178,41 @@ class Optimizees:
             self._constant_batches = self._stack([self._instances])
 
 
+class TaskError(ValueError):
+    """A task that cannot be evaluated; the message names it and says why."""
+
+
+def check_evaluable(task: Task, images: Images | None, seed: int) -> None:
+    """Evaluates an optimizee of every kind, on the CPU: what is wrong with a task shows before a run.
+
+    One that has no finite loss and gradient may be bad luck; four are the task's.
+
+    Args:
+        task: The task, or a mixture.
+        images: The validation split, if the task needs one, on the CPU.
+        seed: The run's seed.
+
+    Raises:
+        TaskError: The task's loss or gradient is not finite at θ0, or its code raises an error.
+    """
+    for member in task.members:
+        losses: list[float] = []
+        for index in range(4):  # one by one, for a large one's sake
+            try:
+                loss, grad = Optimizees(member, images, seed, "validation", [index]).losses_and_grads()
+            except Exception as error:  # whatever code of the user's raises
+                raise TaskError(
+                    f"{member.describe()} cannot be evaluated: {type(error).__name__}: {error}"
+                ) from error
+            if loss.isfinite().all() and grad.isfinite().all():
+                break
+            losses.append(loss.item())
+        else:
+            raise TaskError(
+                f"{member.describe()} has no finite loss and gradient at θ0: the losses of four optimizees "
+                f"are {losses}"
+            )
+
+
 def _shape(leaf: Any) -> Any:
     return list(leaf.shape) if isinstance(leaf, Tensor) else type(leaf)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from l2l_lightning.data.images import Images
 
@@ -34,13 +36,16 @@ class Task(ABC):
     num_coordinates: int
     """N, the length of θ."""
 
+    _one_by_one: bool | None = None
+    """Whether `losses` computes one optimizee after the other; None until its first call."""
+
     @abstractmethod
     def init(self, generator: torch.Generator) -> Tensor:
         """θ0, [N] float32 on the CPU."""
 
     @abstractmethod
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ): a scalar, for one optimizee θ [N]; traceable by torch.func.vmap."""
+        """f(θ): a scalar, for one optimizee θ [N]; fastest where torch.func.vmap can run it."""
 
     def instance(self, generator: torch.Generator) -> Batch:
         """What distinguishes this optimizee besides θ0, drawn once a rollout (CPU tensors); () if nothing."""
@@ -58,9 +63,46 @@ class Task(ABC):
         return batches
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses [K] of K optimizees at once, from θ [K, N] and gathered batches [K, …]."""
-        result: Tensor = torch.func.vmap(self.loss)(thetas, batches)
-        return result
+        """The losses [K] of K optimizees, from θ [K, N] and gathered batches [K, …].
+
+        They are computed at once by torch.func.vmap. Where it cannot run what `loss` does (nn.LSTM,
+        `.item()`), one is computed after the other from the first call on, and a warning says so.
+
+        Raises:
+            ValueError: Even so it draws from torch's global random stream, and its losses would not repeat.
+        """
+        if self._one_by_one is None:
+            self._one_by_one, losses = self._first_losses(thetas, batches)
+            return losses
+        return self._looped(thetas, batches) if self._one_by_one else self._mapped(thetas, batches)
+
+    def _mapped(self, thetas: Tensor, batches: Batch) -> Tensor:
+        losses: Tensor = torch.func.vmap(self.loss)(thetas, batches)
+        return losses
+
+    def _looped(self, thetas: Tensor, batches: Batch) -> Tensor:
+        rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(thetas))]
+        return torch.stack([self.loss(theta, row) for theta, row in zip(thetas, rows, strict=True)])
+
+    def _first_losses(self, thetas: Tensor, batches: Batch) -> tuple[bool, Tensor]:
+        """Whether optimizees run one by one, and their losses."""
+        try:
+            return False, self._mapped(thetas, batches)
+        except Exception as error:  # what vmap cannot run it says in many ways
+            before = _global_stream(thetas.device)
+            losses = self._looped(thetas, batches)  # raises what is the loss's own fault
+            if not torch.equal(before, _global_stream(thetas.device)):
+                raise ValueError(
+                    f"the loss of {self.describe()} draws from torch's global random stream, so that it "
+                    "would not repeat: leave out what is random in it, such as dropout, or draw it in `batch`"
+                ) from error
+            reason = str(error).partition("\n")[0].partition(". ")[0]
+            warnings.warn(
+                f"{self.describe()} cannot run under torch.func.vmap ({reason}): its optimizees are computed "
+                "one after the other, which takes longer",
+                stacklevel=2,
+            )
+            return True, losses
 
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
         """The losses [K] and every optimizee's own gradient [K, N], neither of which carries a graph.
@@ -99,6 +141,10 @@ class Task(ABC):
         """One line for a table or a file name."""
         arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _global_stream(device: torch.device) -> Tensor:
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
 
 def split_vector(theta: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -17,8 +17,8 @@ class FunctionTask(Task):
     """Minimises f(θ) for a callable f on a parameter vector θ [dim]: the optimizees differ in θ0 alone.
 
     Args:
-        f: θ [dim] to a scalar, traceable by torch.func.vmap (tensor operations, no `.item()`); or its dotted
-            path. Only what a dotted path names can be rebuilt from a checkpoint.
+        f: θ [dim] to a scalar, fastest where torch.func.vmap can run it (no `.item()`); or its dotted path.
+            Only what a dotted path names can be rebuilt from a checkpoint.
         dim: N, the length of θ.
         init: The standard deviation of θ0 ~ N(0, init²), or a function of a torch.Generator to θ0 [dim], or
             that function's dotted path.

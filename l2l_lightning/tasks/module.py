@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import UninitializedParameter
 
 from l2l_lightning.data.images import Images
 from l2l_lightning.tasks.base import Batch, Task, split_vector
@@ -24,8 +25,9 @@ class ModuleTask(Task):
 
     θ [N] is the concatenation of the parameters in the order of `named_parameters`, each in row-major order.
     A minibatch is (inputs, targets): MNIST images and labels drawn with replacement, or what `sample` draws.
-    The module runs K times at once under torch.func.vmap, so its forward must be traceable by it, and what it
-    computes must depend on θ and the minibatch alone: dropout and running statistics are refused.
+    The module runs K times at once under torch.func.vmap, or one optimizee after the other where vmap cannot
+    run its forward (nn.LSTM, `.item()`). What it computes must depend on θ and the minibatch alone: dropout,
+    running statistics and other buffers that a forward updates are refused.
 
     Args:
         module: A function without arguments (a class, a lambda) that builds the module, called anew for every
@@ -40,7 +42,8 @@ class ModuleTask(Task):
 
     Raises:
         ValueError: An argument out of its range, a path that cannot be imported, a module that cannot be
-            initialised anew or keeps more than θ, or (when it is called) a loss that is not scalar.
+            initialised anew or keeps more than θ, or (when it is called) a loss that is not scalar or a
+            forward that updates a buffer.
         TypeError: An argument of the wrong kind.
 
     Example:
@@ -132,7 +135,13 @@ class ModuleTask(Task):
         inputs, targets = batch
         parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
         constants = self._constants_as(theta)
+        versions = {name: constant._version for name, constant in constants.items()}
         output = functional_call(self.skeleton, parameters | constants, (inputs,))
+        if updated := [name for name, constant in constants.items() if constant._version != versions[name]]:
+            raise ValueError(
+                f"module = {dotted_path(self.named_module)} updates {', '.join(updated)} at every call, "
+                "which θ does not hold: pass a module that does not, such as one in eval mode"
+            )
         value: Tensor = self.loss_fn(output, targets)
         check_scalar(value, f"loss_fn = {dotted_path(self.loss_fn)}")
         return value
@@ -141,10 +150,11 @@ class ModuleTask(Task):
         """The module's buffers in θ's dtype, on its device; kept, as the host waits for a transfer."""
         key = (theta.device, theta.dtype)
         if key not in self._constants:
-            self._constants[key] = {
-                name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
-                for name, buffer in self.skeleton.named_buffers()
-            }
+            with torch.inference_mode(False):  # a validation's would not do for a fit
+                self._constants[key] = {
+                    name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
+                    for name, buffer in self.skeleton.named_buffers()
+                }
         return self._constants[key]
 
     def config(self) -> dict[str, Any]:
@@ -173,6 +183,12 @@ def _reset_parameters(module: nn.Module) -> None:
 
 def _check_stateless(module: nn.Module) -> None:
     """Refuses what would make f_t depend on more than θ and the minibatch."""
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(
+                f"{name} has no shape before the module's first call: build the module with its sizes, such "
+                "as nn.Linear for nn.LazyLinear"
+            )
     for name, part in module.named_modules():
         if isinstance(part, _NormBase) and part.training and part.running_mean is not None:
             raise ValueError(

@@ -10,6 +10,7 @@ from meta_training import fit, make_rule
 from l2l_lightning import MetaLearner, Optimizees, Quadratic, Rollout, pretrained, run_rule
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging, RuleSnapshots
 from l2l_lightning.data_module import WindowIndex, WindowLoader
+from l2l_lightning.optimizees import TaskError
 
 
 def make_model(task=None, rule=None, **arguments):
@@ -98,7 +99,7 @@ def test_early_stopping_and_the_best_checkpoint(tmp_path):
 
 
 class Broken(Quadratic):
-    """A task whose gradient is NaN from the given evaluation on."""
+    """A task whose gradient is NaN after its good evaluations; the trial before a run is the first."""
 
     def __init__(self, good_evaluations=0):
         super().__init__(dim=3)
@@ -109,10 +110,22 @@ class Broken(Quadratic):
         return thetas.square().sum(1) * (math.nan if self.evaluations_left < 0 else 1.0)
 
 
+def test_a_task_that_is_never_finite_is_refused_before_a_run(tmp_path):
+    model = make_model(Broken())
+    phi = [parameter.clone() for parameter in model.parameters()]
+    with pytest.raises(TaskError, match=r"no finite loss and gradient at θ0.*four.*\[nan, nan, nan, nan\]"):
+        fit(model, tmp_path, limit_val_batches=0)
+    assert all(map(torch.equal, phi, model.parameters()))
+
+
 def test_nan_gradients_stop_with_a_clear_error_after_the_restarts(tmp_path):
     with pytest.raises(MetaTrainingError, match=r"after 2 restarts.*NaN or inf.*model.learning_rate"):
         fit(
-            make_model(Broken()), tmp_path, CollapseGuard(max_restarts=2), limit_val_batches=0, num_rollouts=9
+            make_model(Broken(1)),
+            tmp_path,
+            CollapseGuard(max_restarts=2),
+            limit_val_batches=0,
+            num_rollouts=9,
         )
 
 
@@ -142,7 +155,7 @@ def test_a_run_at_chance_restarts_and_says_so(tmp_path):
 
 def test_stop_is_an_action(tmp_path):
     with pytest.raises(MetaTrainingError, match="after 0 restarts"):
-        fit(make_model(Broken()), tmp_path, CollapseGuard(action="stop"), limit_val_batches=0)
+        fit(make_model(Broken(1)), tmp_path, CollapseGuard(action="stop"), limit_val_batches=0)
 
 
 def test_a_checkpoint_gives_the_learner_back(tmp_path):

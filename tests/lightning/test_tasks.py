@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data import DATA_SETS, Images, load_images
-from l2l_lightning.optimizees import Optimizees, derive_generator
+from l2l_lightning.optimizees import Optimizees, TaskError, check_evaluable, derive_generator
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
@@ -594,3 +595,105 @@ def test_a_stride_keeps_every_so_many_rows_and_columns(stride, inputs):
     assert pixels.shape == (2, 2, inputs)
     assert (pixels.view(2, 2, *expected.shape[2:]).numpy() == expected).all()
     assert torch.equal(labels, images.labels[indices])
+
+
+# Modules that torch.func.vmap cannot run.
+
+
+class _LastOutput(nn.Module):
+    def __init__(self, recurrent):
+        super().__init__()
+        self.recurrent = recurrent
+        self.head = nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
+class _LooksAtItsOutput(nn.Linear):
+    def forward(self, x):
+        y = super().forward(x).flatten(1)[:, :1]
+        return y if y.sum().item() > 0 else 2 * y
+
+
+def _sequences(generator):
+    x = torch.randn(8, 5, 3, generator=generator, dtype=torch.float64)
+    return x, x.sum((1, 2))[:, None]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        lambda: _LastOutput(nn.LSTM(3, 4, batch_first=True)),
+        lambda: _LastOutput(nn.GRU(3, 4, num_layers=2, bidirectional=False, batch_first=True)),
+        lambda: _LooksAtItsOutput(3, 1),
+    ],
+    ids=["LSTM", "GRU", "item"],
+)
+def test_what_vmap_cannot_run_is_run_one_after_the_other(module):
+    """Losses and gradients are those of torch's own module, and a warning says once why it takes longer."""
+    task = ModuleTask(module, nn.functional.mse_loss, sample=_sequences)
+    generator = torch.Generator().manual_seed(0)
+    thetas = torch.stack([task.init(generator) for _ in range(3)]).double()
+    batches = [task.batch((), None, generator) for _ in range(3)]
+    stacked = tuple(map(torch.stack, zip(*batches, strict=True)))
+    with pytest.warns(
+        UserWarning, match=r"cannot run under torch\.func\.vmap.*one after the other"
+    ) as warned:
+        losses, grads = task.losses_and_grads(thetas, stacked)
+    assert len(warned) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(task.losses_and_grads(thetas, stacked)[1], grads)
+    for theta, (inputs, targets), loss, grad in zip(thetas, batches, losses, grads, strict=True):
+        oracle = module().double()
+        nn.utils.vector_to_parameters(theta, oracle.parameters())
+        value = nn.functional.mse_loss(oracle(inputs), targets)
+        value.backward()
+        torch.testing.assert_close(loss, value.detach(), rtol=1e-12, atol=0)
+        expected = nn.utils.parameters_to_vector([p.grad for p in oracle.parameters()])
+        torch.testing.assert_close(grad, expected, rtol=1e-10, atol=1e-14)
+
+
+class _Counts(nn.Linear):
+    def __init__(self):
+        super().__init__(3, 1)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x).flatten(1)[:, :1] * self.calls
+
+
+class _Drops(nn.Linear):
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x).flatten(1)[:, :1], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (_Counts, "updates calls at every call"),
+        (
+            lambda: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), _Drops(4, 1)),
+            r"updates 0\.parametrizations\.weight\.0\._u",
+        ),
+        (lambda: _Drops(3, 1), "global random stream"),
+        (lambda: nn.LazyLinear(1), r"weight has no shape before.*nn\.Linear for nn\.LazyLinear"),
+    ],
+    ids=["a buffer", "spectral norm", "dropout", "lazy"],
+)
+def test_a_module_whose_losses_would_not_repeat_is_refused(module, message):
+    with pytest.raises(ValueError, match=message):
+        check_evaluable(ModuleTask(module, nn.functional.mse_loss, sample=_sequences), None, seed=0)
+
+
+def test_a_loss_of_ones_own_that_is_wrong_is_blamed_itself():
+    """What the loop raises is the loss's own fault, and vmap is not mentioned."""
+
+    def wrong(theta):
+        return theta.sum() + len(theta[7])
+
+    with pytest.raises(TaskError, match=r"cannot be evaluated: IndexError: index 7") as refused:
+        check_evaluable(FunctionTask(wrong, dim=2), None, seed=0)
+    assert "vmap" not in str(refused.value)
