@@ -232,6 +232,8 @@ class MetaLearner(LightningModule):
             MisconfigurationException: The trainer's precision is one that no meta-training has.
         """
         check_precision(self.trainer.precision)
+        # Before a checkpoint is restored, which Lightning would round to float32.
+        self.trainer.precision_plugin.convert_module(self)
         device = self.trainer.strategy.root_device
         backend = self.rule.backend if isinstance(self.rule, CoordinatewiseLSTM) else "reference"
         if self._dtype_of_optimizees == torch.float64 and choose(device, backend) == "triton":
@@ -239,8 +241,6 @@ class MetaLearner(LightningModule):
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "
                 "kernels compute in float32"
             )
-        # Before a checkpoint is restored, which Lightning would round to float32.
-        self.trainer.precision_plugin.convert_module(self)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
 
@@ -258,8 +258,9 @@ class MetaLearner(LightningModule):
 
     @property
     def _dtype_of_optimizees(self) -> torch.dtype:
-        """θ's, which is φ's: mixed precision is for what computes a loss from it."""
-        return torch.float64 if self.trainer.precision == "64-true" else torch.float32
+        """θ's: float64 if φ's is."""
+        phi = next(self.rule.parameters())
+        return torch.float64 if phi.dtype == torch.float64 else torch.float32
 
     def weights(self, T: int) -> Tensor:
         """w_t of a window's loss terms, [T+1]."""
@@ -279,7 +280,7 @@ class MetaLearner(LightningModule):
         images = self.data.images("train", self.device)
         task = self.task.member(index)
         optimizees = Optimizees(
-            task, images, self.seed, "train", indices, self.device, self._dtype_of_optimizees
+            task, images, self.seed, "train", indices, self.device, dtype=self._dtype_of_optimizees
         )
         return Rollout(
             self.rule,
@@ -337,7 +338,7 @@ class MetaLearner(LightningModule):
             indices = range((rank - number) % world, count, world)
             if indices:
                 optimizees = Optimizees(
-                    task, images, self.seed, stream, indices, self.device, self._dtype_of_optimizees
+                    task, images, self.seed, stream, indices, self.device, dtype=self._dtype_of_optimizees
                 )
                 losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
             else:
