@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
@@ -39,6 +40,11 @@ class PhiAveraging(EMAWeightAveraging):
         if not 0 <= decay < 1:
             raise ValueError(f"averaging.decay must be in [0, 1), got {decay}")
         super().__init__(use_buffers=False, decay=decay)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Has φ̄ be of the trainer's precision: of a coarser one it would round φ in every validation."""
+        trainer.precision_plugin.convert_module(pl_module)
+        super().setup(trainer, pl_module, stage)
 
     @property
     def rule(self) -> UpdateRule:
@@ -139,6 +145,18 @@ class CollapseGuard(Callback):
         self.restarts, self._at_chance = state_dict["restarts"], state_dict["at_chance"]
         self._ever_better = state_dict["ever_better"]
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuses a trainer that logs nothing.
+
+        Raises:
+            MisconfigurationException: It is barebones.
+        """
+        if trainer.barebones:
+            raise MisconfigurationException(
+                "a CollapseGuard reads what validations log, which is nothing with Trainer(barebones=True): "
+                "leave one of the two out"
+            )
+
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -147,6 +165,10 @@ class CollapseGuard(Callback):
         norm = torch.nn.utils.get_total_norm(gradients)
         pl_module.log("meta_gradient_norm", norm, batch_size=1)
         self._not_finite = not math.isfinite(norm.item())
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if self._not_finite and scaler is not None and scaler.get_scale() > 1:
+            # 16-mixed's factor was too large: the scaler leaves this step out, and takes half of it.
+            self._not_finite = False
         if self._not_finite:
             for gradient in gradients:
                 gradient.zero_()

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -40,7 +41,7 @@ from l2l_lightning.data import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data_module import MetaData
 from l2l_lightning.info import print_info
 from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
-from l2l_lightning.meta_learner import MetaLearner
+from l2l_lightning.meta_learner import MetaLearner, check_precision
 from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.optimizees import TaskError
 from l2l_lightning.pretrained import WeightsError
@@ -59,6 +60,8 @@ from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
 DEFAULT_PRESET = "quadratic"
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
+OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
+"""Options of --trainer that Lightning complains about by the name of a device, a package or a class."""
 
 
 class CommandLineError(Exception):
@@ -255,10 +258,11 @@ class MetaLearningCLI(LightningCLI):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:
             return super().instantiate_trainer(**kwargs)
-        except (ImportError, TypeError, ValueError, MisconfigurationException) as error:
-            devices = any(word in str(error).lower() for word in ("gpu", "cuda", "mps", "tpu", "device"))
-            option = "--trainer.accelerator or --trainer.devices" if devices else "an option of --trainer"
-            raise CommandLineError(f"{error} ({option})") from error
+        except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
+            words = set(re.findall(r"\w+", str(error)))
+            named = [key for key in vars(config.trainer) if key in words]
+            named = named or [key for key in OFTEN_UNNAMED if config.trainer[key] not in (None, "auto")]
+            raise CommandLineError(f"{error} ({', '.join(f'--trainer.{key}' for key in named)})") from error
 
     @property
     def _options(self) -> Any:
@@ -329,15 +333,20 @@ class MetaLearningCLI(LightningCLI):
             raise CommandLineError(f"--model.task {error}") from error
 
     def limit_validation(self) -> None:
-        """Validates at least once: Lightning refuses an interval that is longer than the run."""
+        """Validates at least once: Lightning refuses an interval that is longer than the run.
+
+        Raises:
+            CommandLineError: The run is limited to no meta-step.
+        """
         limit = self.trainer.limit_train_batches  # of overfit_batches too
-        windows = len(self.datamodule.windows(self.model))
-        windows = min(windows, limit) if isinstance(limit, int) else int(windows * limit)
-        if (
-            windows
-            and isinstance(self.trainer.val_check_interval, int)
-            and self.trainer.val_check_interval > windows
-        ):
+        whole_run = len(self.datamodule.windows(self.model))
+        windows = min(whole_run, limit) if isinstance(limit, int) else int(whole_run * limit)
+        if not windows:
+            raise CommandLineError(
+                f"--trainer.limit_train_batches {limit} leaves none of the run's {whole_run} meta-steps"
+            )
+        interval = getattr(self.trainer, "val_check_interval", None)  # there is none if it is a time
+        if isinstance(interval, int) and interval > windows:
             print(f"The run has {windows} meta-steps only: it is validated once, at its end.")
             self.trainer.val_check_interval = windows
 
@@ -500,8 +509,27 @@ def _check_trainer_options(config: Any) -> None:
             f"--trainer.check_val_every_n_epoch must be 1, got {trainer.check_val_every_n_epoch}: a run is "
             "one epoch; --trainer.val_check_interval says how often it is validated"
         )
-    if trainer.max_steps == 0:
-        raise CommandLineError("--trainer.max_steps must be at least 1, or -1 for no limit, got 0")
+    for name in ("max_epochs", "max_steps"):
+        if trainer[name] == 0:
+            raise CommandLineError(f"--trainer.{name} must be at least 1, or -1 for no limit, got 0")
+    for name in ("overfit_batches", "limit_val_batches", "limit_test_batches"):
+        if isinstance(trainer[name], float) and 0 < trainer[name] < 1:
+            raise CommandLineError(
+                f"--trainer.{name} must be a whole number, got {trainer[name]}: a validation is one batch, "
+                "whose size is --model.num_validation_optimizees"
+            )
+    for name, needed in (("enable_checkpointing", True), ("barebones", False)):
+        if trainer[name] is (not needed):
+            raise CommandLineError(
+                f"--trainer.{name} must not be {str(not needed).lower()}: a run is compared with the best φ "
+                "that it has kept, and goes on from its newest"
+            )
+    if re.search("spawn|forkserver", str(trainer.strategy)):
+        raise CommandLineError(
+            "--trainer.strategy must not start its processes by pickling the run (spawn): ddp runs on any "
+            "number of devices"
+        )
+    check_precision(str(trainer.precision))
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and interval <= 0:
         raise CommandLineError(f"--trainer.val_check_interval must be positive, got {interval}")

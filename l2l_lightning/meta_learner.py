@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from l2l_kernels import choose
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -28,6 +30,7 @@ from l2l_lightning.pretrained import load
 from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout, Window, run_rule
 from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.lstm import CoordinatewiseLSTM
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.workspace import Workspace
 
@@ -256,11 +259,22 @@ class MetaLearner(LightningModule):
             self._task_was_tried = True
 
     def setup(self, stage: str) -> None:
-        """Tries the task, and has the trainer write and read checkpoints by `checkpoints`.
+        """Tries the task; gives φ the trainer's precision, and the trainer `checkpoints` for its files.
 
         Raises:
+            MisconfigurationException: The trainer's precision is one that no meta-training has.
             TaskError: The task cannot be evaluated.
         """
+        check_precision(self.trainer.precision)
+        # Before a checkpoint is restored, which Lightning would round to float32.
+        self.trainer.precision_plugin.convert_module(self)
+        device = self.trainer.strategy.root_device
+        backend = self.rule.backend if isinstance(self.rule, CoordinatewiseLSTM) else "reference"
+        if self._dtype_of_optimizees == torch.float64 and choose(device, backend) == "triton":
+            raise MisconfigurationException(
+                f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "
+                "kernels compute in float32"
+            )
         self.try_task(self.data)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
@@ -276,6 +290,12 @@ class MetaLearner(LightningModule):
         if not isinstance(module, MetaData):
             raise TypeError(f"a MetaLearner runs with datamodule=MetaData(...), got {module!r}")
         return module
+
+    @property
+    def _dtype_of_optimizees(self) -> torch.dtype:
+        """θ's: float64 if φ's is."""
+        phi = next(self.rule.parameters())
+        return torch.float64 if phi.dtype == torch.float64 else torch.float32
 
     def weights(self, T: int) -> Tensor:
         """w_t of a window's loss terms, [T+1]."""
@@ -294,7 +314,9 @@ class MetaLearner(LightningModule):
         indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
         images = self.data.images("train", self.device)
         task = self.task.member(index)
-        optimizees = Optimizees(task, images, self.seed, "train", indices, self.device)
+        optimizees = Optimizees(
+            task, images, self.seed, "train", indices, self.device, dtype=self._dtype_of_optimizees
+        )
         return Rollout(
             self.rule,
             optimizees,
@@ -350,7 +372,9 @@ class MetaLearner(LightningModule):
             # Of many members with few optimizees each, no process runs all the first ones.
             indices = range((rank - number) % world, count, world)
             if indices:
-                optimizees = Optimizees(task, images, self.seed, stream, indices, self.device)
+                optimizees = Optimizees(
+                    task, images, self.seed, stream, indices, self.device, dtype=self._dtype_of_optimizees
+                )
                 losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
             else:
                 losses = torch.empty(self.horizon, 0, device=self.device)
@@ -476,4 +500,18 @@ class MetaLearner(LightningModule):
         raise CheckpointMismatchError(
             "the checkpoint's rule does not fit the one configured: "
             + "; ".join(options or [f"{name} has another shape" for name in sorted(weights)])
+        )
+
+
+def check_precision(precision: str) -> None:
+    """Refuses a trainer's precision that keeps φ itself in fewer bits than float32.
+
+    Raises:
+        MisconfigurationException: It is one; the message names what to use instead.
+    """
+    # As an option or as a plugin says it; "16" and "bf16" are mixed.
+    if precision.endswith("16-true") or precision.startswith("transformer-engine"):
+        raise MisconfigurationException(
+            f"--trainer.precision must not be {precision}, which rounds φ, its average and Adam's moments: "
+            "use 32-true, 64-true, or bf16-mixed or 16-mixed, which round in the optimizees' networks alone"
         )

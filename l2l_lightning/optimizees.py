@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,17 @@ def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
         raise ValueError(f"seed and index must not be negative, got seed {seed} and index {index}")
     entropy = np.random.SeedSequence([seed, STREAMS[stream], index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(entropy[0] >> np.uint64(1)))
+
+
+@contextmanager
+def _default_float32() -> Iterator[None]:
+    """Within it, tasks draw what they always draw: a generator's float64 numbers are others."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
@@ -111,8 +123,10 @@ class Optimizees:
         self.device = torch.device(device)
         self.dtype = dtype
         self.generators = [derive_generator(seed, stream, index) for index in indices]
-        self.theta = torch.stack([task.init(g) for g in self.generators]).to(self.device, dtype)  # [K, N]
-        self._instances = [task.instance(g) for g in self.generators]
+        with _default_float32():
+            theta = torch.stack([task.init(g) for g in self.generators])
+            self._instances = [task.instance(g) for g in self.generators]
+        self.theta = theta.to(self.device, dtype)  # [K, N]
         self._batches_are_constant = type(task).batch is Task.batch
         self._constant_batches = self._stack([self._instances]) if self._batches_are_constant else None
 
@@ -134,15 +148,10 @@ class Optimizees:
         """
         if self._batches_are_constant:
             return self._constant_batches
-        return self._stack(
-            [
-                [
-                    self.task.batch(i, self.images, g)
-                    for i, g in zip(self._instances, self.generators, strict=True)
-                ]
-                for _ in range(count)
-            ]
-        )
+        pairs = list(zip(self._instances, self.generators, strict=True))
+        with _default_float32():
+            drawn = [[self.task.batch(i, self.images, g) for i, g in pairs] for _ in range(count)]
+        return self._stack(drawn)
 
     def next_batches(self) -> Batch:
         """The minibatches [K, …] of the next evaluation, gathered; advances every optimizee's generator."""

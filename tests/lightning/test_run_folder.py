@@ -113,6 +113,13 @@ def test_an_option_that_shortens_a_run_is_honoured(option, tiny_fit):
     assert (tiny_fit(f"--trainer.{option}") / "summary.json").is_file()
 
 
+def test_a_run_may_be_validated_by_the_clock(tmp_path):
+    main(
+        ["fit", *TINY, "--trainer.val_check_interval=00:00:00:00", f"--run_folder={tmp_path}", "--wandb=off"]
+    )
+    assert "val/sum_loss" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     "option", ["max_steps=0", "accumulate_grad_batches=0", "precision=transformer-engine"]
 )
