@@ -194,6 +194,24 @@ def test_a_rule_runs_through_replayed_stretches(images):
     assert recorder.recordings == 6
 
 
+def test_a_fit_follows_a_validation_under_inference_mode(images):
+    """As Lightning's trainer validates: recorded or not, nothing that outlives it is of inference mode.
+
+    Only a task that needs no autograd can be evaluated in it; others say so (test_bad_input.py).
+    """
+    recorded, plain, recorder = both(RULES["LSTM"])
+    task = MNISTMLP([4], batch_size=6)
+    for run in (recorded, plain):
+        for indices in (range(2), range(2, 4)):
+            with torch.inference_mode():
+                run.validate(task, images, K=2, horizon=25)
+            run.rollout(task, images, indices, [3, 3])
+    assert not any(p.grad.is_inference() for run in (recorded, plain) for p in run.rule.parameters())
+    same(recorded, plain)
+    assert recorder.recordings == 3  # stretches of 20 and of 5 steps, and a window
+    assert recorder.replays == 2 * (1 + 1 + 2)
+
+
 def test_parameters_that_move_are_found_again(images):
     recorded, plain, recorder = both(RULES["LSTM"])
     task = Quadratic(dim=4)
