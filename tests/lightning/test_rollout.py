@@ -1,4 +1,4 @@
-"""Rollouts and windows; that meta-gradients are the unrolled graph's is in the rules' and tasks' contracts."""
+"""Rollouts and windows; that meta-gradients are the unrolled graph's, two contracts hold for all members."""
 
 import pytest
 import torch
