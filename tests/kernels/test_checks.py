@@ -37,8 +37,8 @@ WRONG = {
     "another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
 }
-# Each argument in a wrong size, number of dimensions, dtype, device and layout; in all their ways in turn, and
-# in every one of them for one argument of each rank.
+# Each argument in a wrong size, number of dimensions, dtype, device and layout, by one way or another; an
+# argument of each rank in all of their ways.
 ALWAYS = ("longer", "a dimension more", "another device", "sparse")
 THOROUGH = [(step_, "theta"), (step_, "state"), (step_, "phi")]
 ARGUMENTS = [(operator, name) for operator in (step_, step, bptt) for name in arguments(operator)]

@@ -136,8 +136,10 @@ def test_mlp_gradient_is_the_derivative_of_its_loss(activation):
     assert not grads.requires_grad
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("hidden_sizes", [[], [6], [5, 4]])
+@pytest.mark.parametrize(
+    ("hidden_sizes", "activation"),
+    [([], "sigmoid"), ([6], "sigmoid"), ([6], "relu"), ([5, 4], "tanh"), ([5, 4], "elu")],
+)
 def test_mlp_is_the_same_network_as_nn_sequential(activation, hidden_sizes, images):
     task = MNISTMLP(hidden_sizes, activation, batch_size=8, init_std=0.3)
     optimizees = make(task, images)
