@@ -375,10 +375,6 @@ def test_an_unrolled_graph_cannot_be_recorded():
         MetaLearner(Quadratic(), CoordinatewiseLSTM(), second_order=True, cuda_graphs=True)
 
 
-def test_the_command_line_names_the_option(fails):
-    assert "--model.cuda_graphs" in fails("fit", "--model.cuda_graphs=true", "--trainer.accelerator=cpu")
-
-
 needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 
 

@@ -94,12 +94,6 @@ def test_inputs_of_the_rule_carry_no_gradient():
     assert seen == [(False, False, False)] * 2
 
 
-@pytest.mark.parametrize(("unroll", "weights"), [(0, None), (3, torch.ones(3))])
-def test_impossible_windows_are_named(unroll, weights):
-    with pytest.raises(ValueError, match="unroll"):
-        Rollout(*make()).window(unroll, weights)
-
-
 def test_gradients_are_scaled_before_anything_else():
     torch.manual_seed(0)
     plain = CoordinatewiseLSTM(hidden_size=4, preprocessing="identity")
