@@ -317,6 +317,7 @@ def _check_settings(section: dict[str, Any]) -> None:
 
     seed: Any = section.get("seed_everything")
     _require(type(seed) is int, "lacks its seed (seed_everything)")
+    _require(0 <= seed < 2**32, f"has the seed {seed} (seed_everything), not one in [0, 2^32)")
     steps: Any = section.get("meta_steps", 1)
     _require(type(steps) is int and steps > 0, f"has the length {steps!r} (meta_steps)")
     for name, cls, elsewhere, check in (

@@ -182,6 +182,7 @@ def work(rank, folder):
     try:
         results = {"sharded": fully_sharded(folder), "tensor": tensor_parallel(folder)}
         torch.save(results, folder / f"results-{rank}.pt")
+        dist.barrier()  # neither takes its group down while the other one talks to it
     finally:
         dist.destroy_process_group()
 

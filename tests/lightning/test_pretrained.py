@@ -4,12 +4,20 @@ import contextlib
 import json
 import os
 import pickle
+import re
+import sys
+from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from l2l_lightning import CoordinatewiseLSTM, Optimizees, pretrained, run_rule
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import make_pretrained
+
+from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, pretrained, run_rule
 from l2l_lightning.baselines import BASELINES, final_losses
 from l2l_lightning.config import from_class_config
 from l2l_lightning.data import load_images
@@ -160,10 +168,62 @@ def test_a_card_says_where_a_rule_comes_from_and_where_it_fails(name):
     behind = [
         row for row in card["generalisation"] if row["ratio"] is None or row["ratio"] > AIM or row["diverged"]
     ]
-    assert len(card["known_failures"]) == len(behind)
+    *cells, _ = card["known_failures"]  # the last is about gradients of zero
+    assert len(cells) == len(behind)
     text = json.dumps(card)
     assert "NaN" not in text
     assert "/" not in card["meta_training"]["data"]
+
+
+def drift_in(text):
+    """θ after 1,000 steps from 0 without a gradient, as a text says it."""
+    return Decimal(re.search(r"from 0 to (\S+) in\s+1,000\s+steps", text)[1].replace("−", "-"))
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_a_card_says_how_far_its_rule_moves_a_parameter_without_a_gradient(name):
+    rule, failure = pretrained.load(name), pretrained.card(name)["known_failures"][-1]
+    said = drift_in(failure)
+    assert failure == make_pretrained.drift_failure(float(said))
+    # Half of the last printed digit, and what CPUs round in another way: float32 on AVX-512, AVX2 and SSE2,
+    # the reference in float32 and the definition in float64 lie within 2e-5 (1 + |θ|) of each other.
+    tolerance = 0.5 * 10.0 ** said.as_tuple().exponent + 5e-5 * (1 + abs(float(said)))
+    expected = pytest.approx(float(said), abs=tolerance, rel=0)
+    assert make_pretrained.drift(rule) == expected
+    definition, theta = rule.double().requires_grad_(False), 0.0
+    state, zero = definition.init_state(1), torch.zeros(1, dtype=torch.float64)
+    for _ in range(1000):
+        before = state
+        update, state = definition.step(zero, state)
+        theta += update.item()
+    assert theta == expected
+    # Without bound: the state has settled, and with it an update that is not 0.
+    torch.testing.assert_close(state, before, rtol=0, atol=1e-9)
+    assert abs(update.item()) > 1e-6
+
+
+def test_the_parameters_that_a_card_names_move_without_a_gradient():
+    embedding, unit = torch.nn.Embedding(3, 1, padding_idx=0), torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        embedding.weight.copy_(torch.tensor([[0.0], [1.0], [0.0]]))
+        unit.weight.zero_()
+        unit.bias.fill_(-100.0)  # dead
+    optimizer = LearnedOptimizer([*embedding.parameters(), *unit.parameters()], "lstm-mnist")
+    for _ in range(100):
+        optimizer.zero_grad()
+        vectors = embedding(torch.tensor([0, 1]))  # padding, and a word; the other word is not in the batch
+        (vectors.square().sum() + unit(vectors).relu().sum()).backward()
+        optimizer.step()
+    expected = make_pretrained.drift(pretrained.load("lstm-mnist"), steps=100)
+    assert expected < -0.3
+    for moved in (embedding.weight[0], embedding.weight[2], unit.weight[0]):
+        assert moved.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_readme_and_the_optimizer_say_the_cards_number():
+    said = drift_in(pretrained.card("lstm-mnist")["known_failures"][-1])
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert drift_in(readme) == drift_in(LearnedOptimizer.__doc__) == said
 
 
 def test_the_rules_that_experiments_need_are_shipped():
