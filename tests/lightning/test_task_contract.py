@@ -33,10 +33,9 @@ TASKS = {
     "simple square": SimpleSquare(dim=3),
     "noisy scaled square": NoisyScaledSquare(dim=4),
     "MNIST MLP": MNISTMLP([2], batch_size=5, init_std=0.1),
-    "deep MLP": ImageMLP("digits", [5, 4], "elu", batch_size=5, init_std=0.1),
+    "deep MLP": ImageMLP("digits", [5, 4], "relu", batch_size=5, init_std=0.1),
     "linear classifier": ImageMLP("digits", [], batch_size=5, init_std=0.1),
     "strided MLP": ImageMLP("mnist", [6], "tanh", batch_size=5, init_std=0.1, stride=5),
-    "ReLU": ImageMLP("digits", [6], "relu", batch_size=5, init_std=0.1),
     "function": FunctionTask(quartic, dim=3),
     "function with its θ0": FunctionTask("problems.quartic", dim=3, init=halves),
     "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),
@@ -79,8 +78,9 @@ def test_draws_are_the_generators_and_of_one_shape(task):
     Optimizees draw θ0, then the instance, then minibatches, each from a generator of its own.
     """
     for member in task.members:
-        before = torch.get_rng_state()
         theta, instance, batches = drawn(member, torch.Generator().manual_seed(1), evaluations=3)
+        torch.rand(1)  # moves the global stream, of which nothing may be drawn
+        before = torch.get_rng_state()
         again = drawn(member, torch.Generator().manual_seed(1), evaluations=3)
         torch.testing.assert_close(again, (theta, instance, batches), rtol=0, atol=0)
         assert torch.equal(torch.get_rng_state(), before)
