@@ -75,48 +75,49 @@ LONG = [
 CASES = QUICK + LONG
 
 
-def inputs(case: Case) -> Inputs:
+def inputs(case: Case, device: str = "cpu") -> Inputs:
     """The same tensors in every process: gradients over nine decades and one zero, states of order one."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
-        if case.contiguous:
-            return torch.randn(shape, generator=generator, dtype=case.dtype)
-        # Every other number of its storage.
-        return torch.randn((*shape, 2), generator=generator, dtype=case.dtype)[..., 0]
+        return torch.randn(shape, generator=generator, dtype=case.dtype)
+
+    def laid(tensor: Tensor) -> Tensor:
+        """On the device; strided ones are every other number of their storage, with NaN in between."""
+        tensor = tensor.to(device)
+        return tensor if case.contiguous else torch.stack([tensor, tensor * torch.nan], -1)[..., 0]
 
     spec, N, T = case.spec, case.N, case.T
     decades = torch.empty(T, N, dtype=case.dtype).uniform_(-7, 2, generator=generator)
     grads = randn(T, N) * 10**decades
     grads[:1, :1] = 0.0
     return Inputs(
-        theta=0.1 * randn(N),
-        state=0.5 * randn(*spec.state_shape, N).to(case.state_dtype),
-        phi=0.3 * randn(spec.num_parameters),
-        grads=grads,
-        history=0.5 * randn(T + 1, *spec.state_shape, N).to(case.state_dtype),
-        d_updates=randn(T, N),
-        d_final_state=randn(*spec.state_shape, N) if case.final else None,
+        theta=laid(0.1 * randn(N)),
+        state=laid(0.5 * randn(*spec.state_shape, N).to(case.state_dtype)),
+        phi=laid(0.3 * randn(spec.num_parameters)),
+        grads=laid(grads),
+        history=laid(0.5 * randn(T + 1, *spec.state_shape, N).to(case.state_dtype)),
+        d_updates=laid(randn(T, N)),
+        d_final_state=laid(randn(*spec.state_shape, N)) if case.final else None,
     )
 
 
 def run(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
-    """A backend's results: a step into a history that holds NaN, and one in place; `bptt`, twice."""
-    spec = case.spec
-    x = Inputs(*(None if tensor is None else tensor.to(device) for tensor in inputs(case)))
-    grad = x.grads[0] if case.T else x.theta.new_ones(case.N)
-    theta, history = x.theta.clone(), torch.stack([x.state, x.state.mul(torch.nan)])
-    step_(theta, grad, x.state, history[1], x.phi, spec, backend)
+    """A backend's results: a step into a state that holds NaN, and one in place; `bptt`, twice."""
+    spec, x, again = case.spec, inputs(case, device), inputs(case, device)
+    grad = x.grads[0] if case.T else torch.ones_like(x.theta)
+    theta, new_state = again.theta, again.state.mul_(torch.nan)
+    step_(theta, grad, x.state, new_state, x.phi, spec, backend)
     d_phi, d_state = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
-    again = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
+    repeated = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
     step_(x.theta, grad, x.state, x.state, x.phi, spec, backend)
     return {
         "theta": theta,
-        "new_state": history[1],
+        "new_state": new_state,
         "d_phi": d_phi,
         "d_state": d_state,
-        "in_place": torch.tensor(torch.equal(x.theta, theta) and torch.equal(x.state, history[1])),
-        "deterministic": torch.tensor(torch.equal(d_phi, again[0]) and torch.equal(d_state, again[1])),
+        "in_place": torch.tensor(torch.equal(x.theta, theta) and torch.equal(x.state, new_state)),
+        "deterministic": torch.tensor(torch.equal(d_phi, repeated[0]) and torch.equal(d_state, repeated[1])),
     }
 
 
@@ -130,10 +131,9 @@ EXTREMES = Case(2, 20, "log_sign", N=len(EXTREME_GRADIENTS), T=1)
 
 def run_extremes(backend: str, device: str = "cpu") -> dict[str, Tensor]:
     """One two-layer step on gradients at the ends of float32."""
-    x = inputs(EXTREMES)
-    theta, state, phi = x.theta.to(device), x.state.to(device), x.phi.to(device)
-    step_(theta, EXTREME_GRADIENTS.to(device), state, state, phi, EXTREMES.spec, backend)
-    return {"theta": theta, "new_state": state}
+    x = inputs(EXTREMES, device)
+    step_(x.theta, EXTREME_GRADIENTS.to(device), x.state, x.state, x.phi, EXTREMES.spec, backend)
+    return {"theta": x.theta, "new_state": x.state}
 
 
 DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
@@ -141,8 +141,7 @@ DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
 
 def run_diverged(backend: str, device: str = "cpu") -> dict[str, Tensor]:
     """A step and the d_initial_state of a window, before and after four coordinates of it have diverged."""
-    x = Inputs(*(tensor.to(device) for tensor in inputs(DIVERGED)))
-    results = {}
+    x, results = inputs(DIVERGED, device), {}
     for name in ("finite", "diverged"):
         theta, state = x.theta.clone(), x.state.clone()
         step_(theta, x.grads[1], state, state, x.phi, DIVERGED.spec, backend)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from backend_cases import Case, Inputs, inputs, run
+from backend_cases import Case, inputs, run
 from l2l_kernels import LSTMSpec, reference
 from l2l_kernels import triton as backend
 from test_backend_contract import BACKENDS, relative_error
@@ -42,7 +42,7 @@ def test_offsets_beyond_32_bits():
 
 def test_a_step_can_be_captured_in_a_cuda_graph():
     case = Case(2, 20, "log_sign", N=1023, T=1)
-    x = Inputs(*(tensor.cuda() for tensor in inputs(case)))
+    x = inputs(case, "cuda")
     theta, state = x.theta.clone(), x.state.clone()
     backend.step_(
         theta, x.grads[0], state, state, x.phi, case.spec
