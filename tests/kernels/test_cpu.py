@@ -1,5 +1,6 @@
-"""The compiled CPU kernels against the float64 reference."""
+"""What the compiled CPU kernels do besides the backends' contract: instruction sets, threads, roundings."""
 
+import itertools
 import platform
 from pathlib import Path
 
@@ -81,14 +82,17 @@ def check(spec, T, N, dtype, with_final_state, seed=0, state_dtype=None, layout=
         assert relative_error(a, b) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    ("T", "N", "with_final_state"), [(1, 1, True), (20, 31, False), (2, 1023, True), (2, 5000, False)]
-)
-@pytest.mark.parametrize("preprocessing", ["log_sign", "identity"])
-@pytest.mark.parametrize(("num_layers", "hidden_size"), [(1, 5), (2, 20), (2, 33), (3, 64)])
-def test_matches_the_reference(dtype, T, N, with_final_state, preprocessing, num_layers, hidden_size):
-    check(LSTMSpec(num_layers, hidden_size, preprocessing), T, N, dtype, with_final_state)
+SHAPES = [(1, 5), (2, 20), (2, 33), (3, 64)]
+WINDOWS = [(1, 1, True), (20, 31, False), (2, 1023, True), (2, 5000, False)]
+
+
+@pytest.mark.parametrize(("shape", "window"), list(itertools.product(range(4), range(4))))
+def test_matches_the_reference(shape, window):
+    """Every shape with every window; preprocessing and dtype so that each meets each of the others."""
+    preprocessing = ("log_sign", "identity")[(shape + window) % 2]
+    dtype = (torch.float32, torch.float64)[(shape // 2 + window) % 2]
+    T, N, with_final_state = WINDOWS[window]
+    check(LSTMSpec(*SHAPES[shape], preprocessing), T, N, dtype, with_final_state)
 
 
 def test_updates_that_cancel_are_as_exact_as_others():
@@ -187,9 +191,13 @@ def test_bfloat16_rounds_to_even_and_keeps_nan_and_infinity():
     torch.testing.assert_close(new_state[0, 1], state[0, 1], rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_any_floating_dtype_of_theta_and_state(dtype, state_dtype):
+def test_any_floating_dtype_of_theta_and_state(dtype):
+    for state_dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        check_dtypes(dtype, state_dtype)
+
+
+def check_dtypes(dtype, state_dtype):
     phi, initial, grads, d_updates = problem(SPEC, 1, 50, dtype)
     state, new_state = initial.to(state_dtype), poisoned(*initial.shape, dtype=state_dtype)
     theta = torch.zeros(50)
@@ -219,18 +227,6 @@ def test_a_half_precision_phi_is_computed_with_in_float32():
     assert all(torch.equal(a, b.bfloat16()) for a, b in zip(actual, expected, strict=True))
 
 
-@pytest.mark.parametrize("state_dtype", [torch.float32, torch.bfloat16])
-def test_the_state_may_be_updated_in_place(state_dtype):
-    phi, initial, grads, _ = problem(SPEC, 1, 1500, torch.float32)
-    state = initial.to(state_dtype)
-    new_state = poisoned(*state.shape, dtype=state_dtype)
-    theta, in_place_theta = torch.zeros(1500), torch.zeros(1500)
-    cpu.step_(theta, grads[0], state, new_state, phi, SPEC)
-    cpu.step_(in_place_theta, grads[0], state, state, phi, SPEC)
-    assert torch.equal(state, new_state)
-    assert torch.equal(in_place_theta, theta)
-
-
 def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads():
     T, N = 3, 70_000  # more than MAX_SLICES * MIN_SLICE, so that slices grow
     phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float32)
@@ -248,38 +244,6 @@ def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads
         torch.set_num_threads(before)
     for other in runs[1:]:
         assert all(map(torch.equal, runs[0], other))
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_a_coordinate_that_diverges_leaves_the_others_alone(bad):
-    N = 100
-    phi, initial, grads, _ = problem(SPEC, 1, N, torch.float32)
-    healthy, new_state = torch.zeros(N), torch.empty_like(initial)
-    cpu.step_(healthy, grads[0], initial, new_state, phi, SPEC)
-    grads[0, 37] = bad
-    theta, poisoned_state = torch.zeros(N), torch.empty_like(initial)
-    cpu.step_(theta, grads[0], initial, poisoned_state, phi, SPEC)
-    others = torch.arange(N) != 37
-    assert torch.equal(theta[others], healthy[others])
-    assert torch.equal(poisoned_state[..., others], new_state[..., others])
-    expected, _ = reference.step(torch.zeros(N), grads[0], initial, phi, SPEC)
-    torch.testing.assert_close(theta, expected, equal_nan=True)
-
-
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_the_backward_of_a_coordinate_that_diverged_leaves_the_others_cotangents_alone(bad):
-    T, N = 3, 100
-    phi, initial, grads, d_updates = problem(SPEC, T, N, torch.float32)
-    history = torch.empty(T + 1, *SPEC.state_shape, N)
-    rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
-    _, healthy = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
-    grads[1, 37] = bad
-    d_updates[0, 37] = bad
-    rollout(cpu.step_, torch.zeros(N), initial, grads, phi, SPEC, history)
-    _, d_initial = cpu.bptt(grads, history, d_updates, None, phi, SPEC)
-    others = torch.arange(N) != 37
-    assert torch.equal(d_initial[..., others], healthy[..., others])
-    assert not d_initial[..., 37].isfinite().all()
 
 
 @pytest.mark.slow
@@ -331,13 +295,3 @@ def test_a_gate_that_is_all_but_closed_keeps_its_digits():
     d_cell, expected = d_initial[:, 1], expected[:, 1]
     assert 0 < d_cell.abs().max() < 1e-15
     assert relative_error(d_cell, expected) < TOLERANCE[torch.float32]
-
-
-def test_an_empty_window_and_no_coordinates():
-    phi, initial, *_ = problem(SPEC, 1, 10, torch.float32)
-    nothing = torch.empty(0, 10)
-    d_phi, d_initial = cpu.bptt(nothing, initial[None], nothing, initial, phi, SPEC)
-    assert not d_phi.any()
-    assert torch.equal(d_initial, initial)
-    empty = torch.empty(*SPEC.state_shape, 0)
-    cpu.step_(torch.empty(0), torch.empty(0), empty, empty, phi, SPEC)

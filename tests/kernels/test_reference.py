@@ -9,10 +9,18 @@ from hypothesis import strategies as st
 from l2l_kernels import LSTMSpec, reference
 
 
-@pytest.mark.parametrize("preprocessing", ["log_sign", "identity"])
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("from_final_state", [False, True])
-def test_bptt_is_autograd_through_the_unrolled_steps(preprocessing, num_layers, from_final_state):
+@pytest.mark.parametrize(
+    ("num_layers", "preprocessing", "from_final_state"),
+    [
+        (1, "log_sign", True),
+        (1, "identity", False),
+        (2, "log_sign", False),
+        (2, "identity", True),
+        (3, "log_sign", True),
+        (3, "identity", False),
+    ],
+)
+def test_bptt_is_autograd_through_the_unrolled_steps(num_layers, preprocessing, from_final_state):
     torch.manual_seed(num_layers)
     spec = LSTMSpec(num_layers, 5, preprocessing, p=4.0, output_scale=0.3)
     T, N = 6, 7
@@ -91,10 +99,10 @@ def test_preprocess_is_the_published_formula(g, p):
         (math.nan, (math.nan, math.nan)),
     ],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_preprocess_at_special_points(g, expected, dtype):
-    actual = reference.preprocess(torch.tensor([g], dtype=dtype), LSTMSpec(p=10.0))[:, 0]
-    torch.testing.assert_close(actual, torch.tensor(expected, dtype=dtype), equal_nan=True)
+def test_preprocess_at_special_points(g, expected):
+    for dtype in (torch.float32, torch.float64):
+        actual = reference.preprocess(torch.tensor([g], dtype=dtype), LSTMSpec(p=10.0))[:, 0]
+        torch.testing.assert_close(actual, torch.tensor(expected, dtype=dtype), equal_nan=True)
 
 
 def test_identity_preprocessing_passes_gradients_through():

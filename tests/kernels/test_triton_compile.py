@@ -7,7 +7,8 @@ benchmarks/compile_report.py says it, with the version.
 import re
 
 import pytest
-from l2l_kernels import LSTMSpec
+import torch
+from l2l_kernels import LSTMSpec, triton
 from l2l_kernels.triton import aot, configs
 from l2l_kernels.triton.aot import TARGETS, compile_report
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
@@ -69,3 +70,17 @@ def test_nothing_is_compiled_in_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         next(compile_report(LSTMSpec()))
+
+
+def test_float64_is_refused_by_name():
+    spec = LSTMSpec(1, 4)
+    tensors = {
+        "theta": torch.zeros(3),
+        "grad": torch.zeros(3),
+        "state": torch.zeros(*spec.state_shape, 3),
+        "phi": torch.zeros(spec.num_parameters),
+    }
+    for name, tensor in tensors.items():
+        given = tensors | {name: tensor.double()}
+        with pytest.raises(TypeError, match=rf"takes {name} as .*'reference'"):
+            triton.step_(**given, new_state=torch.zeros(*spec.state_shape, 3), spec=spec)

@@ -12,15 +12,18 @@ class LearnedMomentum(UpdateRule):
 
     def __init__(self):
         super().__init__()
-        self.log_rate = torch.nn.Parameter(torch.tensor(-2.0))
-        self.decay = torch.nn.Parameter(torch.tensor(0.3))
+        self.log_rate = torch.nn.Parameter(torch.empty(()))
+        self.decay = torch.nn.Parameter(torch.empty(()))
+        self.reset_parameters()
 
     def step(self, grad, state):
         mean = self.decay.sigmoid() * state[0] + grad
         return -self.log_rate.exp() * mean.tanh(), mean[None]
 
+    @torch.no_grad()
     def reset_parameters(self, generator=None):
-        raise NotImplementedError
+        self.log_rate.fill_(-2.0)
+        self.decay.fill_(0.3)
 
     def config(self):
         return {}

@@ -1,4 +1,8 @@
-"""Wrong calls and the message that each gets: one line that names the option or the argument to change."""
+"""Wrong calls and the message that each gets: one line that names the option or the argument to change.
+
+A case for every check, however many arguments pass it; what a task or a spec says of its own arguments is in
+their tests.
+"""
 
 import re
 
@@ -10,17 +14,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from l2l_lightning import (
-    MNISTMLP,
-    ComparisonSettings,
     CoordinatewiseLSTM,
     FunctionTask,
-    ImageMLP,
     MetaData,
     MetaLearner,
     MetaTrainer,
     Mixture,
     ModuleTask,
-    NoisyScaledSquare,
     Optimizees,
     Quadratic,
     Rollout,
@@ -29,7 +29,7 @@ from l2l_lightning import (
     run_rule,
 )
 from l2l_lightning.baselines import tune
-from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.callbacks import CollapseGuard
 from l2l_lightning.checkpoints import CheckpointError
 from l2l_lightning.cuda_graphs import CaptureError
 from l2l_lightning.data import DataNotFoundError, load_images
@@ -52,7 +52,6 @@ FIT = [
     (["extra"], "unrecognized arguments: extra"),
     (["--config"], "--config needs the name of a preset or a path"),
     (["--config=mnst"], "--config mnst: no such file or preset; the presets are .*mnist"),
-    (["--config=ABSENT"], "--config .*absent.yaml: no such file or preset"),
     (["--config=FOLDER"], "--config .*: no such file or preset"),
     (["--config=SYNTAX"], r"--config .*syntax\.yaml is not YAML: .*line 1"),
     (["--config=BINARY"], r"--config .*binary\.yaml is not YAML"),
@@ -63,34 +62,21 @@ FIT = [
     (["--model.horizon=1.5"], r"model\.horizon.*int.*1\.5"),
     (["--model.horizon=[]"], "horizon must be at least 1"),
     (["--model.horizon"], r"--model\.horizon.*expected one argument"),
-    (["--model.unroll=0"], "unroll must be at least 1, got 0"),
     (["--model.unroll=101"], r"unroll \(101\) must not exceed horizon \(100\)"),
-    (["--model.num_tasks=0"], "num_tasks must be at least 1, got 0"),
-    (["--model.num_tasks=many"], r"model\.num_tasks.*int.*many"),
     (["--model.learning_rate=0"], r"learning_rate must be positive, got 0\.0"),
-    (["--model.learning_rate=fast"], r"model\.learning_rate.*float.*fast"),
     (["--model.learning_rate=nan"], r"model\.learning_rate.*float.*nan"),
     (["--model.warmup_steps=-1"], "warmup_steps must not be negative, got -1"),
     (["--model.lr_schedule=linear"], r"model\.lr_schedule.*'constant', 'cosine'.*linear"),
-    (["--model.loss_weights=none"], r"model\.loss_weights.*'uniform', 'final'.*none"),
     (["--model.second_order=maybe"], r"model\.second_order.*bool.*maybe"),
     (["--model.cuda_graphs=true"], r"--model\.cuda_graphs\) must not be true here.*CUDA device"),
-    (["--model.num_validation_optimizees=0"], "num_validation_optimizees must be at least 1"),
     (["--model.start_from=lstm-mars"], "no rule 'lstm-mars': choose one of lstm-mnist"),
     (["--model.start_from=lstm-mnist"], "start_from=lstm-mnist is a rule of another shape"),
     (["--model.start_from=absent.safetensors"], r"absent\.safetensors cannot be read"),
     (["--model.seed=3"], '"model.seed" must be given via "seed_everything"'),
     (["--seed_everything=-1"], r"--seed_everything must be in \[0, 2\^32\), got -1"),
-    (["--seed_everything=99999999999"], "--seed_everything must be in .*got 99999999999"),
     (["--seed_everything=true"], "--seed_everything must be a whole number"),
     # The rule.
-    (["--model.rule=GRU"], r"model\.rule.*GRU"),
     (["--model.rule.hidden_size=65"], "hidden_size must be 1 to 64, got 65"),
-    (["--model.rule.num_layers=0"], "num_layers must be 1 to 3, got 0"),
-    (["--model.rule.p=0"], r"p must be in \(0, 80\).*got 0\.0"),
-    (["--model.rule.output_scale=-1"], r"output_scale must be positive, got -1\.0"),
-    (["--model.rule.gradient_scale=0"], "gradient_scale must be positive, got 0"),
-    (["--model.rule.preprocessing=log"], "preprocessing.*'log_sign', 'identity'.*log"),
     (["--model.rule.backend=cuda"], "backend must be one of triton, cpu, reference, got 'cuda'"),
     (["--model.rule.backend=triton", "--trainer.accelerator=cpu"], "'triton' cannot run on cpu"),
     # The task.
@@ -98,40 +84,23 @@ FIT = [
     (["--model.task=torch.nn.Linear"], r"torch\.nn\.Linear does not correspond to a subclass of Task"),
     (["--model.task.colour=1"], r"model\.task.*'colour' is not accepted"),
     (["--model.task.dim=0"], "dim must be at least 1, got 0"),
-    (["--model.task.dim=big"], "dim.*int.*big"),
-    (["--model.task.init_std=-1"], "init_std must be at least 0, got -1"),
-    (["--model.task.variant=mine"], "variant.*'paper', 'deepmind'.*mine"),
     (["--model.task=FunctionTask"], "arguments are required: f, dim"),
     ([*FUNCTION, "--model.task.f=bad_tasks.absent"], r"f='bad_tasks\.absent' cannot be imported"),
-    ([*FUNCTION, "--model.task.f=absent_module.f"], r"f='absent_module\.f' cannot be imported"),
     (
         [*FUNCTION, "--model.task.f=bad_tasks.vector"],
         r"--model\.task .*must return a scalar tensor.*shape \[2\]",
     ),
-    ([*FUNCTION, "--model.task.f=bad_tasks.nothing"], r"--model\.task .*a scalar tensor, got NoneType"),
     ([*FUNCTION, "--model.task.f=bad_tasks.constant"], r"--model\.task .*cannot be differentiated"),
     ([*FUNCTION, "--model.task.f=bad_tasks.breaks"], r"--model\.task .*RuntimeError: it breaks"),
-    (
-        [*FUNCTION, "--model.task.f=bad_tasks.good", "--model.task.init=bad_tasks.three"],
-        r"init must return θ0 of shape \[dim\] = \[2\], got \[3\]",
-    ),
     (["--model.task=ModuleTask", "--model.task.module=torch.nn.Linear"], "called without arguments"),
-    (["--model.task=ModuleTask", "--model.task.module=bad_tasks.Dropout"], r"Dropout.*remove it or set p=0"),
-    (["--model.task=ImageMLP"], "arguments are required: dataset"),
-    (["--model.task=ImageMLP", "--model.task.dataset=cifar"], "dataset.*'mnist', 'digits', 'smiles'.*cifar"),
     (
         ["--model.task=ImageMLP", "--model.task.dataset=smiles"],
         r"set --data\.root \(or the variable L2L_SMILES",
     ),
-    (["--model.task=MNISTMLP", "--model.task.activation=gelu"], "activation.*'sigmoid'.*gelu"),
-    (["--model.task=MNISTMLP", "--model.task.hidden_sizes=[0]"], r"hidden_sizes\[0\] must be at least 1"),
-    (["--model.task=MNISTMLP", "--model.task.batch_size=0"], "batch_size must be at least 1"),
-    (["--model.task=Mixture", "--model.task.tasks=[]"], "tasks must name at least one task"),
     # The data.
     (["--config=mnist", "--data.root=FOLDER"], r"MNIST is not in .*--data\.root.*--data\.download true"),
     (["--config=mnist", "--data.download=true"], r"--data\.download true needs a folder.*--data\.root"),
     (["--config=mnist", "--data.root=DAMAGED"], "MNIST in .* are corrupted or truncated.*--data.download"),
-    (["--data.download=perhaps"], r"data\.download.*bool.*perhaps"),
     (["--data.num_rollouts=0"], "num_rollouts must be at least 1, got 0"),
     # The trainer.
     (["--trainer.accelerator=abacus"], r"accelerator='abacus'.*--trainer\.accelerator"),
@@ -157,9 +126,7 @@ FIT = [
     (["--trainer.val_check_interval=1.5"], r"1\.5 for val_check_interval"),
     (["--trainer.max_epochs=0"], r"--trainer\.max_epochs must be at least 1"),
     (["--trainer.max_epochs=-5"], "max_epochs.*-5"),
-    (["--trainer.max_steps=-5"], "max_steps.*-5"),
     (["--trainer.gradient_clip_val=-1"], r"--trainer\.gradient_clip_val must be at least 0, got -1"),
-    (["--trainer.log_every_n_steps=-1"], r"--trainer\.log_every_n_steps must be at least 0, got -1"),
     (["--trainer.limit_train_batches=0"], r"--trainer\.limit_train_batches 0 leaves none of .* 5 meta-steps"),
     (["--trainer.overfit_batches=0.5"], r"--trainer\.overfit_batches must be a whole number, got 0\.5"),
     (["--trainer.profiler=none"], r"profiler.*\(--trainer\.profiler\)"),
@@ -168,24 +135,18 @@ FIT = [
     # What watches and compares.
     (["--wandb=yes"], "wandb.*'offline', 'online', 'off'.*yes"),
     (["--averaging.decay=1"], r"averaging\.decay must be in \[0, 1\), got 1"),
-    (["--collapse.action=pray"], r"collapse\.action.*'restart', 'stop'.*pray"),
     (["--collapse.patience=0"], r"collapse\.patience must be at least 1, got 0"),
-    (["--collapse.start_patience=0"], r"collapse\.start_patience must be at least 1, got 0"),
     (["--collapse.max_restarts=-1"], r"collapse\.max_restarts must be at least 0, got -1"),
     (["--collapse.chance=2"], r"collapse\.chance must be in \(0, 1\], got 2"),
     (["--early_stopping.patience=-1"], r"--early_stopping\.patience must be at least 0"),
     (["--early_stopping.mode=up"], "`mode` can be min, max, got up"),
     (["--checkpoint.save_top_k=-3"], "save_top_k=-3"),
-    (["--checkpoint.every_n_train_steps=-1"], "every_n_train_steps=-1"),
     (["--comparison.num_optimizees=0"], r"comparison\.num_optimizees must be at least 1"),
-    (["--comparison.num_tuning_optimizees=0"], r"comparison\.num_tuning_optimizees must be at least 1"),
-    (["--comparison.horizon=0"], r"comparison\.horizon must be at least 1"),
     (["--comparison.baselines=[]"], r"comparison\.baselines must name at least one of sgd"),
     (["--comparison.baselines=[lbfgs]"], r"unknown comparison\.baselines lbfgs: choose from sgd"),
     # Checkpoints.
     (["--ckpt_path="], "give the path of a .ckpt file with --ckpt_path"),
     (["--ckpt_path=best"], "no checkpoint at best.*--ckpt_path"),
-    (["--ckpt_path=FOLDER"], "no checkpoint at .*--ckpt_path"),
     (["--ckpt_path=SYNTAX"], "is not a checkpoint of this program.*--ckpt_path"),
 ]
 
@@ -194,21 +155,14 @@ OTHER_COMMANDS = [
     (["FIT"], "there is no command FIT: choose from fit, .*, reproduce, example, info"),
     (["info", "more"], "info takes no arguments, got more"),
     (["validate"], "validate needs a trained rule.*--ckpt_path"),
-    (["test", "--ckpt_path"], "test needs a trained rule.*--ckpt_path"),
-    (["compare"], "compare needs a trained rule.*--ckpt_path"),
     (["compare", "--ckpt_path=SYNTAX"], "is not a checkpoint of this program.*--ckpt_path"),
     (["tune", "--config=mnist_mixture", "--data.root=FOLDER"], r"MNIST is not in .*--data\.root"),
-    (["tune", "--comparison.baselines=[lbfgs]"], r"comparison\.baselines lbfgs"),
     (["reproduce"], "arguments are required: names"),
     (["reproduce", "everything"], "invalid choice: 'everything'.*'quadratic'"),
     (["reproduce", "quadratic", "--num-optimizees=0"], "--num-optimizees must be at least 2, got 0"),
-    (["reproduce", "quadratic", "--num-tuning-optimizees=0"], "--num-tuning-optimizees must be at least 1"),
-    (["reproduce", "quadratic", "--seed=x"], "seed.*int.*x"),
-    (["reproduce", "quadratic", "--matrix=big"], "matrix.*'star', 'full'.*big"),
     (["reproduce", "quadratic", "--out=BINARY/out"], r"binary\.yaml.*\(--out says where"),
     (["example"], "one of {resnet,transformer}, but it was not provided"),
     (["example", "foo"], "invalid choice: 'foo'.*'resnet', 'transformer'"),
-    (["example", "resnet", "--steps=x"], "steps.*int.*x"),
     (["reproduce", "mnist", "--data-root=FOLDER", "--out=FOLDER/out"], "MNIST is not in .*--data-root"),
 ]
 
@@ -226,12 +180,8 @@ def files(tmp_path, monkeypatch):
     (tmp_path / "bad_tasks.py").write_text(
         "import torch\n"
         "def vector(theta): return 2 * theta\n"
-        "def nothing(theta): return None\n"
         "def constant(theta): return torch.tensor(1.0)\n"
         "def breaks(theta): raise RuntimeError('it breaks')\n"
-        "def good(theta): return theta.square().sum()\n"
-        "def three(generator): return torch.ones(3)\n"
-        "def Dropout(): return torch.nn.Sequential(torch.nn.Linear(784, 10), torch.nn.Dropout())\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "folder").mkdir()
@@ -239,9 +189,7 @@ def files(tmp_path, monkeypatch):
     damaged.mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         (damaged / f"{part}-ubyte").write_bytes(b"\0\0\x08\x03" + bytes(20))
-    names = {
-        name.upper(): tmp_path / f"{name}.yaml" for name in ("syntax", "binary", "list", "unknown", "absent")
-    }
+    names = {name.upper(): tmp_path / f"{name}.yaml" for name in ("syntax", "binary", "list", "unknown")}
     return names | {"FOLDER": tmp_path / "folder", "DAMAGED": tmp_path / "damaged"}
 
 
@@ -379,21 +327,10 @@ PYTHON = {
         ValueError,
         r"history must have shape \[4, 1, 2, 6, 4\]",
     ),
-    "bptt: φ": (lambda: backward(phi=torch.zeros(1)), ValueError, "phi must have shape"),
-    "rule: hidden_size": (
-        lambda: CoordinatewiseLSTM(hidden_size=0),
-        ValueError,
-        "hidden_size must be 1 to 64, got 0",
-    ),
     "rule: text": (
         lambda: CoordinatewiseLSTM(hidden_size="20"),
         TypeError,
         "hidden_size must be a whole .*'20'",
-    ),
-    "rule: preprocessing": (
-        lambda: CoordinatewiseLSTM(preprocessing="x"),
-        ValueError,
-        "preprocessing must be one of",
     ),
     "rule: backend": (
         lambda: CoordinatewiseLSTM(backend="x"),
@@ -410,96 +347,30 @@ PYTHON = {
         ValueError,
         "gradient_scale must be positive",
     ),
-    "quadratic: dim": (lambda: Quadratic(dim=0), ValueError, "dim must be at least 1, got 0"),
     "quadratic: text": (lambda: Quadratic(dim="3"), TypeError, "dim must be a number, got '3'"),
-    "quadratic: variant": (
-        lambda: Quadratic(variant="x"),
-        ValueError,
-        "variant must be 'paper' or 'deepmind'",
-    ),
-    "quadratic: infinite": (lambda: Quadratic(init_std=float("inf")), ValueError, "init_std .* got inf"),
-    "squares: scales": (
-        lambda: NoisyScaledSquare(scale_low=2),
-        ValueError,
-        r"scale_high must be at least 2, got 1\.5",
-    ),
-    "function: 3": (lambda: FunctionTask(3, dim=2), TypeError, "f must be callable or the dotted path"),
-    "function: path": (
-        lambda: FunctionTask("absent.f", dim=2),
-        ValueError,
-        r"f='absent\.f' cannot be imported",
-    ),
-    "function: vector": (
-        lambda: optimizees(FunctionTask(lambda theta: theta, dim=2)).losses_and_grads(),
-        ValueError,
-        r"must return a scalar tensor, got one of shape \[2\]",
-    ),
     "function: constant": (
         lambda: optimizees(FunctionTask(lambda theta: (theta > 0).sum(), dim=2)).losses_and_grads(),
         ValueError,
         "cannot be differentiated: it does not depend on θ",
     ),
-    "function: θ0": (
-        lambda: optimizees(FunctionTask(torch.sum, dim=2, init=lambda generator: torch.ones(3))),
-        ValueError,
-        r"init must return θ0 of shape \[dim\] = \[2\], got \[3\]",
-    ),
-    "module: dropout": (
-        lambda: ModuleTask(lambda: nn.Sequential(nn.Linear(784, 10), nn.Dropout())),
-        ValueError,
-        "p=0",
-    ),
-    "module: batch norm": (
-        lambda: ModuleTask(lambda: nn.Sequential(nn.Linear(784, 10), nn.BatchNorm1d(10))),
-        ValueError,
-        "BatchNorm1d.*track_running_stats=False",
-    ),
     "module: class": (lambda: ModuleTask(nn.Linear), TypeError, "cannot be called without arguments.*lambda"),
-    "module: no module": (
-        lambda: ModuleTask(lambda: 3),
-        TypeError,
-        "module must build an nn.Module, got int",
-    ),
-    "module: no parameters": (
-        lambda: ModuleTask(nn.ReLU),
-        ValueError,
-        "module has no parameters to optimise",
-    ),
-    "module: image_shape": (
-        lambda: ModuleTask(lambda: nn.Linear(784, 10), image_shape=[2, 2]),
-        ValueError,
-        "image_shape must hold 784",
-    ),
     "module: sample": (
         lambda: ModuleTask(lambda: nn.Linear(3, 1), F.mse_loss, sample=3),
         TypeError,
         "sample must be callable",
     ),
-    "images: data set": (
-        lambda: ImageMLP("cifar"),
-        ValueError,
-        "dataset must be one of mnist, digits, smiles",
-    ),
-    "mixture: none": (lambda: Mixture([]), ValueError, "tasks must name at least one task"),
     "mixture: text": (lambda: Mixture(["Quadratic"]), TypeError, "tasks must hold tasks, got 'Quadratic'"),
-    "mixture: data sets": (
-        lambda: Mixture([MNISTMLP(), ImageMLP("digits")]),
-        ValueError,
-        "share one data set",
-    ),
     "optimizees: task": (
         lambda: optimizees(torch.sum),
         TypeError,
         "task must be a Task .FunctionTask makes one",
     ),
-    "optimizees: mixture": (lambda: optimizees(Mixture([SQUARE])), TypeError, "take a member's"),
     "optimizees: none": (
         lambda: optimizees(indices=[]),
         ValueError,
         "indices must name at least one optimizee",
     ),
     "optimizees: index": (lambda: optimizees(indices=[-1]), ValueError, "must not be negative.*index -1"),
-    "optimizees: seed": (lambda: optimizees(seed=-1), ValueError, "must not be negative, got seed -1"),
     "optimizees: stream": (
         lambda: optimizees(stream="tests"),
         ValueError,
@@ -509,16 +380,6 @@ PYTHON = {
         lambda: optimizees(dtype=torch.int32),
         ValueError,
         "dtype must be a floating-point type",
-    ),
-    "optimizees: no images": (
-        lambda: optimizees(MNISTMLP()).losses_and_grads(),
-        ValueError,
-        "pass a split of .*load_images",
-    ),
-    "optimizees: other images": (
-        lambda: optimizees(MNISTMLP(), load_images("digits").test).losses_and_grads(),
-        ValueError,
-        r"takes images of 784 pixels.*load_images\('mnist'\)",
     ),
     "window: unroll": (
         lambda: Rollout(make_rule(), optimizees()).window(0),
@@ -535,11 +396,6 @@ PYTHON = {
         CaptureError,
         "cuda_graphs .*must not be true here",
     ),
-    "window: second order": (
-        lambda: Rollout(make_rule(), optimizees(), cuda_graphs=True).window(2, second_order=True),
-        ValueError,
-        "second_order.*cuda_graphs must not be true",
-    ),
     "run_rule": (
         lambda: run_rule(make_rule(), optimizees(), 0),
         ValueError,
@@ -552,11 +408,6 @@ PYTHON = {
         "rule must be of the class UpdateRule",
     ),
     "learner: text": (lambda: learner(horizon="100"), TypeError, "horizon must be a whole number, got '100'"),
-    "learner: half": (
-        lambda: learner(num_tasks=1.5),
-        TypeError,
-        r"num_tasks must be a whole number, got 1\.5",
-    ),
     "learner: seed": (lambda: learner(seed=-1), ValueError, "seed must not be negative, got -1"),
     "learner: rate": (
         lambda: learner(learning_rate=float("nan")),
@@ -567,11 +418,6 @@ PYTHON = {
         lambda: learner(lr_schedule="x"),
         ValueError,
         "lr_schedule must be one of constant, cosine",
-    ),
-    "learner: weights": (
-        lambda: learner(loss_weights="x"),
-        ValueError,
-        "loss_weights must be one of uniform, final",
     ),
     "data: text": (
         lambda: MetaData(num_rollouts="3"),
@@ -604,25 +450,10 @@ PYTHON = {
         CheckpointError,
         "no checkpoint at",
     ),
-    "compare: mixture": (
-        lambda: trainer().compare(learner(Mixture([SQUARE, Quadratic(dim=3)])), MetaData()),
-        ValueError,
-        "one member at a time: pass one of task.members as task",
-    ),
     "tune: mixture": (
         lambda: trainer().tune(learner(Mixture([SQUARE, Quadratic(dim=3)])), MetaData()),
         ValueError,
         "one member at a time",
-    ),
-    "compare: settings": (
-        lambda: ComparisonSettings(num_optimizees=0),
-        ValueError,
-        r"comparison\.num_optimizees must be at least 1",
-    ),
-    "compare: no baselines": (
-        lambda: ComparisonSettings(baselines=[]),
-        ValueError,
-        r"comparison\.baselines must name at least one of sgd",
     ),
     "compare: nobody": (
         lambda: compare([], optimizees, 5, seed=0),
@@ -639,29 +470,17 @@ PYTHON = {
         ValueError,
         "horizon must be at least 1",
     ),
-    "tune: horizon": (lambda: tune(SQUARE, None, 0, 0), ValueError, "must be at least 1, got 0"),
     "tune: nobody": (
         lambda: tune(SQUARE, None, 5, 0, num_optimizees=0),
         ValueError,
         "at least one optimizee",
     ),
-    "averaging": (lambda: PhiAveraging(1.0), ValueError, r"averaging\.decay must be in \[0, 1\)"),
     "guard: action": (
         lambda: CollapseGuard(action="x"),
         ValueError,
         r"collapse\.action must be 'restart' or 'stop'",
     ),
-    "guard: patience": (
-        lambda: CollapseGuard(patience=0),
-        ValueError,
-        r"collapse\.patience must be at least 1",
-    ),
     "load: name": (lambda: load("lstm-mars"), pretrained.WeightsError, "no rule 'lstm-mars': choose one of"),
-    "load: path": (
-        lambda: load("/absent.safetensors"),
-        pretrained.WeightsError,
-        "cannot be read as safetensors",
-    ),
     "save: path": (
         lambda: pretrained.save(make_rule(), "rule.pt"),
         ValueError,

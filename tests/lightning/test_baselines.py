@@ -1,10 +1,10 @@
-import itertools
 import json
 import math
 
 import numpy as np
 import pytest
 import torch
+from bowls import Bowl, QuickBowl
 
 from l2l_lightning import baselines
 from l2l_lightning.baselines import (
@@ -18,54 +18,14 @@ from l2l_lightning.baselines import (
     final_losses,
     preferred_number,
     run_baseline,
-    setting_text,
     tune,
     tune_horizons,
 )
 from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.tasks.base import Task
 
 SGD = BASELINES["sgd"]
 MOMENTUM = BASELINES["momentum"]
 ADAM = BASELINES["adam"]
-SETTINGS = [
-    pytest.param(name, setting, id=f"{name} {setting_text(setting)}".strip())
-    for name, baseline in BASELINES.items()
-    for setting in baseline.settings
-]
-
-
-class Bowl(Task):
-    """f(x) = Σ curvature/2 (x − shift)², with a shift of its own at every step if there is noise."""
-
-    def __init__(self, curvature=(1.0,), noise=0.0):
-        self.curvature, self.noise = tuple(curvature), noise
-        self.num_coordinates = len(self.curvature)
-        self.evaluations = 0
-
-    def init(self, generator):
-        return 1 + torch.rand(self.num_coordinates, generator=generator)
-
-    def batch(self, instance, images, generator):
-        return self.noise * torch.randn(self.num_coordinates, generator=generator)
-
-    def loss(self, theta, batch):
-        return (theta.new_tensor(self.curvature) / 2 * (theta - batch) ** 2).sum()
-
-    def losses(self, thetas, batches):
-        self.evaluations += 1
-        return super().losses(thetas, batches)
-
-    def config(self):
-        return {"curvature": list(self.curvature), "noise": self.noise}
-
-
-class QuickBowl(Bowl):
-    """A Bowl with its gradient written out, for tests of many steps."""
-
-    def losses_and_grads(self, thetas, batches):
-        curvature, distance = thetas.new_tensor(self.curvature), thetas - batches
-        return (curvature / 2 * distance**2).sum(-1), curvature * distance
 
 
 class Slope(Bowl):
@@ -73,76 +33,6 @@ class Slope(Bowl):
 
     def loss(self, theta, batch):
         return -theta.sum()
-
-
-def hand_written(
-    name, gradient, theta, learning_rate, steps, momentum=0.9, alpha=0.99, beta1=0.9, beta2=0.999
-):
-    """The textbook's update in float64 NumPy; θ after each of the steps, the start first."""
-    m, v = np.zeros_like(theta), np.zeros_like(theta)
-    path = [theta]
-    for t in range(1, steps + 1):
-        g = gradient(theta)
-        if name == "sgd":
-            update = g
-        elif name == "momentum":
-            m = momentum * m + g
-            update = m
-        elif name == "nag":
-            m = momentum * m + g
-            update = g + momentum * m
-        elif name == "rmsprop":
-            v = alpha * v + (1 - alpha) * g**2
-            update = g / (np.sqrt(v) + 1e-8)
-        elif name in ("adam", "adamw"):
-            m = beta1 * m + (1 - beta1) * g
-            v = beta2 * v + (1 - beta2) * g**2
-            update = (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + 1e-8)
-            if name == "adamw":
-                theta = theta - 0.01 * learning_rate * theta
-        theta = theta - learning_rate * update
-        path.append(theta)
-    return np.stack(path)
-
-
-@pytest.mark.parametrize(("name", "setting"), SETTINGS)
-def test_follows_the_hand_written_formula(name, setting):
-    curvature = np.array([0.5, 2.0, 7.0])
-    optimizees = Optimizees(Bowl(curvature), None, 0, "test", range(4), dtype=torch.float64)
-    theta0 = optimizees.theta.clone()
-    losses = run_baseline(BASELINES[name], 0.05, optimizees, 8, setting=setting)
-    path = hand_written(name, lambda theta: curvature * theta, theta0.numpy(), 0.05, 8, **setting)
-    expected = (curvature / 2 * path**2).sum(-1)
-    np.testing.assert_allclose(losses.numpy(), expected[:-1], rtol=1e-12)
-    np.testing.assert_allclose(optimizees.theta.numpy(), path[-1], rtol=1e-12)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_side_by_side_is_each_alone(name):
-    task = Bowl((0.5, 2.0), noise=1.0)
-    together = run_baseline(BASELINES[name], 0.1, Optimizees(task, None, 0, "test", range(3)), 12)
-    alone = [run_baseline(BASELINES[name], 0.1, Optimizees(task, None, 0, "test", [i]), 12) for i in range(3)]
-    assert torch.equal(together, torch.cat(alone, dim=1))
-
-
-def test_each_run_starts_with_a_fresh_optimizer_and_leaves_the_caller_theta0():
-    task = Bowl((1.0, 3.0))
-    optimizees = Optimizees(task, None, 0, "test", range(2))
-    theta0 = optimizees.theta
-    before = theta0.clone()
-    first = run_baseline(BASELINES["adam"], 0.1, optimizees, 5)
-    second = run_baseline(BASELINES["adam"], 0.1, Optimizees(task, None, 0, "test", range(2)), 5)
-    assert torch.equal(first, second)
-    assert torch.equal(theta0, before)
-
-
-def test_one_minibatch_a_step_so_that_baselines_are_paired():
-    states = []
-    for baseline in BASELINES.values():
-        optimizees = Optimizees(Bowl(noise=1.0), None, 0, "test", range(2))
-        run_baseline(baseline, 0.01, optimizees, 7)
-        states.append(torch.stack([generator.get_state() for generator in optimizees.generators]))
-    assert all(torch.equal(state, states[0]) for state in states)
 
 
 def test_stops_when_diverged_only_if_told_to():
@@ -161,15 +51,6 @@ def test_final_loss_is_the_mean_of_the_last_ten():
     losses = torch.arange(30.0).reshape(15, 2)
     assert final_losses(losses).tolist() == [19.0, 20.0]
     assert final_losses(losses[:4]).tolist() == [3.0, 4.0]
-
-
-def test_grids_are_wide_and_log_spaced():
-    assert preferred_number(-4) == 0.05
-    for baseline in BASELINES.values():
-        rates = np.array(baseline.learning_rates)
-        assert len(rates) >= 15
-        assert (rates[1:] / rates[:-1]).max() <= 2.5 + 1e-9
-        assert rates[-1] / rates[0] == pytest.approx(1e5)
 
 
 @pytest.mark.parametrize(
@@ -249,31 +130,6 @@ def test_chooses_the_momentum_that_the_theory_wants(condition, horizon, momentum
     assert momentum == best[0] == min(momenta, key=lambda b: abs(b - theory))
 
 
-@pytest.mark.parametrize("name", BASELINES)
-def test_a_search_scores_what_it_says_and_takes_the_best(name):
-    baseline, task, horizon = BASELINES[name], QuickBowl((0.3, 2.0, 90.0), noise=0.1), 12
-    tuned = tune(task, None, horizon, 0, num_optimizees=2, baselines=[baseline])[name]
-    for setting, rate, loss in tuned.trials:
-        optimizees = Optimizees(task, None, 0, "tuning", range(2))
-        expected = float(
-            final_losses(run_baseline(baseline, rate, optimizees, horizon, setting=setting)).mean()
-        )
-        assert loss == (expected if math.isfinite(expected) else math.inf)
-    assert (tuned.setting, tuned.learning_rate) == min(tuned.trials, key=lambda trial: trial.final_loss)[:2]
-    by_setting = [[t for t in tuned.trials if t.setting == setting] for setting in baseline.settings]
-    assert [*itertools.chain(*by_setting)] == list(tuned.trials)
-    assert [trial.learning_rate for trial in by_setting[0]] == list(baseline.learning_rates)
-    default = min(by_setting[0], key=lambda trial: trial.final_loss).learning_rate
-    for alternative, trials in zip(baseline.alternatives, by_setting[1:], strict=True):
-        rates = [trial.learning_rate for trial in trials]
-        assert rates == [
-            preferred_number(p) for p in range(-30, 30) if rates[0] <= preferred_number(p) <= rates[-1]
-        ]
-        expected = default * 10 ** (alternative.positions / 3)
-        assert rates[0] < expected < rates[-1]
-        assert min(trials, key=lambda trial: trial.final_loss) not in (trials[0], trials[-1])
-
-
 def test_the_default_setting_wins_a_draw():
     same = Baseline(
         "same", lambda p, lr, factor=1.0: torch.optim.SGD(p, lr), SGD.grid, (Alternative({"factor": 2.0}),)
@@ -317,11 +173,7 @@ def test_refuses_a_horizon_of_no_steps():
 
 def test_pytorchs_own_learning_rates():
     rates = {name: default.learning_rate for name, default in default_baselines().items()}
-    expected = {"sgd": 1e-3, "momentum": 1e-3, "nag": 1e-3, "rmsprop": 1e-2, "adam": 1e-3, "adamw": 1e-3}
-    assert rates == expected
-    for name, default in default_baselines().items():
-        assert default.baseline is BASELINES[name]
-        assert (default.setting, default.trials, default.at_edge) == ({}, (), False)
+    assert rates == {"sgd": 1e-3, "momentum": 1e-3, "nag": 1e-3, "rmsprop": 1e-2, "adam": 1e-3, "adamw": 1e-3}
 
 
 def test_json_round_trip():
@@ -329,7 +181,6 @@ def test_json_round_trip():
     for tuned in (
         TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, trials),
         TunedBaseline(ADAM, 0.02, {"beta1": 0.9, "beta2": 0.95}),
-        *default_baselines().values(),
     ):
         content = json.loads(json.dumps(tuned.as_json(), allow_nan=False))
         assert TunedBaseline.from_json(content) == tuned
@@ -373,12 +224,11 @@ def test_json_is_read_strictly(change, message):
         TunedBaseline.from_json(tuned.as_json() | change)
 
 
-@pytest.mark.parametrize("key", ["baseline", "learning_rate", "setting", "scores"])
-def test_json_without_a_key_is_refused(key):
+def test_json_without_a_key_is_refused():
     content = TunedBaseline(SGD, 0.1).as_json()
-    del content[key]
-    with pytest.raises(ValueError, match="expected the keys"):
-        TunedBaseline.from_json(content)
+    for key in content:
+        with pytest.raises(ValueError, match="expected the keys"):
+            TunedBaseline.from_json({k: value for k, value in content.items() if k != key})
 
 
 class Search:

@@ -177,43 +177,6 @@ def test_wandb_offline_logs_the_overlaid_curves_and_the_table(tiny_fit):
     assert (folder / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["fit", "--config=mnst"], ["mnst", "presets", "mnist", "quadratic"]),
-        (["fit", "--model.task=Quadratik"], ["Quadratik"]),
-        (["fit", "--model.unroll=0"], ["unroll", "at least 1"]),
-        (["fit", "--model.unroll=200"], ["unroll (200)", "horizon (100)"]),
-        (["fit", "--model.rule.hidden_size=65"], ["hidden_size", "1 to 64", "65"]),
-        (["fit", "--model.rule.num_layers=4"], ["num_layers", "1 to 3"]),
-        (["fit", "--model.num_tasks=many"], ["num_tasks", "many"]),
-        (["fit", "--data.num_rollouts=0"], ["num_rollouts"]),
-        (["fit", "--comparison.baselines=[lbfgs]"], ["lbfgs", "adam"]),
-        (["fit", "--averaging.decay=1"], ["averaging.decay"]),
-        (["fit", "--no_such_option=1"], ["no_such_option"]),
-        (["fit", "--seed_everything=true"], ["seed_everything"]),
-        (["fit", "--model.rule.backend=cuda"], ["backend", "cuda", "triton"]),
-        (
-            ["fit", "--config=mnist", "--data.root=/no/such/folder"],
-            ["--data.root", "/no/such/folder", "--data.download"],
-        ),
-        (["validate"], ["--ckpt_path"]),
-        (["compare"], ["--ckpt_path"]),
-        (["test", "--ckpt_path=/no/such.ckpt"], ["/no/such.ckpt", "--ckpt_path"]),
-        (["fly"], ["fly"]),
-    ],
-)
-def test_a_mistake_is_named_and_leaves_nothing_behind(arguments, words, fails, tmp_path):
-    root = tmp_path / "runs"
-    if arguments[0] == "fit":
-        arguments = [*arguments, f"--trainer.default_root_dir={root}"]
-    printed = fails(*arguments)
-    for word in words:
-        assert word in printed
-    assert "Traceback" not in printed
-    assert not root.exists()
-
-
 def test_an_output_that_cannot_be_written_is_named(fails, tmp_path):
     (tmp_path / "file").touch()
     root = tmp_path / "file" / "runs"

@@ -68,25 +68,13 @@ def comparison():
     return compare(contenders(), make_optimizees, 30, seed=0)
 
 
-@pytest.mark.parametrize(
-    ("degrees", "published"),
-    [
-        (1, 12.7062),
-        (2, 4.3027),
-        (3, 3.1824),
-        (4, 2.7764),
-        (5, 2.5706),
-        (10, 2.2281),
-        (19, 2.0930),
-        (30, 2.0423),
-        (31, 2.0395),
-        (60, 2.0003),
-        (120, 1.9799),
-        (1000, 1.9623),
-    ],
-)
-def test_student_quantiles_are_the_published_ones(degrees, published):
-    assert student_t_quantile(degrees) == pytest.approx(published, abs=6e-5)
+def test_student_quantiles_are_the_published_ones():
+    published = {
+        **{1: 12.7062, 2: 4.3027, 3: 3.1824, 4: 2.7764, 5: 2.5706, 10: 2.2281, 19: 2.0930},
+        **{30: 2.0423, 31: 2.0395, 60: 2.0003, 120: 1.9799, 1000: 1.9623},
+    }
+    for degrees, quantile in published.items():
+        assert student_t_quantile(degrees) == pytest.approx(quantile, abs=6e-5), degrees
 
 
 def test_student_quantile_tends_to_the_normal_one():

@@ -77,11 +77,16 @@ RULES = {"LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0), "momentum": L
 
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("second_order", [False, True])
-@pytest.mark.parametrize("make_rule", RULES.values(), ids=RULES)
-def test_the_others_go_on_as_if_the_sick_ones_were_not_there(make_rule, second_order, fault, at):
+def test_the_others_go_on_as_if_the_sick_ones_were_not_there(fault, at):
+    """Every fault at every place to both orders; the rules in turn, as a window masks before they see it."""
+    for second_order in (False, True):
+        rule = "LSTM" if (FAULTS.index(fault) + at // 2 + second_order) % 2 else "momentum"
+        assert_the_others_go_on(rule, second_order, fault, at)
+
+
+def assert_the_others_go_on(rule, second_order, fault, at):
     torch.manual_seed(0)
-    rule, task = make_rule().double(), Faulty(fault, at)
+    rule, task = RULES[rule]().double(), Faulty(fault, at)
     indices = some_indices(task, sick=2, healthy=3)
     masked = torch.tensor([task.sick(index) for index in indices])
     ours = rollout(rule, task, indices)

@@ -73,30 +73,6 @@ def test_streams_are_numbered_for_good():
     assert derive_generator(0, "train", 7).initial_seed() == 3542883155007454814
 
 
-def test_losses_and_grads_are_autograds(make):
-    optimizees = make(range(3))
-    twin = make(range(3))
-    for _ in range(2):
-        losses, grads = optimizees.losses_and_grads()
-        assert not losses.requires_grad
-        assert not grads.requires_grad
-        batches = twin.next_batches()
-        for k in range(3):
-            theta = twin.theta[k].clone().requires_grad_()
-            batch = torch.utils._pytree.tree_map(lambda leaf, k=k: leaf[k], batches)
-            loss = twin.task.loss(theta, batch)
-            loss.backward()
-            torch.testing.assert_close(losses[k], loss.detach(), rtol=1e-12, atol=1e-12)
-            torch.testing.assert_close(grads[k], theta.grad, rtol=1e-12, atol=1e-12)
-    assert not optimizees.theta.requires_grad
-
-
-def test_gradients_are_taken_inside_no_grad(make):
-    with torch.no_grad():
-        _, grads = make([0]).losses_and_grads()
-    assert grads.any()
-
-
 def test_a_state_resumes_bit_for_bit(make, tmp_path):
     optimizees = make(range(3), dtype=torch.float32)
     descend(optimizees, 3)
@@ -125,12 +101,6 @@ def test_going_on_does_not_change_a_saved_or_a_loaded_state(make):
 def test_a_state_of_another_number_of_optimizees_is_refused(make):
     with pytest.raises(ValueError, match="zip"):
         make(range(3)).load_state_dict(make(range(2)).state_dict())
-
-
-def test_everything_is_in_the_dtype_asked_for(make):
-    for dtype in (torch.float32, torch.float64):
-        losses, grads = make([0], dtype=dtype).losses_and_grads()
-        assert losses.dtype == grads.dtype == dtype
 
 
 def test_a_task_without_an_instance_or_batches_needs_neither():

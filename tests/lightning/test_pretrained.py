@@ -226,12 +226,12 @@ def test_the_readme_and_the_optimizer_say_the_cards_number():
     assert drift_in(readme) == drift_in(LearnedOptimizer.__doc__) == said
 
 
-@pytest.mark.parametrize("name", [ablation.name for ablation in ABLATIONS] + ["lstm-mnist-relu-10"])
-def test_the_rules_that_experiments_need_are_shipped(name):
-    assert pretrained.load(name).spec.hidden_size == 20
-    assert name not in pretrained.names()
-    with pytest.raises(WeightsError, match="no card"):
-        pretrained.card(name)
+def test_the_rules_that_experiments_need_are_shipped():
+    for name in [ablation.name for ablation in ABLATIONS] + ["lstm-mnist-relu-10"]:
+        assert pretrained.load(name).spec.hidden_size == 20
+        assert name not in pretrained.names()
+        with pytest.raises(WeightsError, match="no card"):
+            pretrained.card(name)
 
 
 def defaults(what):

@@ -1,6 +1,5 @@
-"""Tasks against closed forms and plain PyTorch in float64."""
+"""Each task against closed forms and plain PyTorch in float64; what is true of all is in their contract."""
 
-import json
 import math
 import warnings
 from itertools import pairwise
@@ -8,13 +7,13 @@ from itertools import pairwise
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from problems import ConvNet, TinyNet, halves, regression
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data import DATA_SETS, Images, load_images
-from l2l_lightning.optimizees import Optimizees, TaskError, check_evaluable, derive_generator
+from l2l_lightning.optimizees import Optimizees, TaskError, check_evaluable
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
@@ -32,55 +31,9 @@ def cubic(theta):
     return (theta**3).sum()
 
 
-def halves(generator):
-    return torch.full((3,), 0.5)
-
-
-def regression(generator):
-    x = torch.randn(6, 3, generator=generator)
-    return x, x.sum(-1, keepdim=True)
-
-
-class TinyNet(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1))
-
-
-class ConvNet(nn.Sequential):
-    def __init__(self):
-        norm = nn.BatchNorm2d(2, track_running_stats=False)
-        super().__init__(
-            nn.Conv2d(1, 2, 5, stride=4), norm, nn.ReLU(), nn.Flatten(), nn.Linear(2 * 6 * 6, 10)
-        )
-
-
-TASKS = {
-    "quadratic": Quadratic(dim=4),
-    "quadratic-deepmind": Quadratic(dim=3, variant="deepmind", batch_size=5),
-    "simple": SimpleSquare(),
-    "simple-3": SimpleSquare(dim=3),
-    "noisy": NoisyScaledSquare(dim=4),
-    "mlp": MNISTMLP(hidden_sizes=[6], batch_size=5, init_std=0.1),
-    "mlp-deep": MNISTMLP(hidden_sizes=[5, 4], activation="elu", batch_size=5, init_std=0.1),
-    "mlp-linear": MNISTMLP(hidden_sizes=[], batch_size=5, init_std=0.1),
-    "mlp-images": ImageMLP("mnist", hidden_sizes=[6], batch_size=5, init_std=0.1),
-    "mlp-stride": ImageMLP("mnist", hidden_sizes=[6], batch_size=5, init_std=0.1, stride=5),
-    "function": FunctionTask(cubic, dim=3),
-    "function-init": FunctionTask("test_tasks.cubic", dim=3, init=halves),
-    "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),
-    "module-images": ModuleTask(ConvNet, batch_size=4, image_shape=[1, 28, 28]),
-    "module-gaussian": ModuleTask(ConvNet, batch_size=4, image_shape=[1, 28, 28], init_std=0.1),
-}
-
-
 @pytest.fixture(scope="module")
 def images():
     return load_images("mnist").train
-
-
-@pytest.fixture(params=TASKS)
-def task(request):
-    return TASKS[request.param]
 
 
 def make(task, images, indices=(0, 1, 2), dtype=torch.float64):
@@ -89,77 +42,6 @@ def make(task, images, indices=(0, 1, 2), dtype=torch.float64):
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
-
-
-# Every task
-
-
-def test_theta0_is_a_flat_float32_vector_on_the_cpu(task):
-    theta = task.init(generator())
-    assert (theta.shape, theta.dtype, theta.device.type) == ((task.num_coordinates,), torch.float32, "cpu")
-    assert not theta.requires_grad
-
-
-def test_batched_losses_are_vmap_and_loop_over_loss(task, images):
-    optimizees = make(task, images)
-    batches, theta = optimizees.next_batches(), optimizees.theta
-    losses = task.losses(theta, batches)
-    assert losses.shape == (3,)
-    assert losses.dtype == torch.float64
-    torch.testing.assert_close(losses, torch.func.vmap(task.loss)(theta, batches))
-    torch.testing.assert_close(losses, Task.losses(task, theta, batches))
-    one_by_one = [task.loss(theta[k], tree_map(lambda leaf, k=k: leaf[k], batches)) for k in range(3)]
-    torch.testing.assert_close(losses, torch.stack(one_by_one))
-
-
-def test_can_be_differentiated_twice(task, images):
-    optimizees = make(task, images, indices=[0])
-    batches, theta = optimizees.next_batches(), optimizees.theta.requires_grad_()
-    (grad,) = torch.autograd.grad(task.losses(theta, batches).sum(), theta, create_graph=True)
-    direction = torch.randn(grad.shape, generator=generator(), dtype=grad.dtype)
-    (curvature,) = torch.autograd.grad((grad * direction).sum(), theta)
-
-    def grad_at(step):
-        moved = (theta + step * direction).detach().requires_grad_()
-        return torch.autograd.grad(task.losses(moved, batches).sum(), moved)[0]
-
-    step = 1e-6
-    torch.testing.assert_close(
-        curvature,
-        (grad_at(step) - grad_at(-step)) / (2 * step),
-        rtol=1e-4,
-        atol=1e-4 * float(curvature.abs().max()),
-    )
-
-
-def test_the_same_generator_gives_the_same_optimizee(task, images):
-    def run(seed):
-        stream = generator(seed)
-        theta, instance = task.init(stream), task.instance(stream)
-        return theta, [task.batch(instance, images, stream) for _ in range(2)]
-
-    torch.testing.assert_close(run(1), run(1), rtol=0, atol=0)
-
-
-def test_an_optimizee_draws_init_then_instance_then_batches(task, images):
-    optimizees = make(task, images, indices=[4])
-    stream = derive_generator(0, "train", 4)
-    theta, instance = task.init(stream), task.instance(stream)
-    torch.testing.assert_close(optimizees.theta[0], theta.double(), rtol=0, atol=0)
-    for _ in range(2):
-        batch = tree_map(lambda leaf: leaf.unsqueeze(0), task.batch(instance, images, stream))
-        expected = tree_map(
-            lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, task.gather(batch, images)
-        )
-        torch.testing.assert_close(optimizees.next_batches(), expected, rtol=0, atol=0)
-
-
-def test_config_rebuilds_the_task(task, images):
-    config = json.loads(json.dumps(class_config(task)))
-    rebuilt = from_class_config(config, Task)
-    assert rebuilt.describe() == task.describe()
-    ours, theirs = make(task, images), make(rebuilt, images)
-    torch.testing.assert_close(theirs.losses_and_grads(), ours.losses_and_grads(), rtol=0, atol=0)
 
 
 def test_the_command_line_builds_tasks_by_their_short_names():
@@ -178,11 +60,11 @@ def test_the_command_line_builds_tasks_by_their_short_names():
     assert function.config() == {"f": "test_tasks.cubic", "dim": 2, "init": 0.5}
     module = build(
         "--task=ModuleTask",
-        "--task.module=test_tasks.TinyNet",
+        "--task.module=problems.TinyNet",
         "--task.loss_fn=torch.nn.functional.mse_loss",
-        "--task.sample=test_tasks.regression",
+        "--task.sample=problems.regression",
     )
-    assert module.describe() == TASKS["module"].describe()
+    assert module.describe() == ModuleTask(TinyNet, F.mse_loss, sample=regression).describe()
 
 
 # Quadratics and squares
@@ -254,8 +136,10 @@ def test_mlp_gradient_is_the_derivative_of_its_loss(activation):
     assert not grads.requires_grad
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("hidden_sizes", [[], [6], [5, 4]])
+@pytest.mark.parametrize(
+    ("hidden_sizes", "activation"),
+    [([], "sigmoid"), ([6], "sigmoid"), ([6], "relu"), ([5, 4], "tanh"), ([5, 4], "elu")],
+)
 def test_mlp_is_the_same_network_as_nn_sequential(activation, hidden_sizes, images):
     task = MNISTMLP(hidden_sizes, activation, batch_size=8, init_std=0.3)
     optimizees = make(task, images)
@@ -413,7 +297,7 @@ def test_image_tasks_say_that_they_need_images(task):
 
 
 def test_function_task_minimises_a_bare_callable():
-    optimizees = make(TASKS["function"], None)
+    optimizees = make(FunctionTask(cubic, dim=3), None)
     losses, grads = optimizees.losses_and_grads()
     torch.testing.assert_close(losses, (optimizees.theta**3).sum(-1))
     torch.testing.assert_close(grads, 3 * optimizees.theta**2)
@@ -442,7 +326,7 @@ def test_function_task_refuses_what_is_not_scalar(f, error, message):
 
 
 def test_module_task_trains_the_module(images):
-    task = TASKS["module-images"]
+    task = ModuleTask(ConvNet, batch_size=4, image_shape=[1, 28, 28])
     optimizees = make(task, images)
     pixels, labels = optimizees.next_batches()
     assert pixels.shape == (3, 4, 1, 28, 28)

@@ -1,0 +1,210 @@
+"""What every backend is tested on; as a script, runs it all in Triton's interpreter and saves the results.
+
+TRITON_INTERPRET must be set before the kernels are imported, and ahead-of-time compilation needs it unset, so
+the interpreter gets a process of its own: `python backend_cases.py OUT.pt`, or with QUICK before OUT.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import traceback
+from typing import NamedTuple
+
+import torch
+from l2l_kernels import LSTMSpec, bptt, step_
+from l2l_kernels.spec import Preprocessing
+from torch import Tensor
+
+
+class Case(NamedTuple):
+    num_layers: int
+    hidden_size: int
+    preprocessing: Preprocessing
+    N: int
+    T: int
+    final: bool = True
+    """Whether d_final_state is given."""
+    state_dtype: torch.dtype = torch.float32
+    contiguous: bool = True
+    dtype: torch.dtype = torch.float32
+    """Of the arithmetic."""
+
+    def __str__(self) -> str:
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype)]
+        flags = ["final"] * self.final + ["strided"] * (not self.contiguous)
+        shape = [f"{self.num_layers}x{self.hidden_size}", self.preprocessing, f"N{self.N}", f"T{self.T}"]
+        return "-".join([*shape, *dict.fromkeys(dtypes), *flags])
+
+    @property
+    def spec(self) -> LSTMSpec:
+        return LSTMSpec(self.num_layers, self.hidden_size, self.preprocessing)
+
+
+class Inputs(NamedTuple):
+    theta: Tensor
+    state: Tensor
+    phi: Tensor
+    grads: Tensor
+    history: Tensor
+    d_updates: Tensor
+    d_final_state: Tensor | None
+
+
+# Every value of every factor, and the pairs that share code; N straddles blocks and vectors, H = 29 fills a
+# tile exactly, and there may be no coordinates and no steps.
+QUICK = [
+    Case(1, 5, "identity", N=1, T=1, final=False),
+    Case(1, 20, "log_sign", N=31, T=2),
+    Case(1, 64, "identity", N=31, T=1),
+    Case(2, 20, "log_sign", N=1, T=2),
+    Case(2, 20, "log_sign", N=31, T=2, state_dtype=torch.bfloat16),
+    Case(2, 20, "log_sign", N=31, T=2, final=False, contiguous=False),
+    Case(2, 20, "log_sign", N=31, T=0),
+    Case(2, 20, "identity", N=0, T=2),
+    Case(2, 29, "log_sign", N=31, T=2),
+    Case(3, 33, "identity", N=31, T=2, contiguous=False),
+]
+LONG = [
+    Case(2, 20, "log_sign", N=17, T=20),
+    Case(2, 20, "log_sign", N=131, T=5),
+    Case(2, 20, "log_sign", N=259, T=1, final=False),
+    Case(3, 5, "log_sign", N=1, T=20, final=False, state_dtype=torch.bfloat16),
+]
+CASES = QUICK + LONG
+
+
+def inputs(case: Case) -> Inputs:
+    """The same tensors in every process: gradients over nine decades and one zero, states of order one."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        if case.contiguous:
+            return torch.randn(shape, generator=generator, dtype=case.dtype)
+        # Every other number of its storage.
+        return torch.randn((*shape, 2), generator=generator, dtype=case.dtype)[..., 0]
+
+    spec, N, T = case.spec, case.N, case.T
+    decades = torch.empty(T, N, dtype=case.dtype).uniform_(-7, 2, generator=generator)
+    grads = randn(T, N) * 10**decades
+    grads[:1, :1] = 0.0
+    return Inputs(
+        theta=0.1 * randn(N),
+        state=0.5 * randn(*spec.state_shape, N).to(case.state_dtype),
+        phi=0.3 * randn(spec.num_parameters),
+        grads=grads,
+        history=0.5 * randn(T + 1, *spec.state_shape, N).to(case.state_dtype),
+        d_updates=randn(T, N),
+        d_final_state=randn(*spec.state_shape, N) if case.final else None,
+    )
+
+
+def run(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
+    """A backend's results: a step into a history that holds NaN, and one in place; `bptt`, twice."""
+    spec = case.spec
+    x = Inputs(*(None if tensor is None else tensor.to(device) for tensor in inputs(case)))
+    grad = x.grads[0] if case.T else x.theta.new_ones(case.N)
+    theta, history = x.theta.clone(), torch.stack([x.state, x.state.mul(torch.nan)])
+    step_(theta, grad, x.state, history[1], x.phi, spec, backend)
+    d_phi, d_state = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
+    again = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
+    step_(x.theta, grad, x.state, x.state, x.phi, spec, backend)
+    return {
+        "theta": theta,
+        "new_state": history[1],
+        "d_phi": d_phi,
+        "d_state": d_state,
+        "in_place": torch.tensor(torch.equal(x.theta, theta) and torch.equal(x.state, history[1])),
+        "deterministic": torch.tensor(torch.equal(d_phi, again[0]) and torch.equal(d_state, again[1])),
+    }
+
+
+EXTREME_GRADIENTS = torch.tensor(
+    [torch.nan, torch.inf, -torch.inf, 0.0, -0.0, 1e-45, -1e-38, 3e38, 4.54e-5, 1.0]
+)
+
+
+EXTREMES = Case(2, 20, "log_sign", N=len(EXTREME_GRADIENTS), T=1)
+
+
+def run_extremes(backend: str, device: str = "cpu") -> dict[str, Tensor]:
+    """One two-layer step on gradients at the ends of float32."""
+    x = inputs(EXTREMES)
+    theta, state, phi = x.theta.to(device), x.state.to(device), x.phi.to(device)
+    step_(theta, EXTREME_GRADIENTS.to(device), state, state, phi, EXTREMES.spec, backend)
+    return {"theta": theta, "new_state": state}
+
+
+DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
+
+
+def run_diverged(backend: str, device: str = "cpu") -> dict[str, Tensor]:
+    """A step and the d_initial_state of a window, before and after four coordinates of it have diverged."""
+    x = Inputs(*(tensor.to(device) for tensor in inputs(DIVERGED)))
+    results = {}
+    for name in ("finite", "diverged"):
+        theta, state = x.theta.clone(), x.state.clone()
+        step_(theta, x.grads[1], state, state, x.phi, DIVERGED.spec, backend)
+        _, d_state = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, DIVERGED.spec, backend)
+        results |= {f"{name} theta": theta, f"{name} state": state, f"{name} d_state": d_state}
+        x.grads[1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+        x.history[2:, ..., 2] = torch.nan  # as the step left it
+        x.d_updates[0, 3] = torch.nan
+    return results
+
+
+AMPERE = Case(2, 20, "log_sign", N=131, T=1)
+
+
+def run_ampere() -> dict[str, Tensor]:
+    """AMPERE with the configurations of sm_80, which load c late."""
+    from l2l_kernels.triton import configs
+
+    family = configs.family
+    configs.family = lambda device=None: "sm_80"
+    try:
+        return run(AMPERE, "triton")
+    finally:
+        configs.family = family
+
+
+def random_cases() -> list[Case]:
+    """Six more cases, the same ones in every process."""
+    draw = random.Random(0)
+    return [
+        Case(
+            num_layers=draw.randint(1, 3),
+            hidden_size=draw.randint(1, 40),
+            preprocessing=draw.choice(["log_sign", "identity"]),
+            N=draw.randint(1, 40),
+            T=draw.randint(1, 3),
+            final=draw.random() < 0.5,
+            state_dtype=draw.choice([torch.float32, torch.bfloat16]),
+            contiguous=draw.random() < 0.5,
+        )
+        for _ in range(6)
+    ]
+
+
+def main(quick: bool, path: str) -> None:
+    torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty holds NaN …
+    torch.use_deterministic_algorithms(True)  # … when this is on
+    runs = {str(case): lambda case=case: run(case, "triton") for case in QUICK}
+    runs |= {"extremes": lambda: run_extremes("triton"), "diverged": lambda: run_diverged("triton")}
+    if not quick:
+        runs |= {str(case): lambda case=case: run(case, "triton") for case in LONG + random_cases()}
+        runs["ampere"] = run_ampere
+    results: dict[str, dict[str, Tensor] | str] = {}
+    for name, function in runs.items():
+        try:
+            results[name] = function()
+        except Exception:
+            results[name] = traceback.format_exc()  # so that the other cases still report
+    torch.save(results, path)
+
+
+if __name__ == "__main__":
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        raise SystemExit("set TRITON_INTERPRET=1")
+    main(sys.argv[1:-1] == ["QUICK"], sys.argv[-1])

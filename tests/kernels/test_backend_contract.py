@@ -1,0 +1,195 @@
+"""Every backend computes what the float64 reference does: a line in BACKENDS has another one tested.
+
+The Triton kernels run in Triton's interpreter, which needs no GPU, and on a GPU where there is one.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import backend_cases
+import pytest
+import torch
+from backend_cases import AMPERE, CASES, EXTREME_GRADIENTS, EXTREMES, QUICK, Case, random_cases
+from l2l_kernels import reference
+
+
+def relative_error(actual, expected):
+    """‖a − b‖ / ‖b‖, 0 for tensors without elements."""
+    assert actual.shape == expected.shape
+    actual = actual.cpu().double()
+    if torch.equal(actual, expected):
+        return 0.0
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+def normalised_error(actual, expected):
+    """max|a − b| / max|b|, 0 for tensors without elements."""
+    assert actual.shape == expected.shape
+    actual = actual.cpu().double()
+    if torch.equal(actual, expected):
+        return 0.0
+    return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+class Member(NamedTuple):
+    backend: str
+    tolerances: dict[str, float]
+    """Of float32 arithmetic, by how a GPU rounds the operands of matrix products; float64's is 1e-12."""
+    bfloat16: float = 2**-8
+    """What a state stored in bfloat16 adds: half a unit in the last place."""
+    error: Callable = relative_error
+    device: str = "cpu"
+
+
+# On a GPU, the worst of θ, s_T, dφ and ds_0 as benchmarks/product_precision.py emulates it, times the
+# allowance for other shapes, other orders of summation and the hardware's exp2 and rsqrt.
+EMULATED = {"tf32x3": 7.2e-7, "tf32": 1.6e-3, "bf16": 2.6e-3}
+ALLOWANCE = 8
+# The interpreter multiplies in float32. One rounding is 6e-8; the longest chains here (20 steps, sums of 129
+# products) reach 1e-6 of the largest element in `step` and 6e-7 in `bptt`. A wrong term is 1e-2 or more. It
+# truncates to bfloat16, where GPUs round: a whole unit.
+BACKENDS = {
+    "reference": Member("reference", {"": 3e-5}),
+    "cpu": Member("cpu", {"": 3e-5}),
+    "interpreter": Member("triton", {"": 4e-6}, 2**-7, normalised_error),
+    "GPU": Member("triton", {name: ALLOWANCE * error for name, error in EMULATED.items()}, device="cuda"),
+}
+DOUBLE = [case._replace(dtype=torch.float64, state_dtype=torch.float64) for case in CASES[1::4]]
+LARGE = [
+    Case(2, 20, "log_sign", N=100_001, T=20),
+    Case(1, 32, "identity", N=65_536, T=5),
+    Case(3, 33, "log_sign", N=4_099, T=3),
+    Case(2, 64, "log_sign", N=4_099, T=3),
+]
+RANDOM = random_cases()
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+
+
+def marks(name, case=None):
+    """A GPU is not everywhere, and the interpreter is slow."""
+    if BACKENDS[name].device == "cuda":
+        return NEEDS_GPU
+    return [pytest.mark.slow] * (name == "interpreter" and case in CASES + RANDOM and case not in QUICK)
+
+
+CASES_OF = {
+    "reference": CASES + RANDOM + DOUBLE,
+    "cpu": CASES + RANDOM + DOUBLE,
+    "interpreter": CASES + RANDOM,
+    "GPU": CASES + LARGE,
+}
+PAIRS = [
+    pytest.param(name, case, id=f"{name}-{case}", marks=marks(name, case))
+    for name, cases in CASES_OF.items()
+    for case in cases
+]
+members = pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in BACKENDS])
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    """The results of the interpreter's own processes: one for the quick cases, one more for all."""
+    known = {}
+
+    def result(name, quick):
+        if quick not in known:
+            path = tmp_path_factory.mktemp("triton") / "results.pt"
+            environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, backend_cases.__file__, *["QUICK"] * quick, path]
+            subprocess.run(command, env=environment, check=True)
+            known[quick] = torch.load(path)
+        if isinstance(known[quick][name], str):
+            pytest.fail(known[quick][name])
+        return known[quick][name]
+
+    return result
+
+
+@pytest.fixture
+def run(interpreted, monkeypatch):
+    """(name, what, precision) to a backend's results: of a case, of "extremes" or of "diverged"."""
+    # torch.empty holds NaN: what a kernel does not write is seen.
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+    def run(name, what, precision=""):
+        if name == "interpreter":
+            pytest.importorskip("triton")
+            return interpreted(str(what), quick=what in ("extremes", "diverged", *QUICK))
+        if precision:
+            from l2l_kernels.triton import configs
+
+            monkeypatch.setattr(configs.precisions, "step", precision)
+            monkeypatch.setattr(configs.precisions, "bptt", precision)
+        member = BACKENDS[name]
+        match what:
+            case "extremes":
+                return backend_cases.run_extremes(member.backend, member.device)
+            case "diverged":
+                return backend_cases.run_diverged(member.backend, member.device)
+        return backend_cases.run(what, member.backend, member.device)
+
+    yield run
+    torch.use_deterministic_algorithms(False)
+
+
+def exact(case):
+    return backend_cases.Inputs(
+        *(None if tensor is None else tensor.double() for tensor in backend_cases.inputs(case))
+    )
+
+
+@pytest.mark.parametrize(("name", "case"), PAIRS)
+def test_step_and_bptt_are_the_references(name, case, run):
+    """A step into a history and in place, and a window's backward; no coordinates and no steps are fine."""
+    member, x = BACKENDS[name], exact(case)
+    grad = x.grads[0] if case.T else torch.ones(case.N).double()
+    theta, state = reference.step(x.theta, grad, x.state, x.phi, case.spec)
+    d_phi, d_state = reference.bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
+    rounding = member.bfloat16 if case.state_dtype == torch.bfloat16 else 0.0
+    for precision, float32 in member.tolerances.items():
+        actual = run(name, case, precision)
+        tolerance = 1e-12 if case.dtype == torch.float64 else float32
+        assert member.error(actual["theta"], theta) < tolerance
+        assert member.error(actual["new_state"], state) < tolerance + rounding
+        assert member.error(actual["d_phi"], d_phi) < tolerance
+        assert member.error(actual["d_state"], d_state) < tolerance
+        assert all(actual[name].dtype == case.dtype for name in ("theta", "d_phi", "d_state"))
+        assert actual["new_state"].dtype == case.state_dtype
+        assert actual["in_place"]
+        assert actual["deterministic"]
+
+
+@members
+def test_a_step_at_the_ends_of_float32(name, run):
+    """A gradient of NaN is its coordinate's θ; the least, the largest and the infinite ones are as others."""
+    precision = next(iter(BACKENDS[name].tolerances))
+    actual, x = run(name, "extremes", precision), exact(EXTREMES)
+    theta, state = reference.step(x.theta, EXTREME_GRADIENTS.double(), x.state, x.phi, EXTREMES.spec)
+    atol = 1e-4 if precision else 1e-6  # products of rounded operands
+    for ours, theirs in ((actual["theta"], theta), (actual["new_state"], state)):
+        torch.testing.assert_close(ours.cpu().double(), theirs, rtol=1e-5, atol=atol, equal_nan=True)
+    assert theta.isnan().tolist() == [True] + [False] * (len(EXTREME_GRADIENTS) - 1)
+
+
+@members
+def test_a_diverged_coordinate_leaves_the_others_alone(name, run):
+    """φ's gradient is a sum over coordinates and is poisoned; what is a coordinate's own is not another's."""
+    results = run(name, "diverged")
+    for what in ("theta", "state", "d_state"):
+        assert torch.equal(results[f"diverged {what}"][..., 4:], results[f"finite {what}"][..., 4:])
+        assert results[f"finite {what}"].isfinite().all()
+        assert results[f"diverged {what}"][..., 2].isnan().any()
+    assert results["diverged d_state"][..., 2:4].isnan().any(dim=(0, 1, 2)).all()
+
+
+@pytest.mark.slow
+def test_the_configurations_of_ampere_compute_the_same(interpreted):
+    member, actual, x = BACKENDS["interpreter"], interpreted("ampere", quick=False), exact(AMPERE)
+    theta, state = reference.step(x.theta, x.grads[0], x.state, x.phi, AMPERE.spec)
+    assert member.error(actual["theta"], theta) < member.tolerances[""]
+    assert member.error(actual["new_state"], state) < member.tolerances[""]
+    assert actual["in_place"]

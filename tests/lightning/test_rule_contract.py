@@ -1,0 +1,229 @@
+"""What every update rule does, whoever wrote it: a line in RULES has it tested."""
+
+import copy
+import io
+import json
+
+import pytest
+import torch
+from learned_momentum import LearnedMomentum
+from problems import Rosenbrock
+from torch import nn
+from unrolled import assert_windows_are_unrolled
+
+from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
+from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.rules import UpdateRule
+
+RULES = {
+    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
+    "LSTM of one layer": lambda: CoordinatewiseLSTM(1, 3, "identity", forget_bias=0.0, output_scale=0.5),
+    "LSTM of three layers": lambda: CoordinatewiseLSTM(3, 3, p=4.0, gradient_scale=10.0),
+    "LSTM on the reference": lambda: CoordinatewiseLSTM(2, 4, "identity", backend="reference"),
+    "one's own": LearnedMomentum,
+}
+N = 11
+
+
+@pytest.fixture(params=RULES)
+def rule(request):
+    torch.manual_seed(0)
+    return RULES[request.param]().double()
+
+
+def optimizees(dtype=torch.float64, indices=range(3)):
+    return Optimizees(Rosenbrock(), None, 0, "train", indices, dtype=dtype)
+
+
+def inputs(rule, n=N, steps=4, seed=0):
+    """Gradients [steps, n] over nine decades, one of them zero, and the states that they lead through."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = next(rule.parameters()).dtype
+    grads = torch.randn(steps, n, generator=generator, dtype=dtype) * 10.0 ** torch.linspace(-7, 1, n).to(
+        dtype
+    )
+    grads[:, n // 2] = 0
+    theta = torch.zeros(n, dtype=dtype)
+    history = torch.zeros(steps + 1, *rule.state_shape, n, dtype=dtype)
+    for t, grad in enumerate(grads):
+        rule.step_(theta, grad, history[t], history[t + 1])
+    return grads, history, theta
+
+
+def test_a_step_gives_an_update_and_a_state_for_every_coordinate(rule):
+    for dtype in (torch.float64, torch.float32):
+        rule.to(dtype)
+        for n in (N, 1, 0):
+            state = rule.init_state(n)
+            assert (state.shape, state.dtype) == ((*rule.state_shape, n), dtype)
+            assert not state.any()
+            assert not state.requires_grad
+            update, updated = rule.step(torch.randn(n, dtype=dtype), state)
+            assert (update.shape, update.dtype) == ((n,), dtype)
+            assert (updated.shape, updated.dtype) == (state.shape, dtype)
+            assert update.requires_grad
+    assert rule.init_state(N, torch.bfloat16).dtype == torch.bfloat16
+
+
+def test_the_same_step_twice_is_the_same_and_leaves_its_arguments_alone(rule):
+    grads, history, _ = inputs(rule)
+    given = grads[1].clone(), history[1].clone()
+    first, second = rule.step(*given), rule.step(*given)
+    for ours, theirs in zip(first, second, strict=True):
+        assert torch.equal(ours, theirs)
+    assert torch.equal(given[0], grads[1])
+    assert torch.equal(given[1], history[1])
+    again = inputs(rule)
+    assert torch.equal(history, again[1])
+
+
+def test_the_in_place_step_is_the_step(rule):
+    """One stepper for many steps, into a history and into the state itself: its θ is the sum of updates."""
+    grads, history, theta = inputs(rule)
+    expected, state = torch.zeros_like(theta), history[0]
+    with torch.no_grad():
+        step = rule.stepper()
+        in_place, own = torch.zeros_like(theta), history[0].clone()
+        for t, grad in enumerate(grads):
+            update, state = rule.step(grad, state)
+            expected += update
+            torch.testing.assert_close(history[t + 1], state, rtol=1e-11, atol=1e-13)
+            step(in_place, grad, own, own)
+    torch.testing.assert_close(theta, expected, rtol=1e-11, atol=1e-13)
+    assert torch.equal(in_place, theta)
+    assert torch.equal(own, history[-1])
+
+
+def test_coordinates_are_each_alone(rule):
+    """In any pieces and any order: what a sharded parameter and the chunks of a history build on."""
+    grads, history, theta = inputs(rule)
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
+    for pieces in ((1,) * N, (7, 4), (N,)):
+        parts = []
+        for part in order.split(pieces):
+            moved, state = torch.zeros(len(part), dtype=torch.float64), history[0][..., part].clone()
+            for grad in grads:
+                rule.step_(moved, grad[part], state, state)
+            parts.append((moved, state))
+        thetas, states = zip(*parts, strict=True)
+        torch.testing.assert_close(torch.cat(thetas), theta[order], rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(torch.cat(states, -1), history[-1][..., order], rtol=1e-12, atol=1e-15)
+
+
+def test_a_coordinate_that_diverges_leaves_the_others_alone(rule):
+    grads, history, theta = inputs(rule)
+    for bad in (torch.nan, torch.inf):
+        spoiled, moved, state = grads.clone(), torch.zeros_like(theta), history[0].clone()
+        spoiled[1, 3] = bad
+        for grad in spoiled:
+            rule.step_(moved, grad, state, state)
+        others = torch.arange(N) != 3
+        assert torch.equal(moved[others], theta[others])
+        assert torch.equal(state[..., others], history[-1][..., others])
+
+
+def test_a_zero_gradient_has_a_finite_update_and_meta_gradient(rule):
+    for dtype in (torch.float64, torch.float32):
+        rule.to(dtype)
+        grads, theta = torch.zeros(3, N, dtype=dtype), torch.zeros(N, dtype=dtype)
+        history = torch.zeros(4, *rule.state_shape, N, dtype=dtype)
+        for t in range(3):
+            rule.step_(theta, grads[t], history[t], history[t + 1])
+        assert theta.isfinite().all()
+        assert history.isfinite().all()
+        d_phi, d_state = rule.segment_gradient(grads, history, torch.ones(3, N, dtype=dtype))
+        assert all(d.isfinite().all() for d in [*d_phi, d_state])
+
+
+@pytest.mark.parametrize("from_final_state", [False, True])
+def test_a_segments_gradient_is_autograds(rule, from_final_state):
+    """Σ_t <d_updates_t, u_t> + <d_final_state, s_T> through the unrolled steps, and the base class's walk."""
+    grads, history, _ = inputs(rule)
+    generator = torch.Generator().manual_seed(1)
+    d_updates = torch.randn(grads.shape, generator=generator, dtype=torch.float64)
+    d_final = torch.randn(history[0].shape, generator=generator, dtype=torch.float64)
+    initial = history[0].clone().requires_grad_()
+    state, objective = initial, 0.0
+    for grad, d_update in zip(grads, d_updates, strict=True):
+        update, state = rule.step(grad, state)
+        objective = objective + (d_update * update).sum()
+    if from_final_state:
+        objective = objective + (d_final * state).sum()
+    parameters = list(rule.parameters())
+    expected = torch.autograd.grad(objective, [*parameters, initial])
+    arguments = grads, history, d_updates, d_final if from_final_state else None
+    for segment_gradient in (rule.segment_gradient, lambda *a: UpdateRule.segment_gradient(rule, *a)):
+        d_phi, d_state = segment_gradient(*arguments)
+        torch.testing.assert_close([*d_phi, d_state], list(expected), rtol=1e-10, atol=1e-12)
+    if not from_final_state:
+        torch.testing.assert_close(
+            rule.window_gradient(*arguments[:3]), list(expected[:-1]), rtol=1e-10, atol=1e-12
+        )
+
+
+@pytest.mark.parametrize("second_order", [False, True])
+def test_the_meta_gradient_of_a_window_is_the_unrolled_graphs(rule, second_order):
+    ours, theirs = optimizees(), optimizees()
+    rollout, state = assert_windows_are_unrolled(rule, ours, theirs, (4, 1, 3), second_order)
+    torch.testing.assert_close(ours.theta, theirs.theta, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(rollout.state, state, rtol=1e-12, atol=1e-14)
+
+
+def test_a_configuration_rebuilds_the_rule(rule):
+    config = json.loads(json.dumps(class_config(rule)))
+    again = from_class_config(config, UpdateRule).double()
+    assert class_config(again) == class_config(rule)
+    again.load_state_dict(rule.state_dict())
+    grads, history, _ = inputs(rule)
+    for ours, theirs in zip(again.step(grads[1], history[1]), rule.step(grads[1], history[1]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_state_dict_is_all_that_the_rule_has_learned(rule):
+    buffer = io.BytesIO()
+    torch.save(rule.state_dict(), buffer)
+    buffer.seek(0)
+    grads, history, theta = inputs(rule)
+    other = copy.deepcopy(rule)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.5)
+    assert not torch.equal(inputs(other)[2], theta)
+    other.load_state_dict(torch.load(buffer, weights_only=True))
+    moved = torch.zeros_like(theta)
+    for t, grad in enumerate(grads):
+        other.step_(moved, grad, history[t], history[t + 1])
+    assert torch.equal(moved, theta)
+
+
+def test_phi_is_drawn_from_the_generator_alone(rule):
+    drawn = []
+    for seed, global_seed in ((3, 0), (3, 1)):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        rule.reset_parameters(torch.Generator().manual_seed(seed))
+        assert torch.equal(torch.get_rng_state(), before)
+        drawn.append([parameter.detach().clone() for parameter in rule.parameters()])
+    assert all(map(torch.equal, *drawn))
+    assert all(parameter.isfinite().all() for parameter in drawn[0])
+
+
+def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
+    """LearnedOptimizer, `run_rule` and a Rollout's windows: one rule, one path of θ and one of losses."""
+    rule.float()
+    horizon = 9
+    looped, ran, windows = (optimizees(torch.float32) for _ in range(3))
+    thetas, losses = [nn.Parameter(theta.clone()) for theta in looped.theta], []
+    optimizer = LearnedOptimizer(thetas, rule)
+    for _ in range(horizon):
+        optimizer.zero_grad()
+        step = looped.task.losses(torch.stack(list(thetas)), looped.next_batches())
+        step.sum().backward()
+        optimizer.step()
+        losses.append(step.detach())
+    expected = run_rule(rule, ran, horizon)
+    torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.stack([t.detach() for t in thetas]), ran.theta, rtol=1e-5, atol=1e-5)
+    # A window of T steps evaluates at T + 1 points.
+    window = Rollout(rule, windows).window(horizon - 1)
+    torch.testing.assert_close(window.losses, expected, rtol=1e-6, atol=1e-6)
