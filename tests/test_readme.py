@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from l2l_lightning import ComparisonSettings
 from l2l_lightning.cli import main
 from l2l_lightning.evaluation import Interval
 
@@ -52,10 +53,11 @@ def checkpoint(tmp_path_factory):
 NOT_HERE = re.compile(r"FOLDER --|--data-root FOLDER|--trainer.strategy ddp")
 
 
+# lightning/test_examples.py runs the examples' commands, too.
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.slow if command.startswith("reproduce") else ())
+        pytest.param(command, marks=pytest.mark.slow if command.startswith(("reproduce", "example")) else ())
         for command in commands()
         if not NOT_HERE.search(command)
     ],
@@ -86,7 +88,10 @@ def make_smiles(folder):
 
 
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
+    """With a comparison of a few optimizees and one baseline in place of the default's."""
     monkeypatch.chdir(tmp_path)
+    tiny = ComparisonSettings(num_optimizees=2, num_tuning_optimizees=1, baselines=["sgd"])
+    monkeypatch.setattr("l2l_lightning.trainer.ComparisonSettings", lambda: tiny)
     (example,) = (block for block in blocks("python") if "MetaLearner" in block)
     variables = {}
     exec(example, variables)

@@ -76,8 +76,8 @@ def marks(name, case=None):
 
 
 CASES_OF = {
-    "reference": CASES + RANDOM + DOUBLE,
-    "cpu": CASES + RANDOM + DOUBLE,
+    "reference": CASES,
+    "cpu": CASES + DOUBLE,
     "interpreter": CASES + RANDOM,
     "GPU": CASES + LARGE,
 }

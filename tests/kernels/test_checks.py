@@ -37,16 +37,14 @@ WRONG = {
     "another device": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
 }
-# Each argument in a wrong size, number of dimensions, dtype, device and layout, by one way or another; an
-# argument of each rank in all of their ways.
+# Each argument in a wrong size, number of dimensions, dtype, device and layout; their other ways in turn.
 ALWAYS = ("longer", "a dimension more", "another device", "sparse")
-THOROUGH = [(step_, "theta"), (step_, "state"), (step_, "phi")]
 ARGUMENTS = [(operator, name) for operator in (step_, step, bptt) for name in arguments(operator)]
 CASES = [
     (operator, name, wrong)
     for turn, (operator, name) in enumerate(ARGUMENTS)
     for number, wrong in enumerate(WRONG)
-    if wrong in ALWAYS or (operator, name) in THOROUGH or number % 4 == turn % 4
+    if wrong in ALWAYS or number % 8 == turn % 8
 ]
 
 

@@ -79,19 +79,16 @@ def test_a_gradient_that_requires_grad_is_refused():
         l2l_kernels.step(theta, grad.requires_grad_(), state, phi, SPEC)
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"num_layers": 4},
-        {"hidden_size": 65},
-        {"preprocessing": "none"},
-        {"p": 0.0},
-        {"output_scale": 0.0},
-    ],
-)
-def test_a_spec_out_of_range_is_refused_by_name(arguments):
-    with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
-        LSTMSpec(**arguments)
+def test_a_spec_out_of_range_is_refused_by_name():
+    for name, value in {
+        "num_layers": 4,
+        "hidden_size": 65,
+        "preprocessing": "none",
+        "p": 0.0,
+        "output_scale": 0.0,
+    }.items():
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            LSTMSpec(**{name: value})
 
 
 class TestBackendChoice:

@@ -55,8 +55,8 @@ def test_final_loss_is_the_mean_of_the_last_ten():
 
 @pytest.mark.parametrize(
     ("curvature", "best"),
-    [(2.0, 0.5), (0.05, 20.0), (0.001, 1000.0), (5000.0, 2e-4)],
-    ids=["inside the grid", "inside the grid too", "above the grid", "below the grid"],
+    [(2.0, 0.5), (0.001, 1000.0), (5000.0, 2e-4)],
+    ids=["inside the grid", "above the grid", "below the grid"],
 )
 def test_finds_the_inverse_of_the_curvature(curvature, best):
     tuned = tune(Bowl((curvature,)), None, 6, 0, num_optimizees=2, baselines=[SGD])["sgd"]
@@ -188,9 +188,9 @@ def test_json_round_trip():
     assert TunedBaseline(MOMENTUM, 0.1, {}, trials).scores == {0.1: 2.5, 0.2: math.inf}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_json_is_read_strictly():
+    tuned = TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, (Trial({"momentum": 0.95}, 0.05, 1.0),))
+    for change, message in [
         ({"baseline": "lbfgs"}, "unknown baseline 'lbfgs': choose from sgd, momentum"),
         ({"comment": "mine"}, "expected the keys baseline, learning_rate, setting, scores"),
         (
@@ -215,13 +215,9 @@ def test_json_round_trip():
             {"scores": [{"setting": {"momentum": 0.95}, "learning_rate": 0.05, "final_loss": math.nan}]},
             "nan is not",
         ),
-    ],
-    ids=lambda value: str(value)[:40],
-)
-def test_json_is_read_strictly(change, message):
-    tuned = TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, (Trial({"momentum": 0.95}, 0.05, 1.0),))
-    with pytest.raises(ValueError, match=message):
-        TunedBaseline.from_json(tuned.as_json() | change)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            TunedBaseline.from_json(tuned.as_json() | change)
 
 
 def test_json_without_a_key_is_refused():
@@ -317,7 +313,7 @@ def test_a_file_of_the_format_without_settings_is_warned_of_and_replaced(search)
     assert search.scored == 0
 
 
-@pytest.mark.parametrize("damage", ["", '{"search"', "{}", "[]", "null"])
+@pytest.mark.parametrize("damage", ["", "{}", "null"])
 def test_a_corrupted_file_is_warned_of_and_replaced(search, damage):
     first = search()
     (path,) = search.folder.iterdir()

@@ -82,8 +82,7 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize(("devices", "settings"), [(2, "accumulated"), (4, "clipped and averaged")])
 def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
     devices, settings, tmp_path, in_float64, record_streams
 ):

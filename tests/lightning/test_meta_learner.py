@@ -190,15 +190,9 @@ def test_several_unroll_lengths_divide_the_run():
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("horizon", 0),
-        ("unroll", 0),
         ("unroll", 7),
         ("unroll", []),
         ("unroll", [2, 0]),
-        ("num_tasks", 0),
-        ("num_validation_optimizees", 0),
-        ("learning_rate", 0.0),
-        ("warmup_steps", -1),
     ],
 )
 def test_impossible_settings_are_named(argument, value):

@@ -22,11 +22,11 @@ from l2l_lightning.tasks import ImageMLP, NoisyScaledSquare, Task
 from l2l_lightning.turns import turn
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_every_stretch_of_turns_has_each_once(count):
-    turns = [turn(index, count, "name") for index in range(10 * count)]
-    for start in range(0, len(turns), count):
-        assert sorted(turns[start : start + count]) == list(range(count))
+def test_every_stretch_of_turns_has_each_once():
+    for count in (1, 2, 3, 7):
+        turns = [turn(index, count, "name") for index in range(10 * count)]
+        for start in range(0, len(turns), count):
+            assert sorted(turns[start : start + count]) == list(range(count))
 
 
 def test_turns_are_shuffled_anew_and_by_name():

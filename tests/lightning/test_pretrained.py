@@ -103,14 +103,12 @@ class Bomb:
         return pytest.fail, ("something was unpickled",)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"\0" * 100, b"\xff" * 100, pickle.dumps(Bomb()), b'{"format": 1}'], ids=range(5)
-)
-def test_a_foreign_file_is_refused(content, tmp_path):
+def test_a_foreign_file_is_refused(tmp_path):
     path = tmp_path / "foreign.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"foreign\.safetensors cannot be read as safetensors"):
-        pretrained.load(path)
+    for content in (b"", b"\0" * 100, b"\xff" * 100, pickle.dumps(Bomb()), b'{"format": 1}'):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=r"foreign\.safetensors cannot be read as safetensors"):
+            pretrained.load(path)
 
 
 def test_every_truncation_of_a_file_is_refused(file):

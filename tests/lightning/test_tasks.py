@@ -437,10 +437,8 @@ def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
     ("build", "message"),
     [
         (lambda: Quadratic(dim=0), "dim must be at least 1, got 0"),
-        (lambda: Quadratic(batch_size=0), "batch_size must be at least 1, got 0"),
         (lambda: Quadratic(init_std=math.nan), "init_std must be at least 0, got nan"),
         (lambda: Quadratic(variant="papers"), "variant must be 'paper' or 'deepmind', got 'papers'"),
-        (lambda: SimpleSquare(dim=-1), "dim must be at least 1, got -1"),
         (lambda: NoisyScaledSquare(scale_low=2.0), "scale_high must be at least 2.0, got 1.5"),
         (lambda: MNISTMLP(hidden_sizes=[20, 0]), r"hidden_sizes\[1\] must be at least 1, got 0"),
         (lambda: ImageMLP("cifar"), "dataset must be one of mnist, digits, smiles, got 'cifar'"),
@@ -448,7 +446,6 @@ def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
             lambda: MNISTMLP(activation="swish"),
             "activation must be one of sigmoid, relu, tanh, elu, got 'swish'",
         ),
-        (lambda: FunctionTask(cubic, dim=0), "dim must be at least 1, got 0"),
         (
             lambda: FunctionTask("no_such_module.f", dim=2),
             r"f='no_such_module.f' cannot be imported \(No module",
@@ -469,7 +466,7 @@ def test_wrong_arguments_are_named(build, message):
         build()
 
 
-@pytest.mark.parametrize(("stride", "inputs"), [(1, 784), (2, 196), (5, 36), (28, 1), (40, 1)])
+@pytest.mark.parametrize(("stride", "inputs"), [(2, 196), (5, 36), (40, 1)])
 def test_a_stride_keeps_every_so_many_rows_and_columns(stride, inputs):
     task, images = ImageMLP("mnist", [3], stride=stride), load_images("mnist").test
     assert task.num_coordinates == 3 * inputs + 3 + 3 * 10 + 10
