@@ -11,8 +11,10 @@ from l2l_kernels.spec import LSTMSpec
 __all__ = ["bptt", "step_"]
 
 
-def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
+def step_(
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
+) -> None:
     """Adds u_t to θ in place and writes s_{t+1} into new_state."""
-    new_theta, updated = reference.step(theta, grad, state, phi, spec)
+    new_theta, updated = reference.step(theta, inputs, state, phi, spec)
     theta.copy_(new_theta)
     new_state.copy_(updated)

@@ -24,13 +24,13 @@ class Backend(Protocol):
     """What an implementation provides: a module with these two functions."""
 
     def step_(
-        self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
+        self, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
     ) -> None:
         """Adds u_t to θ [N] in place and writes s_{t+1} into new_state [L, 2, H, N] (may be state itself)."""
 
     def bptt(
         self,
-        grads: Tensor,
+        inputs: Tensor,
         history: Tensor,
         d_updates: Tensor,
         d_final_state: Tensor | None,

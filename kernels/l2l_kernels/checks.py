@@ -13,13 +13,18 @@ DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_step(
-    spec: LSTMSpec, phi: Tensor, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor | None = None
+    spec: LSTMSpec, phi: Tensor, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor | None = None
 ) -> None:
-    """Raises ValueError unless θ and ∇f are [N], states [L, 2, H, N], φ [P], all dense and on one device."""
-    _check_kinds(phi, theta=theta, grad=grad, state=state, new_state=new_state)
-    if theta.ndim != 1 or grad.shape != theta.shape:
+    """Raises ValueError unless θ is [N], the inputs [N] or [width, N], states [L, 2, H, N], φ [P], and so on.
+
+    All of them must be dense and on one device.
+    """
+    _check_kinds(phi, theta=theta, inputs=inputs, state=state, new_state=new_state)
+    if theta.ndim != 1 or inputs.shape != spec.input_shape(theta.shape[0]):
+        expected = "[width, N]" if spec.preprocessing == "features" else "[N]"
         raise ValueError(
-            f"theta and grad must be flat and of one length, got {list(theta.shape)} and {list(grad.shape)}"
+            f"theta and inputs must be [N] and {expected} for {spec}, got {list(theta.shape)} and "
+            f"{list(inputs.shape)}"
         )
     shape = (*spec.state_shape, theta.shape[0])
     _check_shapes(spec, phi, shape, state=state, new_state=new_state)
@@ -28,18 +33,20 @@ def check_step(
 def check_bptt(
     spec: LSTMSpec,
     phi: Tensor,
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
 ) -> None:
-    """Raises ValueError unless the gradients are [T, N], the history [T+1, L, 2, H, N], φ [P], and so on."""
-    _check_kinds(phi, grads=grads, history=history, d_updates=d_updates, d_final_state=d_final_state)
-    if grads.ndim != 2 or d_updates.shape != grads.shape:
+    """Raises ValueError unless d_updates are [T, N], the history [T+1, L, 2, H, N], φ [P], and so on."""
+    _check_kinds(phi, inputs=inputs, history=history, d_updates=d_updates, d_final_state=d_final_state)
+    if d_updates.ndim != 2 or inputs.shape != (len(d_updates), *spec.input_shape(d_updates.shape[1])):
+        expected = "[T, width, N]" if spec.preprocessing == "features" else "[T, N]"
         raise ValueError(
-            f"grads and d_updates must both be [T, N], got {list(grads.shape)} and {list(d_updates.shape)}"
+            f"inputs and d_updates must be {expected} and [T, N] for {spec}, got {list(inputs.shape)} and "
+            f"{list(d_updates.shape)}"
         )
-    T, N = grads.shape
+    T, N = d_updates.shape
     _check_shapes(spec, phi, (T + 1, *spec.state_shape, N), history=history)
     _check_shapes(spec, phi, (*spec.state_shape, N), d_final_state=d_final_state)
 

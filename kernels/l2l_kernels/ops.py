@@ -7,21 +7,17 @@ differentiable twin; `bptt` is the backward of a whole window. N coordinates, T 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, library
 
 from l2l_kernels import backends
 from l2l_kernels.checks import check_bptt, check_overlap, check_step
-from l2l_kernels.spec import LSTMSpec, Preprocessing
+from l2l_kernels.spec import LSTMSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-def _spec(num_layers: int, hidden_size: int, preprocessing: str, p: float, output_scale: float) -> LSTMSpec:
-    return LSTMSpec(num_layers, hidden_size, cast(Preprocessing, preprocessing), p, output_scale)
 
 
 def _implementation(phi: Tensor, backend: str) -> backends.Backend:
@@ -49,104 +45,95 @@ def _register(
 
 
 def _step__fake(
-    theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
 ) -> None:
-    check_step(_spec(*constants[:5]), phi, theta, grad, state, new_state)
+    check_step(LSTMSpec.from_lists(*constants[:2]), phi, theta, inputs, state, new_state)
 
 
 @_register("step_", _step__fake, mutates_args=("theta", "new_state"))
 def _step_(
     theta: Tensor,
-    grad: Tensor,
+    inputs: Tensor,
     state: Tensor,
     new_state: Tensor,
     phi: Tensor,
-    num_layers: int,
-    hidden_size: int,
-    preprocessing: str,
-    p: float,
-    output_scale: float,
+    whole: Sequence[int],
+    floating: Sequence[float],
     backend: str,
 ) -> None:
-    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
-    check_step(spec, phi, theta, grad, state, new_state)
-    check_overlap({"theta": theta, "new_state": new_state}, {"grad": grad, "state": state, "phi": phi})
-    _implementation(phi, backend).step_(theta, grad, state, new_state, phi, spec)
+    spec = LSTMSpec.from_lists(whole, floating)
+    check_step(spec, phi, theta, inputs, state, new_state)
+    check_overlap({"theta": theta, "new_state": new_state}, {"inputs": inputs, "state": state, "phi": phi})
+    _implementation(phi, backend).step_(theta, inputs, state, new_state, phi, spec)
 
 
 def _step_fake(
-    theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, *constants: Any
+    theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    check_step(_spec(*constants[:5]), phi, theta, grad, state)
+    check_step(LSTMSpec.from_lists(*constants[:2]), phi, theta, inputs, state)
     return torch.empty_like(theta), torch.empty_like(state)
 
 
 @_register("step", _step_fake)
 def _step(
     theta: Tensor,
-    grad: Tensor,
+    inputs: Tensor,
     state: Tensor,
     phi: Tensor,
-    num_layers: int,
-    hidden_size: int,
-    preprocessing: str,
-    p: float,
-    output_scale: float,
+    whole: Sequence[int],
+    floating: Sequence[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
-    check_step(spec, phi, theta, grad, state)
+    spec = LSTMSpec.from_lists(whole, floating)
+    check_step(spec, phi, theta, inputs, state)
     new_theta, new_state = theta.clone(), torch.empty_like(state)
-    _implementation(phi, backend).step_(new_theta, grad, state, new_state, phi, spec)
+    _implementation(phi, backend).step_(new_theta, inputs, state, new_state, phi, spec)
     return new_theta, new_state
 
 
 def _bptt_fake(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
     phi: Tensor,
     *constants: Any,
 ) -> tuple[Tensor, Tensor]:
-    check_bptt(_spec(*constants[:5]), phi, grads, history, d_updates, d_final_state)
+    check_bptt(LSTMSpec.from_lists(*constants[:2]), phi, inputs, history, d_updates, d_final_state)
     return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
 @_register("bptt", _bptt_fake)
 def _bptt(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
     phi: Tensor,
-    num_layers: int,
-    hidden_size: int,
-    preprocessing: str,
-    p: float,
-    output_scale: float,
+    whole: Sequence[int],
+    floating: Sequence[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    spec = _spec(num_layers, hidden_size, preprocessing, p, output_scale)
-    check_bptt(spec, phi, grads, history, d_updates, d_final_state)
-    return _implementation(phi, backend).bptt(grads, history, d_updates, d_final_state, phi, spec)
+    spec = LSTMSpec.from_lists(whole, floating)
+    check_bptt(spec, phi, inputs, history, d_updates, d_final_state)
+    return _implementation(phi, backend).bptt(inputs, history, d_updates, d_final_state, phi, spec)
 
 
 def _step_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    _, grad, state, phi, *constants = inputs
+    _, fed, state, phi, *constants = inputs
     if ctx.needs_input_grad[1]:
         raise RuntimeError(
-            "l2l_kernels.step treats the optimizee's gradient as a constant: pass grad.detach(), "
+            "l2l_kernels.step treats its inputs as constants: pass them detached, "
             "or use l2l_kernels.reference.step for second-order meta-gradients"
         )
-    ctx.save_for_backward(grad, state, output[1], phi)
+    ctx.save_for_backward(fed, state, output[1], phi)
     ctx.constants = constants
 
 
 def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor | None, ...]:
-    grad, state, new_state, phi = ctx.saved_tensors
+    inputs, state, new_state, phi = ctx.saved_tensors
     d_phi, d_old_state = _bptt(
-        grad[None], torch.stack([state, new_state]), d_theta[None], d_state, phi, *ctx.constants
+        inputs[None], torch.stack([state, new_state]), d_theta[None], d_state, phi, *ctx.constants
     )
     return d_theta, None, d_old_state.to(state.dtype), d_phi, *(None for _ in ctx.constants)
 
@@ -154,20 +141,13 @@ def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor |
 library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
 
 
-def _constants(spec: LSTMSpec, backend: str | None) -> tuple[int, int, str, float, float, str]:
-    return (
-        spec.num_layers,
-        spec.hidden_size,
-        spec.preprocessing,
-        float(spec.p),
-        float(spec.output_scale),
-        backend or "",
-    )
+def _constants(spec: LSTMSpec, backend: str | None) -> tuple[list[int], list[float], str]:
+    return *spec.to_lists(), backend or ""
 
 
 def step_(
     theta: Tensor,
-    grad: Tensor,
+    inputs: Tensor,
     state: Tensor,
     new_state: Tensor,
     phi: Tensor,
@@ -178,7 +158,7 @@ def step_(
 
     Args:
         theta: θ, [N]; updated in place.
-        grad: ∇f(θ), [N].
+        inputs: ∇f(θ), [N]; or features, [width, N], with preprocessing "features".
         state: s_t, [L, 2, H, N].
         new_state: Where s_{t+1} goes, [L, 2, H, N]: a slot of a history, or `state` itself.
         phi: φ, [P]; arithmetic is done in its dtype.
@@ -189,15 +169,15 @@ def step_(
         ValueError: A tensor's shape, dtype, device or layout does not fit, or one that is written overlaps.
         BackendUnavailableError: The backend asked for cannot run here.
     """
-    _step_(theta, grad, state, new_state, phi, *_constants(spec, backend))
+    _step_(theta, inputs, state, new_state, phi, *_constants(spec, backend))
 
 
 def step(
-    theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec, backend: str | None = None
+    theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """One update of every coordinate, functional and differentiable: (θ + u_t [N], s_{t+1} [L, 2, H, N]).
 
-    Differentiable in θ, the state and φ; the gradient is a constant (first order), and asking for its
+    Differentiable in θ, the state and φ; the inputs are constants (first order), and asking for their
     derivative raises. Arguments and errors as `step_`.
 
     Example:
@@ -207,12 +187,12 @@ def step(
         >>> theta
         tensor([1., 1., 1.])
     """
-    new_theta, new_state = _step(theta, grad, state, phi, *_constants(spec, backend))
+    new_theta, new_state = _step(theta, inputs, state, phi, *_constants(spec, backend))
     return new_theta, new_state
 
 
 def bptt(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
@@ -228,5 +208,5 @@ def bptt(
         ValueError: A tensor's shape, dtype, device or layout does not fit, or one that is written overlaps.
         BackendUnavailableError: The backend asked for cannot run here.
     """
-    d_phi, d_state = _bptt(grads, history, d_updates, d_final_state, phi, *_constants(spec, backend))
+    d_phi, d_state = _bptt(inputs, history, d_updates, d_final_state, phi, *_constants(spec, backend))
     return d_phi, d_state

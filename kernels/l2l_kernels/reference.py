@@ -12,20 +12,22 @@ import math
 import torch
 from torch import Tensor
 
-from l2l_kernels.spec import LSTMSpec
+from l2l_kernels.spec import LSTMSpec, Weights
 
 
-def preprocess(grad: Tensor, spec: LSTMSpec) -> Tensor:
-    """Gradients [N] to LSTM inputs [num_inputs, N].
+def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
+    """Gradients [N], or features [width, N], to what the LSTM reads, [num_inputs, N].
 
     "log_sign": (max(log|g| / p, -1), clamp(e^p g, -1, 1)): above |g| = e^{-p} this is (log|g| / p, sign g),
     below it (-1, e^p g). Source: Andrychowicz et al. 2016, appendix A.
     """
+    if spec.preprocessing == "features":
+        return inputs
     if spec.preprocessing == "identity":
-        return grad[None]
+        return inputs[None]
     # Clamped before the logarithm, whose derivative at a gradient of zero would make second orders NaN.
-    magnitude = grad.abs().clamp(min=math.exp(-spec.p)).log() / spec.p
-    sign = (grad * math.exp(spec.p)).clamp(-1.0, 1.0)
+    magnitude = inputs.abs().clamp(min=math.exp(-spec.p)).log() / spec.p
+    sign = (inputs * math.exp(spec.p)).clamp(-1.0, 1.0)
     return torch.stack([magnitude, sign])
 
 
@@ -40,10 +42,17 @@ def lstm_cell(
     return o * c.tanh(), c, (i, f, g, o)
 
 
-def step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> tuple[Tensor, Tensor]:
-    """One update of every coordinate: (θ [N], ∇f [N], s_t [L, 2, H, N]) to (θ + u_t, s_{t+1}).
+def head(weights: Weights, h: Tensor, spec: LSTMSpec) -> Tensor:
+    """out(w_out · h + b_out) [N] of the top layer's h [H, N]."""
+    output = weights.head_weight @ h + weights.head_bias
+    return output.tanh() if spec.output == "tanh" else output
 
-    Differentiable by autograd in every argument; that is what the tests use as the oracle.
+
+def step(theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> tuple[Tensor, Tensor]:
+    """One update of every coordinate: (θ [N], inputs, s_t [L, 2, H, N]) to (θ + u_t, s_{t+1}).
+
+    The inputs are ∇f [N], or features [width, N] (see LSTMSpec). Differentiable by autograd in
+    every argument; that is what the tests use as the oracle.
 
     Example:
         >>> spec = LSTMSpec(num_layers=1, hidden_size=4)
@@ -53,18 +62,18 @@ def step(theta: Tensor, grad: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec
         tensor([1., 1., 1.])
     """
     weights = spec.unpack(phi)
-    x = preprocess(grad.to(phi.dtype), spec)
+    x = preprocess(inputs.to(phi.dtype), spec)
     new_state = []
     for (weight, bias), layer_state in zip(weights.layers, state.to(phi.dtype), strict=True):
         h, c, _ = lstm_cell(weight, bias, x, layer_state[0], layer_state[1])
         new_state.append(torch.stack([h, c]))
         x = h
-    update = spec.output_scale * (weights.head_weight @ x + weights.head_bias)
+    update = spec.output_scale * head(weights, x, spec)
     return theta + update.to(theta.dtype), torch.stack(new_state).to(state.dtype)
 
 
 def bptt(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
@@ -73,10 +82,10 @@ def bptt(
 ) -> tuple[Tensor, Tensor]:
     """Backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
 
-    Gates are recomputed from the stored states; gradients g_t are constants (first-order meta-gradient).
+    Gates are recomputed from the stored states; inputs are constants (first-order meta-gradient).
 
     Args:
-        grads: g_t, [T, N].
+        inputs: g_t, [T, N], or features, [T, width, N].
         history: s_0 … s_T, [T+1, L, 2, H, N].
         d_updates: Cotangents of u_t, [T, N].
         d_final_state: Cotangent of s_T, [L, 2, H, N]; None is zero.
@@ -86,7 +95,7 @@ def bptt(
     Returns:
         The gradients with respect to φ [P] and to s_0 [L, 2, H, N], in φ's dtype.
     """
-    dtype, T, L, H = phi.dtype, grads.shape[0], spec.num_layers, spec.hidden_size
+    dtype, T, L, H = phi.dtype, inputs.shape[0], spec.num_layers, spec.hidden_size
     weights = spec.unpack(phi)
     d_phi = torch.zeros_like(phi)
     d_weights = spec.unpack(d_phi)  # views: accumulating into them fills d_phi
@@ -96,12 +105,14 @@ def bptt(
     for t in reversed(range(T)):
         before, after = history[t].to(dtype), history[t + 1].to(dtype)
         d_out = spec.output_scale * d_updates[t].to(dtype)  # [N]
+        if spec.output == "tanh":
+            d_out = d_out * (1 - head(weights, after[-1, 0], spec).square())
         d_weights.head_weight.add_(after[-1, 0] @ d_out)
         d_weights.head_bias.add_(d_out.sum())
         d_from_above = weights.head_weight[:, None] * d_out
         for layer in reversed(range(L)):
             weight, bias = weights.layers[layer]
-            x = preprocess(grads[t].to(dtype), spec) if layer == 0 else after[layer - 1, 0]
+            x = preprocess(inputs[t].to(dtype), spec) if layer == 0 else after[layer - 1, 0]
             h, c = before[layer]
             _, c_new, (i, f, g, o) = lstm_cell(weight, bias, x, h, c)
             tanh_c = c_new.tanh()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-Preprocessing = Literal["log_sign", "identity"]
+Preprocessing = Literal["log_sign", "identity", "features"]
+Output = Literal["linear", "tanh"]
 
 MAX_LAYERS = 3
 MAX_HIDDEN_SIZE = 64
+MAX_WIDTH = 32
 
 
 class Weights(NamedTuple):
@@ -28,18 +31,21 @@ class Weights(NamedTuple):
 class LSTMSpec:
     r"""Shape and constants of a coordinatewise LSTM optimizer.
 
-    Per coordinate, with x_t the preprocessed gradient (or, above the first layer, the layer below's h_t):
+    Per coordinate, with x_t the preprocessed inputs (or, above the first layer, the layer below's h_t):
 
         (i, f, g, o) = W [x_t; h_{t-1}] + b          c_t = σ(f) c_{t-1} + σ(i) tanh(g)
-        h_t = σ(o) tanh(c_t)                         u_t = output_scale · (w_out · h_t^{(L)} + b_out)
+        h_t = σ(o) tanh(c_t)                         u_t = output_scale · out(w_out · h_t^{(L)} + b_out)
 
     Args:
         num_layers: L, 1 to 3.
         hidden_size: H, 1 to 64.
-        preprocessing: "log_sign": x = (max(log|g| / p, -1), clamp(e^p g, -1, 1)), two inputs;
-            "identity": x = g, one input.
+        preprocessing: What the kernels make of their inputs. "log_sign": of gradients g [N],
+            x = (max(log|g| / p, -1), clamp(e^p g, -1, 1)); "identity": x = g, of the same; "features": the
+            inputs are features x [width, N] as they are.
         p: The threshold of "log_sign": gradients below e^{-p} are passed linearly (paper: 10).
         output_scale: Multiplies the head's output (paper: 0.1 on MNIST).
+        width: Features per coordinate, 1 to 32, with preprocessing "features"; else 1, the gradient.
+        output: out, "linear" or "tanh" (which bounds updates by output_scale; Lv et al. 2017).
 
     Raises:
         ValueError: A value is out of its range; the message names it.
@@ -56,6 +62,8 @@ class LSTMSpec:
     preprocessing: Preprocessing = "log_sign"
     p: float = 10.0
     output_scale: float = 0.1
+    width: int = 1
+    output: Output = "linear"
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_layers <= MAX_LAYERS:
@@ -70,11 +78,49 @@ class LSTMSpec:
             raise ValueError(f"p must be in (0, 80) so that e^p is a float32, got {self.p}")
         if self.output_scale <= 0:
             raise ValueError(f"output_scale must be positive, got {self.output_scale}")
+        if not 1 <= self.width <= MAX_WIDTH:
+            raise ValueError(f"width must be 1 to {MAX_WIDTH}, got {self.width}")
+        if self.width > 1 and self.preprocessing != "features":
+            raise ValueError(f'width must be 1 with preprocessing "{self.preprocessing}", got {self.width}')
+        if self.output not in get_args(Output):
+            raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
+
+    def to_lists(self) -> tuple[list[int], list[float]]:
+        """The fields as whole numbers and floating ones: what an operator's schema can hold.
+
+        Example:
+            >>> spec = LSTMSpec(1, 4)
+            >>> LSTMSpec.from_lists(*spec.to_lists()) == spec
+            True
+        """
+        preprocessing = get_args(Preprocessing).index(self.preprocessing)
+        output = get_args(Output).index(self.output)
+        whole = [self.num_layers, self.hidden_size, preprocessing, self.width, output]
+        return whole, [float(self.p), float(self.output_scale)]
+
+    @classmethod
+    def from_lists(cls, whole: Sequence[int], floating: Sequence[float]) -> LSTMSpec:
+        """The spec that `to_lists` gave.
+
+        Raises:
+            ValueError: A list has another length, or a value is out of its range.
+        """
+        try:
+            num_layers, hidden_size, preprocessing, width, output = whole
+            p, output_scale = floating
+            kinds = get_args(Preprocessing)[preprocessing], get_args(Output)[output]
+        except (IndexError, ValueError) as error:
+            raise ValueError(f"no LSTMSpec has the fields {list(whole)} and {list(floating)}") from error
+        return cls(num_layers, hidden_size, kinds[0], p, output_scale, width, kinds[1])
 
     @property
     def num_inputs(self) -> int:
-        """Numbers that the first layer reads per coordinate: 2 (log, sign) or 1 (identity)."""
-        return 2 if self.preprocessing == "log_sign" else 1
+        """Numbers that the first layer reads per coordinate: 2 (log, sign), 1 (identity) or width."""
+        return 2 if self.preprocessing == "log_sign" else self.width
+
+    def input_shape(self, N: int) -> tuple[int, ...]:
+        """The shape of a step's inputs: gradients [N], or, with preprocessing "features", [width, N]."""
+        return (self.width, N) if self.preprocessing == "features" else (N,)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:

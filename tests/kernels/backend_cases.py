@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 from l2l_kernels import LSTMSpec, bptt, step_
-from l2l_kernels.spec import Preprocessing
+from l2l_kernels.spec import Output, Preprocessing
 from torch import Tensor
 
 
@@ -30,23 +30,28 @@ class Case(NamedTuple):
     contiguous: bool = True
     dtype: torch.dtype = torch.float32
     """Of the arithmetic."""
+    width: int = 1
+    output: Output = "linear"
 
     def __str__(self) -> str:
         dtypes = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype)]
         flags = ["final"] * self.final + ["strided"] * (not self.contiguous)
         shape = [f"{self.num_layers}x{self.hidden_size}", self.preprocessing, f"N{self.N}", f"T{self.T}"]
+        shape += [f"width{self.width}"] * (self.width > 1) + ["tanh"] * (self.output == "tanh")
         return "-".join([*shape, *dict.fromkeys(dtypes), *flags])
 
     @property
     def spec(self) -> LSTMSpec:
-        return LSTMSpec(self.num_layers, self.hidden_size, self.preprocessing)
+        return LSTMSpec(
+            self.num_layers, self.hidden_size, self.preprocessing, width=self.width, output=self.output
+        )
 
 
 class Inputs(NamedTuple):
     theta: Tensor
     state: Tensor
     phi: Tensor
-    grads: Tensor
+    inputs: Tensor
     history: Tensor
     d_updates: Tensor
     d_final_state: Tensor | None
@@ -65,18 +70,23 @@ QUICK = [
     Case(2, 20, "identity", N=0, T=2),
     Case(2, 29, "log_sign", N=31, T=2),
     Case(3, 33, "identity", N=31, T=2, contiguous=False),
+    Case(2, 20, "features", N=31, T=2, width=2, output="tanh"),
+    Case(1, 4, "features", N=17, T=3, width=32, contiguous=False),
+    Case(2, 64, "features", N=31, T=2, width=7, output="tanh", final=False),
 ]
 LONG = [
     Case(2, 20, "log_sign", N=17, T=20),
     Case(2, 20, "log_sign", N=131, T=5),
     Case(2, 20, "log_sign", N=259, T=1, final=False),
+    Case(2, 20, "log_sign", N=31, T=2, output="tanh"),
+    Case(3, 12, "features", N=131, T=5, width=20, output="tanh", state_dtype=torch.bfloat16),
     Case(3, 5, "log_sign", N=1, T=20, final=False, state_dtype=torch.bfloat16),
 ]
 CASES = QUICK + LONG
 
 
 def inputs(case: Case, device: str = "cpu") -> Inputs:
-    """The same tensors in every process: gradients over nine decades and one zero, states of order one."""
+    """The same tensors in every process: inputs over nine decades and one zero, states of order one."""
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> Tensor:
@@ -88,14 +98,17 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
         return tensor if case.contiguous else torch.stack([tensor, tensor * torch.nan], -1)[..., 0]
 
     spec, N, T = case.spec, case.N, case.T
-    decades = torch.empty(T, N, dtype=case.dtype).uniform_(-7, 2, generator=generator)
-    grads = randn(T, N) * 10**decades
-    grads[:1, :1] = 0.0
+    shape = (T, *spec.input_shape(N))
+    decades = torch.empty(shape, dtype=case.dtype).uniform_(-7, 2, generator=generator)
+    inputs = randn(*shape) * 10**decades
+    if spec.preprocessing == "features":
+        inputs.clamp_(-3, 3)  # features are of order one
+    inputs[:1, :1] = 0.0
     return Inputs(
         theta=laid(0.1 * randn(N)),
         state=laid(0.5 * randn(*spec.state_shape, N).to(case.state_dtype)),
         phi=laid(0.3 * randn(spec.num_parameters)),
-        grads=laid(grads),
+        inputs=laid(inputs),
         history=laid(0.5 * randn(T + 1, *spec.state_shape, N).to(case.state_dtype)),
         d_updates=laid(randn(T, N)),
         d_final_state=laid(randn(*spec.state_shape, N)) if case.final else None,
@@ -105,12 +118,12 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
 def run(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
     """A backend's results: a step into a state that holds NaN, and one in place; `bptt`, twice."""
     spec, x, again = case.spec, inputs(case, device), inputs(case, device)
-    grad = x.grads[0] if case.T else torch.ones_like(x.theta)
+    now = x.inputs[0] if case.T else x.theta.new_ones(spec.input_shape(case.N))
     theta, new_state = again.theta, again.state.mul_(torch.nan)
-    step_(theta, grad, x.state, new_state, x.phi, spec, backend)
-    d_phi, d_state = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
-    repeated = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
-    step_(x.theta, grad, x.state, x.state, x.phi, spec, backend)
+    step_(theta, now, x.state, new_state, x.phi, spec, backend)
+    d_phi, d_state = bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
+    repeated = bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, spec, backend)
+    step_(x.theta, now, x.state, x.state, x.phi, spec, backend)
     return {
         "theta": theta,
         "new_state": new_state,
@@ -144,10 +157,10 @@ def run_diverged(backend: str, device: str = "cpu") -> dict[str, Tensor]:
     x, results = inputs(DIVERGED, device), {}
     for name in ("finite", "diverged"):
         theta, state = x.theta.clone(), x.state.clone()
-        step_(theta, x.grads[1], state, state, x.phi, DIVERGED.spec, backend)
-        _, d_state = bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, DIVERGED.spec, backend)
+        step_(theta, x.inputs[1], state, state, x.phi, DIVERGED.spec, backend)
+        _, d_state = bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, DIVERGED.spec, backend)
         results |= {f"{name} theta": theta, f"{name} state": state, f"{name} d_state": d_state}
-        x.grads[1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+        x.inputs[1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
         x.history[2:, ..., 2] = torch.nan  # as the step left it
         x.d_updates[0, 3] = torch.nan
     return results
@@ -175,7 +188,9 @@ def random_cases() -> list[Case]:
         Case(
             num_layers=draw.randint(1, 3),
             hidden_size=draw.randint(1, 40),
-            preprocessing=draw.choice(["log_sign", "identity"]),
+            preprocessing=(preprocessing := draw.choice(["log_sign", "identity", "features"])),
+            width=draw.randint(1, 32) if preprocessing == "features" else 1,
+            output=draw.choice(["linear", "tanh"]),
             N=draw.randint(1, 40),
             T=draw.randint(1, 3),
             final=draw.random() < 0.5,

@@ -146,9 +146,9 @@ def exact(case):
 def test_step_and_bptt_are_the_references(name, case, run):
     """A step into a history and in place, and a window's backward; no coordinates and no steps are fine."""
     member, x = BACKENDS[name], exact(case)
-    grad = x.grads[0] if case.T else torch.ones(case.N).double()
-    theta, state = reference.step(x.theta, grad, x.state, x.phi, case.spec)
-    d_phi, d_state = reference.bptt(x.grads, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
+    inputs = x.inputs[0] if case.T else torch.ones(case.spec.input_shape(case.N)).double()
+    theta, state = reference.step(x.theta, inputs, x.state, x.phi, case.spec)
+    d_phi, d_state = reference.bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
     rounding = member.bfloat16 if case.state_dtype == torch.bfloat16 else 0.0
     for precision, float32 in member.tolerances.items():
         actual = run(name, case, precision)
@@ -189,7 +189,7 @@ def test_a_diverged_coordinate_leaves_the_others_alone(name, run):
 @pytest.mark.slow
 def test_the_configurations_of_ampere_compute_the_same(interpreted):
     member, actual, x = BACKENDS["interpreter"], interpreted("ampere", quick=False), exact(AMPERE)
-    theta, state = reference.step(x.theta, x.grads[0], x.state, x.phi, AMPERE.spec)
+    theta, state = reference.step(x.theta, x.inputs[0], x.state, x.phi, AMPERE.spec)
     assert member.error(actual["theta"], theta) < member.tolerances[""]
     assert member.error(actual["new_state"], state) < member.tolerances[""]
     assert actual["in_place"]

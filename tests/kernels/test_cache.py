@@ -17,6 +17,19 @@ COMPILER = library.find_compiler()
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def source(tmp_path_factory):
+    """Kernels that do nothing in place of the real ones, which take seconds to compile."""
+    functions = [f"void {kind}_{variant}() {{}}" for kind in ("step", "bptt") for variant in library.VARIANTS]
+    functions += ['const char* instruction_set() { return "none"; }', "int has_openmp() {", "#ifdef _OPENMP"]
+    functions += ["return 1;", "#endif", "return 0; }"]
+    path = tmp_path_factory.mktemp("source") / "kernels.cpp"
+    path.write_text("\n".join(['extern "C" {', *functions, "}"]) + "\n", encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(library, "SOURCE", path)
+        yield
+
+
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
@@ -25,7 +38,7 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(source, tmp_path_factory):
     """A folder with a good entry."""
     folder = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
@@ -66,7 +79,7 @@ def test_kernels_are_compiled_once_per_cache(cache):
 
 
 @needs_compiler
-@pytest.mark.parametrize("damage", ["empty", "a bit", "writable", "another name"])
+@pytest.mark.parametrize("damage", ["empty", "truncated", "a bit", "longer", "writable", "another name"])
 def test_an_entry_that_is_not_as_it_was_written_is_compiled_again_once(damage, built, cache):
     shutil.copytree(built, cache)
     (entry,) = cache.iterdir()
@@ -74,9 +87,13 @@ def test_an_entry_that_is_not_as_it_was_written_is_compiled_again_once(damage, b
     match damage:
         case "empty":
             entry.write_bytes(b"")
+        case "truncated":
+            entry.write_bytes(content[:-1000])
         case "a bit":
             content[len(content) // 2] ^= 1
             entry.write_bytes(content)
+        case "longer":
+            entry.write_bytes(content + b"x")
         case "writable":
             entry.chmod(0o777)
         case "another name":

@@ -11,15 +11,15 @@ def arguments(operator):
     phi, state = torch.zeros(SPEC.num_parameters), torch.zeros(*SPEC.state_shape, N)
     if operator is bptt:
         history = torch.zeros(T + 1, *SPEC.state_shape, N)
-        grads, d_updates = torch.ones(T, N), torch.ones(T, N)
+        inputs, d_updates = torch.ones(T, N), torch.ones(T, N)
         return {
-            "grads": grads,
+            "inputs": inputs,
             "history": history,
             "d_updates": d_updates,
             "d_final_state": state,
             "phi": phi,
         }
-    both = {"theta": torch.ones(N), "grad": torch.ones(N), "state": state, "phi": phi}
+    both = {"theta": torch.ones(N), "inputs": torch.ones(N), "state": state, "phi": phi}
     return both | ({"new_state": torch.zeros_like(state)} if operator is step_ else {})
 
 
@@ -73,11 +73,11 @@ def test_there_are_enough_cases():
 def test_the_registered_operators_check_as_well():
     """A tensor that holds its numbers' negatives is theirs to resolve: PyTorch does before they see it."""
     given = arguments(bptt)
-    constants = (SPEC.num_layers, SPEC.hidden_size, SPEC.preprocessing, SPEC.p, SPEC.output_scale, "")
-    with pytest.raises(ValueError, match="d_updates must both be"):
+    constants = (*SPEC.to_lists(), "")
+    with pytest.raises(ValueError, match="inputs and d_updates must be"):
         torch.ops.l2l_kernels.bptt(*{**given, "d_updates": torch.ones(1)}.values(), *constants)
     theta, grad, state, phi, new_state = arguments(step_).values()
-    with pytest.raises(ValueError, match="grad must be flat"):
+    with pytest.raises(ValueError, match="theta and inputs must be"):
         torch.ops.l2l_kernels.step_(theta, grad[:1], state, new_state, phi, *constants)
     expected = step(theta, -grad, state, phi, SPEC)
     for ours, theirs in zip(step(theta, torch._neg_view(grad), state, phi, SPEC), expected, strict=True):
@@ -106,16 +106,16 @@ P = SPEC.num_parameters
 def overlapping(kind):
     given = arguments(step_)
     match kind:
-        case "theta is grad":
-            given["grad"] = given["theta"]
+        case "theta is inputs":
+            given["inputs"] = given["theta"]
         case "theta in state":
             given["theta"], given["state"] = shared(100, (3, (N,)), (0, STATE))
         case "theta in new_state":
             given["theta"], given["new_state"] = shared(100, (47, (N,)), (0, STATE))
         case "theta in phi":
             given["theta"], given["phi"] = shared(P, (0, (N,)), (0, (P,)))
-        case "new_state in grad":
-            given["new_state"], given["grad"] = shared(100, (0, STATE), (1, (N,)))
+        case "new_state in inputs":
+            given["new_state"], given["inputs"] = shared(100, (0, STATE), (1, (N,)))
         case "new_state in phi":
             given["new_state"], given["phi"] = shared(P, (0, STATE), (0, (P,)))
         case "new_state beside state":
@@ -134,11 +134,11 @@ def overlapping(kind):
 
 
 OVERLAPS = [
-    "theta is grad",
+    "theta is inputs",
     "theta in state",
     "theta in new_state",
     "theta in phi",
-    "new_state in grad",
+    "new_state in inputs",
     "new_state in phi",
     "new_state beside state",
     "new_state is state transposed",

@@ -73,22 +73,29 @@ def test_gradient_through_two_steps_is_the_references():
     torch.testing.assert_close(run(l2l_kernels.step), run(reference.step), rtol=1e-11, atol=1e-12)
 
 
-def test_a_gradient_that_requires_grad_is_refused():
+def test_inputs_that_require_grad_are_refused():
     theta, grad, state, phi = tensors()
-    with pytest.raises(RuntimeError, match=r"pass grad\.detach\(\)"):
+    with pytest.raises(RuntimeError, match="inputs as constants: pass them detached"):
         l2l_kernels.step(theta, grad.requires_grad_(), state, phi, SPEC)
 
 
 def test_a_spec_out_of_range_is_refused_by_name():
-    for name, value in {
-        "num_layers": 4,
-        "hidden_size": 65,
-        "preprocessing": "none",
-        "p": 0.0,
-        "output_scale": 0.0,
-    }.items():
-        with pytest.raises(ValueError, match=f"{name} must be"):
-            LSTMSpec(**{name: value})
+    for arguments in (
+        {"num_layers": 4},
+        {"hidden_size": 65},
+        {"preprocessing": "none"},
+        {"p": 0.0},
+        {"output_scale": 0.0},
+        {"width": 0, "preprocessing": "features"},
+        {"width": 33, "preprocessing": "features"},
+        {"width": 2},
+        {"output": "relu"},
+    ):
+        with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
+            LSTMSpec(**arguments)
+    for lists in (([2, 20, 0, 1], [10.0, 0.1]), ([2, 20, 3, 1, 0], [10.0, 0.1]), ([2, 20, 0, 1, 0], [10.0])):
+        with pytest.raises(ValueError, match="no LSTMSpec has the fields"):
+            LSTMSpec.from_lists(*lists)
 
 
 class TestBackendChoice:

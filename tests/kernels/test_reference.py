@@ -10,28 +10,34 @@ from l2l_kernels import LSTMSpec, reference
 
 
 @pytest.mark.parametrize(
-    ("num_layers", "preprocessing", "from_final_state"),
+    ("num_layers", "preprocessing", "width", "output", "from_final_state"),
     [
-        (1, "log_sign", True),
-        (1, "identity", False),
-        (2, "log_sign", False),
-        (2, "identity", True),
-        (3, "log_sign", True),
-        (3, "identity", False),
+        (1, "log_sign", 1, "linear", True),
+        (1, "identity", 1, "tanh", False),
+        (1, "features", 32, "linear", False),
+        (2, "log_sign", 1, "tanh", False),
+        (2, "identity", 1, "linear", True),
+        (2, "features", 2, "tanh", True),
+        (3, "log_sign", 1, "linear", True),
+        (3, "identity", 1, "linear", False),
+        (3, "features", 7, "tanh", False),
     ],
 )
-def test_bptt_is_autograd_through_the_unrolled_steps(num_layers, preprocessing, from_final_state):
+def test_bptt_is_autograd_through_the_unrolled_steps(
+    num_layers, preprocessing, width, output, from_final_state
+):
     torch.manual_seed(num_layers)
-    spec = LSTMSpec(num_layers, 5, preprocessing, p=4.0, output_scale=0.3)
+    spec = LSTMSpec(num_layers, 5, preprocessing, p=4.0, output_scale=0.3, width=width, output=output)
     T, N = 6, 7
     phi = torch.randn(spec.num_parameters, dtype=torch.float64, requires_grad=True)
     initial = torch.randn(*spec.state_shape, N, dtype=torch.float64, requires_grad=True)
-    grads, d_updates = torch.randn(2, T, N, dtype=torch.float64)
+    inputs = torch.randn(T, *spec.input_shape(N), dtype=torch.float64)
+    d_updates = torch.randn(T, N, dtype=torch.float64)
     d_final = torch.randn_like(initial) if from_final_state else None
 
     theta, state, objective, states = torch.zeros(N, dtype=torch.float64), initial, 0.0, [initial]
     for t in range(T):
-        new_theta, state = reference.step(theta, grads[t], state, phi, spec)
+        new_theta, state = reference.step(theta, inputs[t], state, phi, spec)
         objective = objective + (d_updates[t] * (new_theta - theta)).sum()
         theta = new_theta
         states.append(state)
@@ -40,7 +46,7 @@ def test_bptt_is_autograd_through_the_unrolled_steps(num_layers, preprocessing, 
     expected = torch.autograd.grad(objective, (phi, initial))
 
     history = torch.stack(states).detach()
-    actual = reference.bptt(grads, history, d_updates, d_final, phi.detach(), spec)
+    actual = reference.bptt(inputs, history, d_updates, d_final, phi.detach(), spec)
     torch.testing.assert_close(actual, expected, rtol=1e-11, atol=1e-12)
 
 
@@ -68,6 +74,21 @@ def test_step_is_torchs_lstm_cell():
         torch.testing.assert_close(new_state[layer], torch.stack([h.T, c.T]))
         x = h
     torch.testing.assert_close(new_theta, theta + 0.5 * (x @ weights.head_weight + weights.head_bias))
+
+
+def test_features_are_read_as_they_are_and_a_tanh_bounds_the_update():
+    """The features that log_sign would have made give the same update; out is the textbook's tanh."""
+    torch.manual_seed(0)
+    spec = LSTMSpec(1, 4, "log_sign", output_scale=0.5)
+    grad, state = torch.randn(6).double(), torch.randn(*spec.state_shape, 6).double()
+    phi, zeros = torch.randn(spec.num_parameters).double(), torch.zeros(6).double()
+    update, new_state = reference.step(zeros, grad, state, phi, spec)
+    fed = LSTMSpec(1, 4, "features", output_scale=0.5, width=2, output="tanh")
+    features = reference.preprocess(grad, spec)
+    bounded, same_state = reference.step(zeros, features, state, phi, fed)
+    assert torch.equal(same_state, new_state)
+    for linear, tanh in zip(update, bounded, strict=True):
+        assert tanh == pytest.approx(0.5 * math.tanh(linear / 0.5), rel=1e-14)
 
 
 def published_preprocessing(g: float, p: float) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def test_float64_is_refused_by_name():
     spec = LSTMSpec(1, 4)
     tensors = {
         "theta": torch.zeros(3),
-        "grad": torch.zeros(3),
+        "inputs": torch.zeros(3),
         "state": torch.zeros(*spec.state_shape, 3),
         "phi": torch.zeros(spec.num_parameters),
     }

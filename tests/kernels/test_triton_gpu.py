@@ -45,11 +45,11 @@ def test_a_step_can_be_captured_in_a_cuda_graph():
     x = inputs(case, "cuda")
     theta, state = x.theta.clone(), x.state.clone()
     backend.step_(
-        theta, x.grads[0], state, state, x.phi, case.spec
+        theta, x.inputs[0], state, state, x.phi, case.spec
     )  # compiles: capture allows no compilation
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        backend.step_(x.theta, x.grads[0], x.state, x.state, x.phi, case.spec)
+        backend.step_(x.theta, x.inputs[0], x.state, x.state, x.phi, case.spec)
     graph.replay()
     assert torch.equal(x.theta, theta)
     assert torch.equal(x.state, state)

@@ -16,13 +16,15 @@ from l2l_kernels.spec import LSTMSpec
 __all__ = ["bptt", "step_"]
 
 
-def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
+def step_(
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
+) -> None:
     """Adds u_t to θ [N] in place and writes s_{t+1} into new_state [L, 2, H, N] (may be state itself)."""
     kernels = library.load()
     if kernels is None:
-        return reference.step_(theta, grad, state, new_state, phi, spec)
+        return reference.step_(theta, inputs, state, new_state, phi, spec)
     dtype, stored = _dtypes(phi, state)
-    grad, source, phi = _contiguous(grad, dtype), _contiguous(state, stored), _contiguous(phi, dtype)
+    inputs, source, phi = _contiguous(inputs, dtype), _contiguous(state, stored), _contiguous(phi, dtype)
     updated = _contiguous(theta, dtype)
     target = new_state if _fits(new_state, stored) else torch.empty(new_state.shape, dtype=stored)
     getattr(kernels, _variant("step", dtype, stored))(
@@ -30,7 +32,7 @@ def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Te
         _constants(spec),
         theta.shape[0],
         updated.data_ptr(),
-        grad.data_ptr(),
+        inputs.data_ptr(),
         source.data_ptr(),
         target.data_ptr(),
         phi.data_ptr(),
@@ -42,7 +44,7 @@ def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Te
 
 
 def bptt(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
@@ -52,18 +54,18 @@ def bptt(
     """As reference.bptt: (d_phi [P], d_initial_state [L, 2, H, N])."""
     kernels = library.load()
     if kernels is None:
-        return reference.bptt(grads, history, d_updates, d_final_state, phi, spec)
+        return reference.bptt(inputs, history, d_updates, d_final_state, phi, spec)
     dtype, stored = _dtypes(phi, history)
-    grads, d_updates, weights = (_contiguous(tensor, dtype) for tensor in (grads, d_updates, phi))
+    inputs, d_updates, weights = (_contiguous(tensor, dtype) for tensor in (inputs, d_updates, phi))
     history = _contiguous(history, stored)
     d_final = None if d_final_state is None else _contiguous(d_final_state, dtype)
     d_phi, d_initial_state = torch.empty_like(weights), torch.empty(history.shape[1:], dtype=dtype)
     getattr(kernels, _variant("bptt", dtype, stored))(
         torch.get_num_threads(),
         _constants(spec),
-        grads.shape[1],
-        grads.shape[0],
-        grads.data_ptr(),
+        d_updates.shape[1],
+        d_updates.shape[0],
+        inputs.data_ptr(),
         history.data_ptr(),
         d_updates.data_ptr(),
         None if d_final is None else d_final.data_ptr(),
@@ -86,8 +88,10 @@ def _variant(name: str, dtype: torch.dtype, stored: torch.dtype) -> str:
 
 
 def _constants(spec: LSTMSpec) -> library.Spec:
-    log_sign = spec.preprocessing == "log_sign"
-    return library.Spec(spec.num_layers, spec.hidden_size, log_sign, spec.p, spec.output_scale)
+    log_sign, tanh_output = spec.preprocessing == "log_sign", spec.output == "tanh"
+    return library.Spec(
+        spec.num_layers, spec.hidden_size, log_sign, spec.width, tanh_output, spec.p, spec.output_scale
+    )
 
 
 def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:

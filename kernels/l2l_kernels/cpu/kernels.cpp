@@ -244,10 +244,10 @@ template <class S> class Ahead {
 // --------------------------------------------------------------------------------------------- the LSTM
 
 struct Spec {
-    int64_t layers, hidden, log_sign;
+    int64_t layers, hidden, log_sign, width, tanh_output;
     double p, output_scale;
 
-    int64_t inputs(int64_t layer) const { return layer ? hidden : log_sign ? 2 : 1; }
+    int64_t inputs(int64_t layer) const { return layer ? hidden : log_sign ? 2 : width; }
     int64_t columns(int64_t layer) const { return inputs(layer) + hidden; }
     int64_t offset(int64_t layer) const {  // of its weight [4H, K], which its bias [4H] follows, in phi
         int64_t count = 0;
@@ -281,10 +281,10 @@ INLINE Vector<double> logarithm(Vector<double> x) {
     return x;
 }
 
-// Rows max(log|g| / p, -1) and clamp(e^p g, -1, 1), or g itself. The least normal number stands for smaller
-// ones: its logarithm is below -p for every p < 80.
-template <class T> void preprocess(Matrix<T>& rows, const T* grad, int64_t n, const Spec& spec) {
-    rows.load(0, grad, n);
+// The first layer's inputs: rows max(log|g| / p, -1) and clamp(e^p g, -1, 1), or the features [width, N] as they
+// are. The least normal number stands for smaller ones: its logarithm is below -p for every p < 80.
+template <class T> void preprocess(Matrix<T>& rows, const T* inputs, int64_t N, int64_t n, const Spec& spec) {
+    for (int64_t k = 0; k < spec.width; ++k) rows.load(k, inputs + k * N, n);
     if (!spec.log_sign) return;
     const T slope = std::exp(spec.p), inverse_p = 1 / spec.p;
     const Vector<T> zero = {}, least = zero + std::numeric_limits<T>::min(), one = zero + T(1);
@@ -297,6 +297,14 @@ template <class T> void preprocess(Matrix<T>& rows, const T* grad, int64_t n, co
             x = logarithm(x) * inverse_p;
             x = x < -one ? -one : x;  // every comparison with NaN is false: it stays
         }
+}
+
+// tanh of a tile, as Cell has it.
+template <class T> INLINE void hyperbolic_tangent(Tile<T>& x) {
+    int scale[TILE_VECTORS];
+    std::fill_n(scale, TILE_VECTORS, -2);
+    exponential<T>(x, scale);
+    for (auto& v : x) v = T(2) * reciprocal<T>(T(1) + v) - T(1);
 }
 
 // The new cell and the activated gates i, f, g, o of hidden unit j, for one tile with operand rows [x; h].
@@ -320,7 +328,6 @@ template <class T> struct Cell {
     // divider works beside the multiply-adds, but not fast enough for more.
     INLINE void activate(const Tile<T>& old_c) {
         constexpr int TOGETHER = 2;  // vectors: as many as registers let wait for their results side by side
-        Tile<T> e_c;
 #pragma GCC unroll 4
         for (int first = 0; first < TILE_VECTORS; first += TOGETHER) {
             Vector<T> e[4 * TOGETHER];
@@ -337,13 +344,11 @@ template <class T> struct Cell {
                 gate[1][v] = reciprocal<T>(e[4 * m + 1]);
                 gate[2][v] = T(2) * reciprocal<T>(e[4 * m + 2]) - T(1);
                 gate[3][v] = T(1) / e[4 * m + 3];
-                e_c[v] = c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
+                c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
             }
         }
-        int scale[TILE_VECTORS];
-        std::fill_n(scale, TILE_VECTORS, -2);
-        exponential<T>(e_c, scale);
-        for (int v = 0; v < TILE_VECTORS; ++v) tanh_c[v] = T(2) * reciprocal<T>(T(1) + e_c[v]) - T(1);
+        for (int v = 0; v < TILE_VECTORS; ++v) tanh_c[v] = c[v];
+        hyperbolic_tangent<T>(tanh_c);
     }
 };
 
@@ -411,7 +416,7 @@ template <class T, class S> struct StepArguments {
     const Spec& spec;
     int64_t N;
     T* theta;
-    const T* grad;
+    const T* inputs;  // [N], or [width, N]
     const S* state;
     S* new_state;
     const T* phi;
@@ -425,7 +430,9 @@ template <class T, class S> class Step {
 
   public:
     explicit Step(const StepArguments<T, S>& arguments)
-        : a(arguments), even(2 * spec.hidden + 2, a.N), odd(2 * spec.hidden, a.N) {}
+        : a(arguments),
+          even(spec.hidden + std::max(spec.hidden, spec.inputs(0)), a.N),
+          odd(2 * spec.hidden, a.N) {}
 
     void run(const Slice& slice) {
         for (int64_t start = slice.start, next; start < slice.end; start = next) {
@@ -438,7 +445,7 @@ template <class T, class S> class Step {
     void chunk(int64_t start, int64_t n, int64_t next) {
         const int64_t H = spec.hidden;
         Matrix<T>*operand = &even, *above = &odd;
-        preprocess(*operand, a.grad + start, n, spec);
+        preprocess(*operand, a.inputs + start, a.N, n, spec);
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t h_offset = spec.state_row(l, false) * a.N + start;
             const int64_t c_offset = spec.state_row(l, true) * a.N + start;
@@ -466,9 +473,11 @@ template <class T, class S> class Step {
             Tile<T> update = {};
             for (int64_t j = 0; j < H; ++j)
                 for (int v = 0; v < TILE_VECTORS; ++v) update[v] += weight[j] * (*operand->at(tile, j))[v];
+            for (auto& v : update) v += bias;
+            if (spec.tanh_output) hyperbolic_tangent<T>(update);
             T* theta = a.theta + start + tile * TILE<T>;
             for (int64_t i = 0; i < std::min(n - tile * TILE<T>, TILE<T>); ++i)
-                theta[i] += T(spec.output_scale) * (((const T*)update)[i] + bias);
+                theta[i] += T(spec.output_scale) * ((const T*)update)[i];
         }
     }
 
@@ -486,7 +495,7 @@ template <class T, class S> class Step {
 template <class T, class S> struct BpttArguments {
     const Spec& spec;
     int64_t N, steps;
-    const T* grads;
+    const T* inputs;  // [T, N], or [T, width, N]
     const S* history;
     const T *d_updates, *d_final_state, *phi;
     T *partials, *d_initial_state;  // partials: d_phi of every slice, [slices, P]
@@ -610,7 +619,7 @@ template <class T, class S> class Bptt {
             d_update.load(0, a.d_updates + t * a.N + start, n);
             head(after + row(spec.layers - 1, false, 0), n);
             for (int64_t l = spec.layers - 1; l >= 0; --l) {
-                if (l == 0) preprocess(operand[0], a.grads + t * a.N + start, n, spec);
+                if (l == 0) preprocess(operand[0], a.inputs + t * spec.width * a.N + start, a.N, n, spec);
                 for (int64_t j = 0; j < H; ++j) {
                     if (l > 0) operand[l].load(j, after + row(l - 1, false, j), n);
                     operand[l].load(spec.inputs(l) + j, before + row(l, false, j), n);
@@ -635,7 +644,9 @@ template <class T, class S> class Bptt {
         const T* weight = a.phi + spec.head_offset();
         for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
             Tile<T>& d_out = *d_update.at(tile, 0);
-            for (auto& d : d_out) d_head[H] += d *= T(spec.output_scale);
+            for (auto& d : d_out) d *= T(spec.output_scale);
+            if (spec.tanh_output) through_tanh(d_out, top_h + tile * TILE<T>, n - tile * TILE<T>);
+            for (auto& d : d_out) d_head[H] += d;
             for (int64_t j = 0; j < H; ++j) {
                 Tile<T> h, &d = *d_above.at(tile, j);
                 load_tile<T>(h, top_h + j * a.N + tile * TILE<T>, n - tile * TILE<T>);
@@ -645,6 +656,19 @@ template <class T, class S> class Bptt {
                 }
             }
         }
+    }
+
+    // From the cotangent of tanh(w_out h + b_out) to that of its argument.
+    void through_tanh(Tile<T>& d_out, const S* top_h, int64_t n) {
+        const T *weight = a.phi + spec.head_offset(), bias = weight[H];
+        Tile<T> output, h;
+        for (auto& v : output) v = Vector<T>{} + bias;
+        for (int64_t j = 0; j < H; ++j) {
+            load_tile<T>(h, top_h + j * a.N, n);
+            for (int v = 0; v < TILE_VECTORS; ++v) output[v] += weight[j] * h[v];
+        }
+        hyperbolic_tangent<T>(output);
+        for (int v = 0; v < TILE_VECTORS; ++v) d_out[v] *= T(1) - output[v] * output[v];
     }
 
     // From d_above, d_h and d_c of layer l after a step to those before it, and to d_above of the layer below.
@@ -710,14 +734,14 @@ template <class T, class S> void bptt(int64_t threads, BpttArguments<T, S> argum
 
 // clang-format off
 #define EXPORT(name, T, S)                                                                                    \
-    extern "C" void step_##name(int64_t threads, const Spec* spec, int64_t N, T* theta, const T* grad,        \
+    extern "C" void step_##name(int64_t threads, const Spec* spec, int64_t N, T* theta, const T* inputs,      \
                                 const S* state, S* new_state, const T* phi) {                                 \
-        for_slices<Step<T, S>>(threads, StepArguments<T, S>{*spec, N, theta, grad, state, new_state, phi});   \
+        for_slices<Step<T, S>>(threads, StepArguments<T, S>{*spec, N, theta, inputs, state, new_state, phi});   \
     }                                                                                                         \
-    extern "C" void bptt_##name(int64_t threads, const Spec* spec, int64_t N, int64_t steps, const T* grads,  \
+    extern "C" void bptt_##name(int64_t threads, const Spec* spec, int64_t N, int64_t steps, const T* inputs, \
                                 const S* history, const T* d_updates, const T* d_final_state, const T* phi,   \
                                 T* d_phi, T* d_initial_state) {                                               \
-        bptt<T, S>(threads, {*spec, N, steps, grads, history, d_updates, d_final_state, phi, nullptr,         \
+        bptt<T, S>(threads, {*spec, N, steps, inputs, history, d_updates, d_final_state, phi, nullptr,         \
                              d_initial_state}, d_phi);                                                        \
     }
 // clang-format on

@@ -48,6 +48,8 @@ class Spec(ctypes.Structure):
         ("layers", ctypes.c_int64),
         ("hidden", ctypes.c_int64),
         ("log_sign", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("tanh_output", ctypes.c_int64),
         ("p", ctypes.c_double),
         ("output_scale", ctypes.c_double),
     )
@@ -183,10 +185,10 @@ def _check_target(path: Path) -> None:
         "import ctypes, sys\n"
         "library = ctypes.CDLL(sys.argv[1])\n"
         "class Spec(ctypes.Structure):\n"
-        "    _fields_ = [(n, ctypes.c_int64) for n in 'abc'] + [(n, ctypes.c_double) for n in 'de']\n"
+        "    _fields_ = [(n, ctypes.c_int64) for n in 'abcde'] + [(n, ctypes.c_double) for n in 'fg']\n"
         "memory = [(ctypes.c_double * 20000)() for _ in range(7)]\n"
         "size = ctypes.c_int64(64)\n"
-        "spec = ctypes.byref(Spec(1, 4, 1, 10.0, 0.1))\n"
+        "spec = ctypes.byref(Spec(1, 4, 1, 1, 1, 10.0, 0.1))\n"
         "for kind in sys.argv[2:]:\n"
         "    getattr(library, 'step_' + kind)(ctypes.c_int64(1), spec, size, *memory[:5])\n"
         "    getattr(library, 'bptt_' + kind)(ctypes.c_int64(1), spec, size, ctypes.c_int64(1), *memory)\n"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from l2l_kernels.spec import LSTMSpec
 from l2l_kernels.triton import configs
-from l2l_kernels.triton.cell import bias_row, dot, preprocess, sigmoid, tanh, weight_tile
+from l2l_kernels.triton.cell import bias_row, dot, feature_products, preprocess, sigmoid, tanh, weight_tile
 
 
 @triton.jit
@@ -63,18 +63,20 @@ def _product(x, acc, resident, USE: tl.constexpr, GATE: tl.constexpr, PRECISION:
 
 
 @triton.jit
-def _bias_and_gradient(
-    x0, x1, weight, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, LOG_SIGN: tl.constexpr,
-    FIRST: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr,
+def _bias_and_inputs(
+    x, stride, weight, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr,
+    PREPROCESSING: tl.constexpr, FIRST: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One gate's z without its products with h, [BLOCK, HP]: its bias and, of the first layer, W_x x."""
     unit = tl.arange(0, HP)[None, :]
     row = GATE * H + unit
     z = tl.broadcast_to(bias_row(weight, GATE, H, K, unit), [BLOCK, HP])
-    if FIRST:
-        z += x0[:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
-        if LOG_SIGN:
-            z += x1[:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
+    if FIRST and PREPROCESSING == "features":
+        z = feature_products(z, x, stride, weight, GATE, H, K - H, unit)
+    elif FIRST:
+        z += x[0][:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
+        if PREPROCESSING == "log_sign":
+            z += x[1][:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
     return z
 
 
@@ -94,7 +96,7 @@ def _store_gate(
 
 @triton.jit
 def bptt_layer_bwd_kernel(
-    grads,  # [T, N]; read by the first layer
+    inputs,  # [T, N]: gradients; or features [T, X, N]; read by the first layer
     history,  # [T+1, L, 2, H, N], from this layer's h of s_0 on
     d_above,  # cotangents: of the update, [T, N], for the top layer, else of this layer's h, [T, H, N]
     d_input,  # [T, H, N]: where the cotangent of h of the layer below goes; not used by the first layer
@@ -111,7 +113,9 @@ def bptt_layer_bwd_kernel(
     zero,  # 0: see RESIDENT
     L: tl.constexpr,
     H: tl.constexpr,
-    LOG_SIGN: tl.constexpr,
+    X: tl.constexpr,
+    PREPROCESSING: tl.constexpr,
+    TANH_OUTPUT: tl.constexpr,
     FIRST: tl.constexpr,
     TOP: tl.constexpr,
     HP: tl.constexpr,
@@ -131,7 +135,7 @@ def bptt_layer_bwd_kernel(
     hoist the loads. And it multiplies in loops over the two operands, h of the layer below and h, whose
     products it cannot move out of the loop's body and spill: unrolled, 8 KB on sm_80.
     """
-    IN: tl.constexpr = (2 if LOG_SIGN else 1) if FIRST else H
+    IN: tl.constexpr = X if FIRST else H
     K: tl.constexpr = IN + H
     HEAD: tl.constexpr = 4 * H * (K + 1)
     stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
@@ -155,7 +159,8 @@ def bptt_layer_bwd_kernel(
     db_g = tl.zeros([BLOCK, HP], tl.float32)
     db_o = tl.zeros([BLOCK, HP], tl.float32)
     if TOP:
-        w_out = output_scale * tl.load(phi + HEAD + unit, mask=unit < H, other=0.0)
+        head = tl.load(phi + HEAD + unit, mask=unit < H, other=0.0)
+        w_out = output_scale * head
         dw_out = tl.zeros([BLOCK, HP], tl.float32)
         db_out = tl.zeros([BLOCK], tl.float32)
 
@@ -183,17 +188,24 @@ def bptt_layer_bwd_kernel(
             state = history + t * step_stride
             a = tl.load(state + a_columns + n[:, None], mask=live[:, None] & stored, other=0.0).to(tl.float32)
             c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
-            x0, x1 = 0.0, 0.0  # of the first layer only
-            if FIRST:
-                g_t = tl.load(grads + t * stride + n, mask=live, other=0.0)
-                x0, x1 = preprocess(g_t, inverse_p, exp_p, LOG_SIGN)
+            x0, x1, features = 0.0, 0.0, inputs + n  # of the first layer only
+            if FIRST and PREPROCESSING == "features":
+                features += t * (X * stride)
+                a += tl.load(features[:, None] + col * stride, mask=live[:, None] & (col < X), other=0.0)
+            elif FIRST:
+                g_t = tl.load(inputs + t * stride + n, mask=live, other=0.0)
+                x0, x1 = preprocess(g_t, inverse_p, exp_p, PREPROCESSING)
                 a = tl.where(col == 0, x0[:, None], a)
-                if LOG_SIGN:
+                if PREPROCESSING == "log_sign":
                     a = tl.where(col == 1, x1[:, None], a)
             a = tl.where(col == K, 1.0, a)
+            x = (x0, x1, features, live)
             if TOP:
                 d_update = tl.load(d_above + t * stride + n, mask=live, other=0.0)[:, None]
                 h_new = tl.load(state + step_stride + h_offsets, mask=tile, other=0.0).to(tl.float32)
+                if TANH_OUTPUT:
+                    output = tanh(tl.sum(h_new * head, 1) + tl.load(phi + HEAD + H))[:, None]
+                    d_update *= 1 - output * output
                 d_h += d_update * w_out
                 dw_out += d_update * h_new
                 db_out += tl.sum(d_update, 1)
@@ -207,10 +219,10 @@ def bptt_layer_bwd_kernel(
                 g = tanh(_product(a, b_g, resident, "z", 2, PRECISION))
                 o = sigmoid(_product(a, b_o, resident, "z", 3, PRECISION))
             else:
-                z_i = _bias_and_gradient(x0, x1, weight, 0, H, K, LOG_SIGN, FIRST, HP, BLOCK)
-                z_f = _bias_and_gradient(x0, x1, weight, 1, H, K, LOG_SIGN, FIRST, HP, BLOCK)
-                z_g = _bias_and_gradient(x0, x1, weight, 2, H, K, LOG_SIGN, FIRST, HP, BLOCK)
-                z_o = _bias_and_gradient(x0, x1, weight, 3, H, K, LOG_SIGN, FIRST, HP, BLOCK)
+                z_i = _bias_and_inputs(x, stride, weight, 0, H, K, PREPROCESSING, FIRST, HP, BLOCK)
+                z_f = _bias_and_inputs(x, stride, weight, 1, H, K, PREPROCESSING, FIRST, HP, BLOCK)
+                z_g = _bias_and_inputs(x, stride, weight, 2, H, K, PREPROCESSING, FIRST, HP, BLOCK)
+                z_o = _bias_and_inputs(x, stride, weight, 3, H, K, PREPROCESSING, FIRST, HP, BLOCK)
                 if FIRST:
                     operand, columns = state, weight + IN
                     operands = 1 + zero  # a loop all the same
@@ -218,11 +230,11 @@ def bptt_layer_bwd_kernel(
                     operand, columns = state + (step_stride - 2 * H * stride), weight
                     operands = 2
                 for _ in range(operands):
-                    x = tl.load(operand + h_offsets, mask=tile, other=0.0).to(tl.float32)
-                    z_i = dot(x, weight_tile(columns, 0, 0, H, H, K, unit, row), z_i, PRECISION)
-                    z_f = dot(x, weight_tile(columns, 1, 0, H, H, K, unit, row), z_f, PRECISION)
-                    z_g = dot(x, weight_tile(columns, 2, 0, H, H, K, unit, row), z_g, PRECISION)
-                    z_o = dot(x, weight_tile(columns, 3, 0, H, H, K, unit, row), z_o, PRECISION)
+                    h = tl.load(operand + h_offsets, mask=tile, other=0.0).to(tl.float32)
+                    z_i = dot(h, weight_tile(columns, 0, 0, H, H, K, unit, row), z_i, PRECISION)
+                    z_f = dot(h, weight_tile(columns, 1, 0, H, H, K, unit, row), z_f, PRECISION)
+                    z_g = dot(h, weight_tile(columns, 2, 0, H, H, K, unit, row), z_g, PRECISION)
+                    z_o = dot(h, weight_tile(columns, 3, 0, H, H, K, unit, row), z_o, PRECISION)
                     operand = state
                     columns += H
                 i, f, g, o = sigmoid(z_i), sigmoid(z_f), tanh(z_g), sigmoid(z_o)
@@ -279,7 +291,7 @@ def bptt_layer_bwd_kernel(
 
 
 def bptt(
-    grads: Tensor,
+    inputs: Tensor,
     history: Tensor,
     d_updates: Tensor,
     d_final_state: Tensor | None,
@@ -292,13 +304,13 @@ def bptt(
         if d_final_state is None
         else {"history": history, "d_final_state": d_final_state}
     )
-    configs.check_dtypes({"grads": grads, "d_updates": d_updates, "phi": phi}, states)
-    T, N = grads.shape
+    configs.check_dtypes({"inputs": inputs, "d_updates": d_updates, "phi": phi}, states)
+    T, N = d_updates.shape
     L, H, P = spec.num_layers, spec.hidden_size, spec.num_parameters
     d_initial_state = torch.empty(history.shape[1:], dtype=phi.dtype, device=phi.device)
     if N == 0:
         return torch.zeros_like(phi), d_initial_state
-    grads, history, phi = grads.contiguous(), history.contiguous(), phi.contiguous()
+    inputs, history, phi = inputs.contiguous(), history.contiguous(), phi.contiguous()
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
     # Every program writes its own row: the sum's order, and so its rounding, depends on nothing else.
     partials = torch.empty(configs.num_programs(spec, N, phi.device), P, dtype=phi.dtype, device=phi.device)
@@ -313,7 +325,7 @@ def bptt(
         constants, options = configs.bptt_config(spec, layer, family)
         with torch.cuda.device_of(phi):
             bptt_layer_bwd_kernel[(partials.shape[0],)](
-                grads,
+                inputs,
                 history[0, layer],
                 d_above,
                 d_input,

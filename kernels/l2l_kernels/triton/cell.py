@@ -27,12 +27,12 @@ def tanh(x):
 
 
 @triton.jit
-def preprocess(g, inverse_p, exp_p, LOG_SIGN: tl.constexpr):
+def preprocess(g, inverse_p, exp_p, PREPROCESSING: tl.constexpr):
     """Gradients [BLOCK] to the LSTM's two inputs [BLOCK] ("identity" has one; its second is not used).
 
     Comparisons and not tl.maximum, which would turn the NaN of a diverged optimizee into a number.
     """
-    if LOG_SIGN:
+    if PREPROCESSING == "log_sign":
         magnitude = tl.log(tl.abs(g)) * inverse_p
         sign = g * exp_p
         magnitude = tl.where(magnitude < -1.0, -1.0, magnitude)
@@ -40,6 +40,19 @@ def preprocess(g, inverse_p, exp_p, LOG_SIGN: tl.constexpr):
         return magnitude, sign
     else:
         return g, g
+
+
+@triton.jit
+def feature_products(z, x, stride, weight, GATE: tl.constexpr, H: tl.constexpr, X: tl.constexpr, unit):
+    """Adds W_x x of one gate to z [BLOCK, HP], in exact float32 multiply-adds.
+
+    x[2] points to the first of X features, whose rows lie `stride` apart; x[3] says which are live.
+    """
+    row = (GATE * H + unit) * (X + H)
+    for k in tl.static_range(X):
+        feature = tl.load(x[2] + k * stride, mask=x[3], other=0.0)
+        z += feature[:, None] * tl.load(weight + row + k, mask=unit < H, other=0.0)
+    return z
 
 
 @triton.jit

@@ -159,7 +159,13 @@ def _options(config: Config) -> dict[str, Any]:
 
 
 def _shape(spec: LSTMSpec) -> dict[str, Any]:
-    return {"L": spec.num_layers, "H": spec.hidden_size, "LOG_SIGN": spec.preprocessing == "log_sign"}
+    return {
+        "L": spec.num_layers,
+        "H": spec.hidden_size,
+        "X": spec.num_inputs,
+        "PREPROCESSING": spec.preprocessing,
+        "TANH_OUTPUT": spec.output == "tanh",
+    }
 
 
 def check_dtypes(float32: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> None:

@@ -12,20 +12,21 @@ from torch import Tensor
 
 from l2l_kernels.spec import LSTMSpec
 from l2l_kernels.triton import configs
-from l2l_kernels.triton.cell import bias_row, dot, preprocess, sigmoid, tanh, weight_tile
+from l2l_kernels.triton.cell import bias_row, dot, feature_products, preprocess, sigmoid, tanh, weight_tile
 
 
 @triton.jit
 def _gate(
     h,  # [BLOCK, HP]
     below,  # [BLOCK, HP]: h of the layer below; not used by the first layer
-    x0,  # [BLOCK]: the first layer's inputs
-    x1,
+    x,  # what the first layer reads: (x0, x1 [BLOCK], pointers to features [BLOCK], which of them are live)
+    stride,
     weight,
     GATE: tl.constexpr,
     H: tl.constexpr,
     HP: tl.constexpr,
     X: tl.constexpr,
+    PREPROCESSING: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
@@ -36,13 +37,15 @@ def _gate(
     row = GATE * H + unit  # [1, HP]
     # From the bias on, so that the products add to it for nothing.
     z = tl.broadcast_to(bias_row(weight, GATE, H, K, unit), [BLOCK, HP])
-    if X == 0:
+    if PREPROCESSING == "features":
+        z = feature_products(z, x, stride, weight, GATE, H, X, unit)
+    elif X == 0:
         z = dot(below, weight_tile(weight, GATE, 0, H, H, K, unit, col), z, PRECISION)
     else:
         # Two inputs are too few for a matrix product: exact float32 multiply-adds.
-        z += x0[:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
+        z += x[0][:, None] * tl.load(weight + row * K, mask=unit < H, other=0.0)
         if X == 2:
-            z += x1[:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
+            z += x[1][:, None] * tl.load(weight + row * K + 1, mask=unit < H, other=0.0)
     return dot(h, weight_tile(weight, GATE, IN, H, H, K, unit, col), z, PRECISION)
 
 
@@ -78,14 +81,14 @@ def _layer(
     new_state,  # [2, H, N] of this layer
     weight,  # this layer's slice of φ
     below,
-    x0,
-    x1,
+    x,
     n,
     live,
     stride,
     H: tl.constexpr,
     HP: tl.constexpr,
     X: tl.constexpr,
+    PREPROCESSING: tl.constexpr,
     BLOCK: tl.constexpr,
     LATE_C: tl.constexpr,
     LOOP: tl.constexpr,
@@ -104,10 +107,10 @@ def _layer(
         i = sigmoid(z_i) * tanh(z_g)
         f, o = sigmoid(z_f), sigmoid(z_o)
     else:
-        i = sigmoid(_gate(h, below, x0, x1, weight, 0, H, HP, X, BLOCK, PRECISION))
-        i *= tanh(_gate(h, below, x0, x1, weight, 2, H, HP, X, BLOCK, PRECISION))
-        f = sigmoid(_gate(h, below, x0, x1, weight, 1, H, HP, X, BLOCK, PRECISION))
-        o = sigmoid(_gate(h, below, x0, x1, weight, 3, H, HP, X, BLOCK, PRECISION))
+        i = sigmoid(_gate(h, below, x, stride, weight, 0, H, HP, X, PREPROCESSING, BLOCK, PRECISION))
+        i *= tanh(_gate(h, below, x, stride, weight, 2, H, HP, X, PREPROCESSING, BLOCK, PRECISION))
+        f = sigmoid(_gate(h, below, x, stride, weight, 1, H, HP, X, PREPROCESSING, BLOCK, PRECISION))
+        o = sigmoid(_gate(h, below, x, stride, weight, 3, H, HP, X, PREPROCESSING, BLOCK, PRECISION))
     if LATE_C:
         tl.debug_barrier()  # or the compiler would load c early again, and spill
         c = tl.load(state + c_offsets, mask=tile, other=0.0).to(tl.float32)
@@ -124,7 +127,7 @@ def _layer(
 @triton.jit
 def step_fwd_kernel(
     theta,  # [N]
-    grad,  # [N]
+    inputs,  # [N]: gradients; or features [X, N]
     state,  # [L, 2, H, N]
     new_state,  # [L, 2, H, N]; may be state
     phi,  # [P]
@@ -134,7 +137,9 @@ def step_fwd_kernel(
     output_scale,
     L: tl.constexpr,
     H: tl.constexpr,
-    LOG_SIGN: tl.constexpr,
+    X: tl.constexpr,
+    PREPROCESSING: tl.constexpr,
+    TANH_OUTPUT: tl.constexpr,
     HP: tl.constexpr,
     BLOCK: tl.constexpr,
     LATE_C: tl.constexpr,
@@ -144,33 +149,41 @@ def step_fwd_kernel(
     """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     theta += start
-    grad += start
+    inputs += start
     state += start
     new_state += start
     n = tl.arange(0, BLOCK)
     live = n < N - start
     stride = tl.cast(N, tl.int64)  # the rows of a state lie N apart: int32 offsets would overflow at 10⁸
-    X: tl.constexpr = 2 if LOG_SIGN else 1
-    x0, x1 = preprocess(tl.load(grad + n, mask=live, other=0.0), inverse_p, exp_p, LOG_SIGN)
+    x0, x1 = 0.0, 0.0
+    if PREPROCESSING != "features":
+        x0, x1 = preprocess(tl.load(inputs + n, mask=live, other=0.0), inverse_p, exp_p, PREPROCESSING)
+    x = (x0, x1, inputs + n, live)
     h = tl.zeros([BLOCK, HP], tl.float32)
-    h = _layer(state, new_state, phi, h, x0, x1, n, live, stride, H, HP, X, BLOCK, LATE_C, LOOP, PRECISION)
+    h = _layer(
+        state, new_state, phi, h, x, n, live, stride, H, HP, X, PREPROCESSING, BLOCK, LATE_C, LOOP, PRECISION
+    )
     phi += 4 * H * (X + H + 1)
     for _ in tl.static_range(1, L):
         state += 2 * H * stride
         new_state += 2 * H * stride
-        h = _layer(
-            state, new_state, phi, h, x0, x1, n, live, stride, H, HP, 0, BLOCK, LATE_C, LOOP, PRECISION
-        )
+        h = _layer(state, new_state, phi, h, x, n, live, stride, H, HP, 0, "", BLOCK, LATE_C, LOOP, PRECISION)
         phi += 4 * H * (H + H + 1)
     unit = tl.arange(0, HP)
     w_out = tl.load(phi + unit, mask=unit < H, other=0.0)
-    update = output_scale * (tl.sum(h * w_out[None, :], 1) + tl.load(phi + H))
-    tl.store(theta + n, tl.load(theta + n, mask=live) + update, mask=live)
+    output = tl.sum(h * w_out[None, :], 1) + tl.load(phi + H)
+    if TANH_OUTPUT:
+        output = tanh(output)
+    tl.store(theta + n, tl.load(theta + n, mask=live) + output_scale * output, mask=live)
 
 
-def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec) -> None:
+def step_(
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
+) -> None:
     """As backends.Backend.step_, in one launch: every state is read once and written once."""
-    configs.check_dtypes({"theta": theta, "grad": grad, "phi": phi}, {"state": state, "new_state": new_state})
+    configs.check_dtypes(
+        {"theta": theta, "inputs": inputs, "phi": phi}, {"state": state, "new_state": new_state}
+    )
     N = theta.shape[0]
     if N == 0:
         return
@@ -181,7 +194,7 @@ def step_(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor, phi: Te
     with torch.cuda.device_of(theta):
         step_fwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
             out_theta,
-            grad.contiguous(),
+            inputs.contiguous(),
             state.contiguous(),
             out_state,
             phi.contiguous(),
