@@ -251,7 +251,7 @@ def step(**changes):
     n = 4
     arguments = {
         "theta": torch.zeros(n),
-        "grad": torch.zeros(n),
+        "inputs": torch.zeros(n),
         "state": torch.zeros(*SPEC.state_shape, n),
         "new_state": torch.zeros(*SPEC.state_shape, n),
         "phi": make_rule(num_layers=1).phi().detach(),
@@ -263,7 +263,7 @@ def step(**changes):
 def backward(**changes):
     T, n = 3, 4
     arguments = {
-        "grads": torch.zeros(T, n),
+        "inputs": torch.zeros(T, n),
         "history": torch.zeros(T + 1, *SPEC.state_shape, n),
         "d_updates": torch.zeros(T, n),
         "d_final_state": None,
@@ -290,7 +290,7 @@ PYTHON = {
     "step_: lengths": (
         lambda: step(theta=torch.zeros(3)),
         ValueError,
-        r"theta and grad .* got \[3\] and \[4\]",
+        r"theta and inputs .* got \[3\] and \[4\]",
     ),
     "step_: state": (
         lambda: step(state=torch.zeros(1, 2, 6, 5)),
@@ -299,14 +299,14 @@ PYTHON = {
     ),
     "step_: φ": (lambda: step(phi=torch.zeros(5)), ValueError, r"phi must have shape \[\d+\].*got \[5\]"),
     "step_: dtype": (
-        lambda: step(grad=torch.zeros(4).long()),
+        lambda: step(inputs=torch.zeros(4).long()),
         ValueError,
-        r"grad must be floating-point.*int64",
+        r"inputs must be floating-point.*int64",
     ),
     "step_: device": (
-        lambda: step(grad=torch.zeros(4, device="meta")),
+        lambda: step(inputs=torch.zeros(4, device="meta")),
         ValueError,
-        "grad is on meta but phi is on",
+        "inputs is on meta but phi is on",
     ),
     "step_: backend": (
         lambda: step(backend="cuda"),
@@ -314,9 +314,9 @@ PYTHON = {
         "unknown kernel backend 'cuda'",
     ),
     "bptt: steps": (
-        lambda: backward(grads=torch.zeros(2, 4)),
+        lambda: backward(inputs=torch.zeros(2, 4)),
         ValueError,
-        r"grads and d_updates must both be",
+        r"inputs and d_updates must be",
     ),
     "bptt: history": (
         lambda: backward(history=torch.zeros(3, 1, 2, 6, 4)),
