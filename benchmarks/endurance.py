@@ -21,7 +21,8 @@ import torch
 from lightning.pytorch import Callback
 from measuring import origin, start_table, write_json
 
-from l2l_lightning.cli import MetaLearningCLI, presets
+from l2l_lightning.cli import presets
+from l2l_lightning.cli.lightning_cli import MetaLearningCLI
 
 EVERY = 100
 """Meta-steps between two samples, and between two validations."""

@@ -15,12 +15,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning import checkpoints, pretrained
 from l2l_lightning.data_module import WindowIndex
+from l2l_lightning.errors import MetaTrainingError
 from l2l_lightning.optimizees import derive_generator
 from l2l_lightning.rules.base import UpdateRule
-
-
-class MetaTrainingError(RuntimeError):
-    """Meta-training cannot go on; the message says what happened and which option to change."""
 
 
 class PhiAveraging(EMAWeightAveraging):

@@ -27,6 +27,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves
 
 from l2l_lightning.config import foreign_references, from_class_config
+from l2l_lightning.errors import CheckpointError
 from l2l_lightning.provenance import replacing
 from l2l_lightning.rules import UpdateRule
 
@@ -55,10 +56,6 @@ bytearray of any size."""
 
 _MARK = b"l2l_lightning sha256 "
 _SEAL_LENGTH = len(_MARK) + 64
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be used; the message names the file and what is wrong with it."""
 
 
 class CheckpointFiles(TorchCheckpointIO):

@@ -15,14 +15,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from l2l_lightning.errors import CaptureError
 from l2l_lightning.tasks.base import Task
 
 CAPACITY = 8
 """Graphs kept at once: a few window lengths, in training and in validation. Each holds memory of its own."""
-
-
-class CaptureError(RuntimeError):
-    """CUDA graphs were asked for and cannot be used; the message says why and names the option."""
 
 
 class Graph(Protocol):

@@ -17,26 +17,11 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.checkpoints import foreign_modules
+from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.metrics_log import MetricsLog
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-class RunStoppedError(Exception):
-    """A signal ended the run after a whole meta-step; the message says how to go on.
-
-    Args:
-        number: The signal's.
-        step: Meta-steps done.
-        command: What to go on with.
-    """
-
-    def __init__(self, number: int, step: int, command: str) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(number).name} after meta-step {step}; go on with: {command}"
-        )
-        self.exit_code = 128 + number
 
 
 class LatestCheckpoint(Checkpoint):

@@ -20,10 +20,11 @@ from torchmetrics import MeanMetric
 
 from l2l_lightning import checkpoints, resuming
 from l2l_lightning.baselines import final_losses
-from l2l_lightning.checkpoints import CheckpointError, CheckpointFiles
+from l2l_lightning.checkpoints import CheckpointFiles
 from l2l_lightning.checks import check_choice, check_positive, check_switches, check_whole_numbers
 from l2l_lightning.config import class_config, from_class_config
 from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.errors import CheckpointError, CheckpointMismatchError
 from l2l_lightning.history import HistoryDtype, check_history
 from l2l_lightning.optimizees import Optimizees, check_evaluable
 from l2l_lightning.pretrained import load
@@ -33,10 +34,6 @@ from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.rules.lstm import CoordinatewiseLSTM
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.workspace import Workspace
-
-
-class CheckpointMismatchError(CheckpointError):
-    """A checkpoint does not fit what is configured; the message names the options."""
 
 
 def _on_cpu(value: Any) -> Any:

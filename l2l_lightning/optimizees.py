@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from l2l_lightning.data.images import Images
+from l2l_lightning.errors import TaskError
 from l2l_lightning.tasks.base import Batch, Task
 
 STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
@@ -185,10 +186,6 @@ class Optimizees:
             generator.set_state(saved.cpu())
         if self._batches_are_constant:
             self._constant_batches = self._stack([self._instances])
-
-
-class TaskError(ValueError):
-    """A task that cannot be evaluated; the message names it and says why."""
 
 
 def check_evaluable(task: Task, images: Images | None, seed: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2l_lightning import checkpoints
 from l2l_lightning.data_module import WindowLoader
+from l2l_lightning.errors import CheckpointError
 
 if TYPE_CHECKING:
     from l2l_lightning.meta_learner import MetaLearner
@@ -100,7 +101,7 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
             resumed from it.
     """
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
-        raise checkpoints.CheckpointError(
+        raise CheckpointError(
             "the checkpoint (--ckpt_path) holds weights only, from which no run can be resumed: take one "
             "that was written without --checkpoint.save_weights_only"
         )
@@ -146,7 +147,7 @@ def _check_progress(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
         if not fits:
             wrong.append(callback.state_key)
     if wrong:
-        raise checkpoints.CheckpointError(
+        raise CheckpointError(
             f"the checkpoint (--ckpt_path) does not hold the course of a run ({', '.join(wrong)})"
         )
 

@@ -13,14 +13,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from l2l_lightning.errors import FolderInUseError
 from l2l_lightning.provenance import timestamp, write_atomically
 
 LOCK, OWNER = ".lock", ".owner"
 """Files in a run's folder: what a running fit holds, and who that is, for the message to another one."""
-
-
-class FolderInUseError(RuntimeError):
-    """Another process's run is in the folder; the message names it."""
 
 
 def new_run_folder(parent: Path) -> Path:

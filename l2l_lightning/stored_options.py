@@ -13,8 +13,9 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from l2l_lightning.checkpoints import CheckpointError, refuse_foreign
+from l2l_lightning.checkpoints import refuse_foreign
 from l2l_lightning.config import foreign_references, may_name
+from l2l_lightning.errors import CheckpointError
 
 NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
 """What a resumed run takes from its checkpoint or from the command line."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from l2l_lightning.data.data_sets import DATA_SETS
-from l2l_lightning.data.errors import DataNotFoundError
 from l2l_lightning.data.images import Images
 from l2l_lightning.data.splits import ImageSplits, split_images
+from l2l_lightning.errors import DataNotFoundError
 
 
 def load_digits() -> ImageSplits:

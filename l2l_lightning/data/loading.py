@@ -7,10 +7,10 @@ from pathlib import Path
 
 from l2l_lightning.data.data_sets import DATA_SETS
 from l2l_lightning.data.digits import load_digits
-from l2l_lightning.data.errors import DataNotFoundError
 from l2l_lightning.data.mnist import load_mnist
 from l2l_lightning.data.smiles import load_smiles
 from l2l_lightning.data.splits import ImageSplits
+from l2l_lightning.errors import DataNotFoundError
 
 
 def load_images(name: str = "mnist", root: str | Path | None = None, download: bool = False) -> ImageSplits:

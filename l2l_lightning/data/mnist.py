@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.data.data_sets import DATA_SETS
-from l2l_lightning.data.errors import DataCorruptedError, DataNotFoundError
 from l2l_lightning.data.images import Images
 from l2l_lightning.data.splits import ImageSplits
+from l2l_lightning.errors import DataCorruptedError, DataNotFoundError
 
 MNIST = DATA_SETS["mnist"]
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from torch.utils.data import Subset
 
 from l2l_lightning import pretrained
-from l2l_lightning.cli import CommandLineError
+from l2l_lightning.errors import CommandLineError
 from l2l_lightning.examples.comparison import compare, summary, table, write
 from l2l_lightning.examples.problem import Problem
 from l2l_lightning.examples.resnet import resnet_problem

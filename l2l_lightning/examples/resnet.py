@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from l2l_lightning.cli import CommandLineError
 from l2l_lightning.data import Images, ImageSplits, load_images
+from l2l_lightning.errors import CommandLineError
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.problem import Problem
 from l2l_lightning.examples.training import train

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from l2l_lightning.cli import CommandLineError
+from l2l_lightning.errors import CommandLineError
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.problem import Problem
 

@@ -19,6 +19,7 @@ import safetensors
 import torch
 from safetensors.torch import save as as_safetensors
 
+from l2l_lightning.errors import WeightsError
 from l2l_lightning.provenance import write_atomically
 from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
 
@@ -32,10 +33,6 @@ RULES: dict[str, type[UpdateRule]] = {"CoordinatewiseLSTM": CoordinatewiseLSTM}
 """What a file may hold: a name in it is looked up here, and never imported."""
 
 _FOLDER = Path(__file__).parent
-
-
-class WeightsError(ValueError):
-    """A file of weights that cannot be loaded; the message names the file and what is wrong with it."""
 
 
 def names() -> list[str]:

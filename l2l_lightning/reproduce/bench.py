@@ -28,9 +28,9 @@ from l2l_lightning.baselines import (
     run_baseline,
     tune_horizons,
 )
-from l2l_lightning.cli import CommandLineError
 from l2l_lightning.config import class_config
 from l2l_lightning.data import ImageSplits, load_images
+from l2l_lightning.errors import CommandLineError, WeightsError
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.provenance import commit, device_name, versions, write_atomically
 from l2l_lightning.reproduce.recipes import RECIPES, snapshot_of
@@ -211,7 +211,7 @@ class Bench:
         if self.settings.from_pretrained:
             try:
                 return pretrained.load(name)
-            except pretrained.WeightsError as error:
+            except WeightsError as error:
                 raise NotShippedError(f"{error} (leave out --from-pretrained to train it)") from error
         parent = snapshot_of(name)
         recipe = RECIPES[parent[0] if parent else name]

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from l2l_lightning.cli import CommandLineError
-from l2l_lightning.data import DataCorruptedError, DataNotFoundError
+from l2l_lightning.errors import CommandLineError, DataCorruptedError, DataNotFoundError
 from l2l_lightning.provenance import write_json
 from l2l_lightning.reproduce.bench import Bench, Request, Settings, Train, Tune
 from l2l_lightning.reproduce.convergence import (

@@ -12,8 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from l2l_lightning import checkpoints, pretrained
 from l2l_lightning.callbacks import PhiAveraging, RuleSnapshots
-from l2l_lightning.cli import MetaLearningCLI, presets
-from l2l_lightning.latest_checkpoint import RunStoppedError
+from l2l_lightning.cli import presets
+from l2l_lightning.cli.lightning_cli import MetaLearningCLI
+from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.meta_learner import MetaLearner
 from l2l_lightning.provenance import commit, device_name, versions, write_json
 from l2l_lightning.rules import UpdateRule

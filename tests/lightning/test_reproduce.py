@@ -232,7 +232,8 @@ def test_the_matrixs_cells():
 
 
 def test_every_recipe_is_a_preset_and_options_that_fit_knows():
-    from l2l_lightning.cli import MetaLearningCLI, presets
+    from l2l_lightning.cli import presets
+    from l2l_lightning.cli.lightning_cli import MetaLearningCLI
 
     assert {recipe.preset for recipe in RECIPES.values()} <= set(presets())
     assert len({ablation.name for ablation in ABLATIONS}) == len(ABLATIONS) == 16

@@ -1,30 +1,17 @@
-"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | reproduce | …`."""
+"""LightningCLI with the project's loggers, callbacks and run folders: fit, validate, test, tune, compare."""
 
 from __future__ import annotations
 
-import argparse
-import functools
-import io
-import itertools
-import json
 import os
 import re
-import signal
 import sys
-import threading
-import traceback
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
-from importlib import resources
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal
 
 import torch
-import yaml
-from l2l_kernels import BackendUnavailableError, choose
+from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
@@ -32,51 +19,28 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from l2l_lightning import checkpoints
-from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
-from l2l_lightning.checkpoints import CheckpointError
-from l2l_lightning.config import foreign_references
-from l2l_lightning.cuda_graphs import CaptureError, check_available
-from l2l_lightning.data import DataCorruptedError, DataNotFoundError
+from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.cuda_graphs import check_available
 from l2l_lightning.data_module import MetaData
-from l2l_lightning.info import print_info
-from l2l_lightning.latest_checkpoint import LatestCheckpoint, RunStoppedError
+from l2l_lightning.errors import (
+    CommandLineError,
+    TaskError,
+)
+from l2l_lightning.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.meta_learner import MetaLearner, check_precision
 from l2l_lightning.metrics_log import MetricsLog
-from l2l_lightning.optimizees import TaskError
-from l2l_lightning.pretrained import WeightsError
 from l2l_lightning.provenance import write_atomically
 from l2l_lightning.run_folder import (
-    FolderInUseError,
     RunLock,
     folder_of_run,
     last_checkpoint,
     missing,
     new_run_folder,
-    newest_config,
 )
-from l2l_lightning.stored_options import resumed_options
 from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
 
-DEFAULT_PRESET = "quadratic"
-NEEDS_CHECKPOINT = ("validate", "test", "compare")
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
 """Options of --trainer that Lightning complains about by the name of a device, a package or a class."""
-
-
-class CommandLineError(Exception):
-    """Something that the user can mend; the message says what and with which option."""
-
-
-def presets() -> dict[str, Path]:
-    """The shipped presets by short name.
-
-    Example:
-        >>> "mnist" in presets()
-        True
-    """
-    folder = Path(str(resources.files("l2l_lightning.configs")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 class RunConfig(SaveConfigCallback):
@@ -387,111 +351,6 @@ class MetaLearningCLI(LightningCLI):
             trainer.compare(model, datamodule, self._comparison, out=folder, task=task, **arguments)
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line; what a user can mend is one line on standard error and a non-zero exit."""
-    arguments = list(sys.argv[1:] if args is None else args)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a run must not end because a terminal lacks a letter
-    if arguments == ["info"]:
-        print_info(presets())
-        return
-    if arguments[:1] == ["reproduce"]:
-        # Imported where it is needed: it builds on this module.
-        from l2l_lightning.reproduce.command import main as reproduce
-
-        run: Callable[[], Any] = functools.partial(reproduce, arguments[1:])
-    elif arguments[:1] == ["example"]:
-        from l2l_lightning.examples.command import main as example
-
-        run = functools.partial(example, arguments[1:])
-    else:
-        run = functools.partial(_run_lightning, arguments)
-    handled = _handle_sigterm()
-    # The folder is the run's own and new; what is in it are this run's other files.
-    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
-    # Lightning's own affair.
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
-    # Saturated sigmoids at a search's largest learning rates make subnormal numbers, ten times as slow.
-    torch.set_flush_denormal(True)
-    try:
-        run()
-    except (
-        CommandLineError,
-        DataNotFoundError,
-        DataCorruptedError,
-        MetaTrainingError,
-        CheckpointError,
-        BackendUnavailableError,
-        CaptureError,
-        FolderInUseError,
-        WeightsError,
-        MisconfigurationException,
-    ) as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        raise SystemExit(1) from error
-    except RunStoppedError as stop:
-        print(stop, file=sys.stderr)
-        raise SystemExit(stop.exit_code) from stop
-    except KeyboardInterrupt as stop:
-        print("interrupted", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from stop
-    except argparse.ArgumentError as error:
-        command = " ".join(["python -m l2l_lightning", *arguments[:1], "--help"])
-        print(f"error: {_one_line(error)} ({command} lists the options)", file=sys.stderr)
-        raise SystemExit(2) from error
-    except OSError as error:
-        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
-        option = where.get(arguments[0], "--trainer.default_root_dir")
-        print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
-        raise SystemExit(1) from error
-    except Exception as error:
-        message = _others_error(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        raise SystemExit(1) from error
-    finally:
-        wandb = sys.modules.get("wandb")
-        if wandb is not None and wandb.run is not None:
-            wandb.finish()
-        if handled:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _handle_sigterm() -> bool:
-    """Has SIGTERM end the program as an error does, unless whoever started it wants something else of it.
-
-    In a meta-training LatestCheckpoint takes it over.
-    """
-    main_thread = threading.current_thread() is threading.main_thread()
-    if not main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        return False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        os.write(2, b"\nstopped by SIGTERM\n")  # not print: the signal may have come in the middle of one
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, stop)
-    return True
-
-
-def _others_error(error: Exception) -> str | None:
-    """What an error that another package raises asks of the user; None if it asks nothing."""
-    wandb = sys.modules.get("wandb")
-    if wandb is not None and isinstance(error, wandb.Error):
-        hint = "--wandb offline needs no account, --wandb off logs nothing"
-        return f"Weights & Biases: {_one_line(error)} ({hint})"
-    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
-        return f"{_one_line(error)} (--early_stopping.monitor)"
-    frames = traceback.extract_tb(error.__traceback__)
-    if any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames):  # Lightning's
-        return (
-            f"the checkpoint (--ckpt_path) cannot be gone on from: {type(error).__name__}: {_one_line(error)}"
-        )
-    return None
-
-
 def _check_trainer_options(config: Any) -> None:
     """Refuses what Lightning takes and fails on later, or takes in silence."""
     trainer = config.trainer
@@ -550,9 +409,14 @@ def _wandb_id(folder: Path) -> str:
     return path.read_text(encoding="utf-8").strip()
 
 
-def _run_lightning(arguments: list[str]) -> None:
-    """The subcommands of Lightning's kind."""
-    arguments, MetaLearningCLI.run_name = _prepare(arguments)
+def run(arguments: list[str], name: str) -> None:
+    """Runs one of LIGHTNING_COMMANDS.
+
+    Args:
+        arguments: What `prepare` made of those typed.
+        name: The run's.
+    """
+    MetaLearningCLI.run_name = name
     try:
         MetaLearningCLI.build(arguments)
     finally:
@@ -562,139 +426,6 @@ def _run_lightning(arguments: list[str]) -> None:
     if torch.distributed.is_initialized():
         # Lightning leaves gloo's threads, which may abort the exiting process: torchrun would start again.
         torch.distributed.destroy_process_group()
-
-
-def _prepare(arguments: list[str]) -> tuple[list[str], str]:
-    """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
-    if not arguments or not arguments[0].startswith("-"):
-        commands = [*MetaLearningCLI.subcommands(), "reproduce", "example", "info"]
-        if not arguments or arguments[0] not in commands:
-            given = f"there is no command {arguments[0]}" if arguments else "no command was given"
-            raise CommandLineError(f"{given}: choose from {', '.join(commands)}")
-        if arguments[0] == "info":
-            raise CommandLineError(f"info takes no arguments, got {' '.join(arguments[1:])}")
-    if arguments[0] not in MetaLearningCLI.subcommands():
-        return arguments, "run"
-    subcommand, *rest = arguments
-    expanded, configs = _expand_configs(rest)
-    checkpoint = _option(rest, "--ckpt_path")
-    folder = _option(rest, "--run_folder")
-    interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
-    wants_help = any(argument in ("-h", "--help") for argument in rest)
-    base: list[str] = []
-    trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
-    trust += _named_code(expanded)
-    if interrupted:
-        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
-        configs = configs or [DEFAULT_PRESET]
-    elif checkpoint is not None:
-        base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
-    elif subcommand in NEEDS_CHECKPOINT and not wants_help:
-        raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
-    elif not configs:
-        base, configs = _expand_configs(["--config", DEFAULT_PRESET])
-    name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
-    return [subcommand, *base, *expanded], name
-
-
-def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with every preset and file of options replaced by its contents, and their names."""
-    shipped, expanded, configs = presets(), [], []
-    position = 0
-    while position < len(arguments):
-        flag, given, value = arguments[position].partition("=")
-        if flag in ("--config", "-c"):
-            if not given:
-                position += 1
-                if position == len(arguments):
-                    raise CommandLineError("--config needs the name of a preset or a path")
-                value = arguments[position]
-            if value in shipped:
-                path = shipped[value]
-            elif Path(value).is_file():
-                path = Path(value)
-            else:
-                raise CommandLineError(
-                    f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
-                )
-            content = _read_yaml(path, f"--config {value}")
-            configs.append(value)
-            # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
-            expanded += ["--config", json.dumps(content, default=str)]
-        else:
-            expanded.append(arguments[position])
-        position += 1
-    return expanded, configs
-
-
-def _option(arguments: list[str], name: str) -> str | None:
-    """The last value given for an option, in either spelling."""
-    return dict(_given_options(arguments)).get(name)
-
-
-def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
-    """Options with their values, in either spelling, in their order."""
-    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
-        name, given, value = argument.partition("=")
-        if name.startswith("-") and (given or following is not None):
-            yield name, value if given else following
-
-
-def _named_code(arguments: list[str]) -> list[str]:
-    """Code that the command itself names, in its options or in the files of options.
-
-    It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
-    """
-    found: list[str] = []
-    for name, value in _given_options(arguments):
-        keys = name.removeprefix("--").split(".")
-        if name == "--config":
-            config = json.loads(value)
-            named: Any = {key: config.get(key) for key in ("model", "trainer")}
-        elif keys[0] in ("model", "trainer"):
-            named = {keys[-1]: value}
-        else:
-            continue
-        found += foreign_references(named)
-    return found
-
-
-def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained with; the user's own options override it.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be used, or it or the configuration beside it names code that
-            is neither this package's nor trusted.
-        CommandLineError: The configuration beside it is no YAML.
-    """
-    checkpoint = checkpoints.read(path)
-    checkpoints.check_trusted(path, checkpoint, trust)
-    config = {key: checkpoint[checkpoints.SECTION][key] for key in ("seed_everything", "model", "data")}
-    saved = newest_config(Path(path).resolve().parent.parent)
-    if subcommand == "fit" and saved:
-        # Resuming: the run's own trainer settings as well.
-        options = _read_yaml(saved, f"{saved}, which a resumed run reads,")
-        return {**resumed_options(saved, options, trust), **config}
-    return config
-
-
-def _read_yaml(path: Path, name: str) -> dict[str, Any]:
-    """A file of options.
-
-    Raises:
-        CommandLineError: It is none; the message begins with the name.
-    """
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise CommandLineError(f"{name} is not YAML: {_one_line(error)}") from error
-    if not isinstance(config, dict):
-        raise CommandLineError(f"{name} is not a configuration of this program: it holds no options")
-    return config
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _seed(value: bool | int) -> int:

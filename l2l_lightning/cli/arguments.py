@@ -1,0 +1,186 @@
+"""What was typed, made ready for Lightning's command line: presets, a checkpoint's options, a name."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from l2l_lightning.config import foreign_references
+from l2l_lightning.errors import CommandLineError
+from l2l_lightning.run_folder import last_checkpoint, newest_config
+
+LIGHTNING_COMMANDS = {
+    "fit": "meta-train a rule, and compare it with tuned baselines at the end",
+    "validate": "run a checkpoint's rule on held-out optimizees",
+    "test": "run a checkpoint's rule on test optimizees",
+    "tune": "find the baselines' learning rates for a task",
+    "compare": "compare a checkpoint's rule with tuned baselines",
+}
+COMMANDS = LIGHTNING_COMMANDS | {
+    "reproduce": "the study's and the paper's experiments, and REPORT.md",
+    "example": "train a network with a learned optimizer beside a tuned AdamW",
+    "info": "versions, devices, kernel backends and presets",
+}
+"""Every command, with what it does."""
+
+DEFAULT_PRESET = "quadratic"
+NEEDS_CHECKPOINT = ("validate", "test", "compare")
+
+
+def presets() -> dict[str, Path]:
+    """The shipped presets by short name.
+
+    Example:
+        >>> "mnist" in presets()
+        True
+    """
+    folder = Path(str(resources.files("l2l_lightning.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def prepare(arguments: list[str]) -> tuple[list[str], str]:
+    """Expands presets' short names, puts a checkpoint's configuration first, and names the run.
+
+    Raises:
+        CommandLineError: There is no such command, preset or file, or a command lacks its checkpoint.
+        CheckpointError: A checkpoint cannot be used.
+    """
+    if not arguments or not arguments[0].startswith("-"):
+        if not arguments or arguments[0] not in COMMANDS:
+            given = f"there is no command {arguments[0]}" if arguments else "no command was given"
+            raise CommandLineError(f"{given}: choose from {', '.join(COMMANDS)}")
+        if arguments[0] == "info":
+            raise CommandLineError(f"info takes no arguments, got {' '.join(arguments[1:])}")
+    if arguments[0] not in LIGHTNING_COMMANDS:
+        return arguments, "run"
+    subcommand, *rest = arguments
+    expanded, configs = _expand_configs(rest)
+    checkpoint = _option(rest, "--ckpt_path")
+    folder = _option(rest, "--run_folder")
+    interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
+    wants_help = any(argument in ("-h", "--help") for argument in rest)
+    base: list[str] = []
+    trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
+    trust += _named_code(expanded)
+    if interrupted:
+        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
+        configs = configs or [DEFAULT_PRESET]
+    elif checkpoint is not None:
+        base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
+    elif subcommand in NEEDS_CHECKPOINT and not wants_help:
+        raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
+    elif not configs:
+        base, configs = _expand_configs(["--config", DEFAULT_PRESET])
+    name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
+    return [subcommand, *base, *expanded], name
+
+
+def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments with every preset and file of options replaced by its contents, and their names."""
+    shipped, expanded, configs = presets(), [], []
+    position = 0
+    while position < len(arguments):
+        flag, given, value = arguments[position].partition("=")
+        if flag in ("--config", "-c"):
+            if not given:
+                position += 1
+                if position == len(arguments):
+                    raise CommandLineError("--config needs the name of a preset or a path")
+                value = arguments[position]
+            if value in shipped:
+                path = shipped[value]
+            elif Path(value).is_file():
+                path = Path(value)
+            else:
+                raise CommandLineError(
+                    f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
+                )
+            content = _read_yaml(path, f"--config {value}")
+            configs.append(value)
+            # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
+            expanded += ["--config", json.dumps(content, default=str)]
+        else:
+            expanded.append(arguments[position])
+        position += 1
+    return expanded, configs
+
+
+def _option(arguments: list[str], name: str) -> str | None:
+    """The last value given for an option, in either spelling."""
+    return dict(_given_options(arguments)).get(name)
+
+
+def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
+    """Options with their values, in either spelling, in their order."""
+    for argument, following in itertools.zip_longest(arguments, arguments[1:]):
+        name, given, value = argument.partition("=")
+        if name.startswith("-") and (given or following is not None):
+            yield name, value if given else following
+
+
+def _named_code(arguments: list[str]) -> list[str]:
+    """Code that the command itself names, in its options or in the files of options.
+
+    It would be imported without a checkpoint, and a checkpoint that says the same says nothing new.
+    """
+    found: list[str] = []
+    for name, value in _given_options(arguments):
+        keys = name.removeprefix("--").split(".")
+        if name == "--config":
+            config = json.loads(value)
+            named: Any = {key: config.get(key) for key in ("model", "trainer")}
+        elif keys[0] in ("model", "trainer"):
+            named = {keys[-1]: value}
+        else:
+            continue
+        found += foreign_references(named)
+    return found
+
+
+def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained with; the user's own options override it.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be used, or it or the configuration beside it names code that
+            is neither this package's nor trusted.
+        CommandLineError: The configuration beside it is no YAML.
+    """
+    # Here, for they import Lightning, which takes seconds that a mistyped command need not wait for.
+    from l2l_lightning import checkpoints
+    from l2l_lightning.stored_options import resumed_options
+
+    checkpoint = checkpoints.read(path)
+    checkpoints.check_trusted(path, checkpoint, trust)
+    config = {key: checkpoint[checkpoints.SECTION][key] for key in ("seed_everything", "model", "data")}
+    saved = newest_config(Path(path).resolve().parent.parent)
+    if subcommand == "fit" and saved:
+        # Resuming: the run's own trainer settings as well.
+        options = _read_yaml(saved, f"{saved}, which a resumed run reads,")
+        return {**resumed_options(saved, options, trust), **config}
+    return config
+
+
+def _read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """A file of options.
+
+    Raises:
+        CommandLineError: It is none; the message begins with the name.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CommandLineError(f"{name} is not YAML: {one_line(error)}") from error
+    if not isinstance(config, dict):
+        raise CommandLineError(f"{name} is not a configuration of this program: it holds no options")
+    return config
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without line breaks."""
+    return " ".join(str(error).split())

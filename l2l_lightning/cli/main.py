@@ -1,0 +1,141 @@
+"""The commands of `python -m l2l_lightning`, each imported when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from l2l_kernels import BackendUnavailableError
+
+from l2l_lightning.cli.arguments import COMMANDS, one_line, prepare, presets
+from l2l_lightning.errors import L2LError, RunStoppedError
+
+_HELP = "\n".join(
+    [
+        "usage: python -m l2l_lightning COMMAND [options]",
+        "",
+        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+        "",
+        "python -m l2l_lightning COMMAND --help lists a command's options.",
+    ]
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs the command line; what a user can mend is one line on standard error and a non-zero exit."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a run must not end because a terminal lacks a letter
+    if arguments in (["-h"], ["--help"]):
+        print(_HELP)
+        return
+    if arguments == ["info"]:
+        from l2l_lightning.info import print_info
+
+        print_info(presets())
+        return
+    handled = _handle_sigterm()
+    # The folder is the run's own and new; what is in it are this run's other files.
+    warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+    # Lightning's own affair.
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.* is deprecated")
+    # Saturated sigmoids at a search's largest learning rates make subnormal numbers, ten times as slow.
+    torch.set_flush_denormal(True)
+    try:
+        _run(arguments)
+    except RunStoppedError as stop:
+        print(stop, file=sys.stderr)
+        raise SystemExit(stop.exit_code) from stop
+    except L2LError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except KeyboardInterrupt as stop:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGINT) from stop
+    except argparse.ArgumentError as error:
+        command = " ".join(["python -m l2l_lightning", *arguments[:1], "--help"])
+        print(f"error: {one_line(error)} ({command} lists the options)", file=sys.stderr)
+        raise SystemExit(2) from error
+    except OSError as error:
+        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
+        option = where.get(arguments[0], "--trainer.default_root_dir")
+        print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
+        raise SystemExit(1) from error
+    except Exception as error:
+        message = _others_error(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(1) from error
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not None:
+            wandb.finish()
+        if handled:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(arguments: list[str]) -> None:
+    if arguments[:1] == ["reproduce"]:
+        from l2l_lightning.reproduce.command import main as reproduce
+
+        reproduce(arguments[1:])
+    elif arguments[:1] == ["example"]:
+        from l2l_lightning.examples.command import main as example
+
+        example(arguments[1:])
+    else:
+        prepared, name = prepare(arguments)  # before Lightning is imported, which takes seconds
+        from l2l_lightning.cli import lightning_cli
+
+        lightning_cli.run(prepared, name)
+
+
+def _handle_sigterm() -> bool:
+    """Has SIGTERM end the program as an error does, unless whoever started it wants something else of it.
+
+    In a meta-training LatestCheckpoint takes it over.
+    """
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        return False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        os.write(2, b"\nstopped by SIGTERM\n")  # not print: the signal may have come in the middle of one
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
+    return True
+
+
+def _others_error(error: Exception) -> str | None:
+    """What an error that another package raises asks of the user; None if it asks nothing."""
+    # Of packages that have been imported: only they can have raised it.
+    lightning = sys.modules.get("lightning.fabric.utilities.exceptions")
+    if isinstance(error, BackendUnavailableError) or (
+        lightning is not None and isinstance(error, lightning.MisconfigurationException)
+    ):
+        return one_line(error)
+    wandb = sys.modules.get("wandb")
+    if wandb is not None and isinstance(error, wandb.Error):
+        hint = "--wandb offline needs no account, --wandb off logs nothing"
+        return f"Weights & Biases: {one_line(error)} ({hint})"
+    if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
+        return f"{one_line(error)} (--early_stopping.monitor)"
+    frames = traceback.extract_tb(error.__traceback__)
+    if any(Path(frame.filename).name == "checkpoint_connector.py" for frame in frames):  # Lightning's
+        return (
+            f"the checkpoint (--ckpt_path) cannot be gone on from: {type(error).__name__}: {one_line(error)}"
+        )
+    return None
