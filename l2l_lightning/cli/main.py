@@ -88,9 +88,12 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["reproduce"]:
+        from l2l_lightning.reproduce.arguments import parse
+
+        names, settings = parse(arguments[1:])  # before what an experiment needs is imported
         from l2l_lightning.reproduce.command import main as reproduce
 
-        reproduce(arguments[1:])
+        reproduce(names, settings)
     elif arguments[:1] == ["example"]:
         from l2l_lightning.examples.command import main as example
 

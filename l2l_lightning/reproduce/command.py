@@ -9,13 +9,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
-
-from jsonargparse import ArgumentParser
 
 from l2l_lightning.errors import CommandLineError, DataCorruptedError, DataNotFoundError
 from l2l_lightning.provenance import write_json
-from l2l_lightning.reproduce.bench import Bench, Request, Settings, Train, Tune
+from l2l_lightning.reproduce.bench import Bench, Request, Train, Tune
 from l2l_lightning.reproduce.convergence import (
     EpochsExperiment,
     MNISTExperiment,
@@ -27,6 +24,7 @@ from l2l_lightning.reproduce.generalise import GeneraliseExperiment
 from l2l_lightning.reproduce.preprocessing import PreprocessingExperiment
 from l2l_lightning.reproduce.progress import Countdown
 from l2l_lightning.reproduce.report import write_experiment, write_report
+from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.unrolling import GraphExperiment
 
 EXPERIMENTS: dict[str, type[Experiment]] = {
@@ -121,44 +119,8 @@ def _text(request: Request) -> str:
             return ""
 
 
-def parser() -> ArgumentParser:
-    """The command's arguments; `Settings` says more of them."""
-    result = ArgumentParser(
-        prog="python -m l2l_lightning reproduce",
-        exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
-        description="Regenerates the figures of the study and of the paper, and what the study left undone. "
-        "Interrupted, the same command goes on where it was.",
-    )
-    default = Settings()
-
-    def add(name: str, kind: Any, text: str) -> None:
-        value = getattr(default, name.replace("-", "_"))
-        result.add_argument(f"--{name}", type=kind, default=value, help=text)
-
-    result.add_argument("names", nargs="+", choices=[*EXPERIMENTS, "all"], help="which experiments")
-    add("out", str, "folder for the report and all that is kept")
-    add("data-root", str | None, "folder of all of MNIST; else L2L_DATA, else the subset in the package")
-    add("smiles-root", str | None, "folder of your copy of GENKI-4K; else L2L_SMILES, else not measured")
-    add("seed", int, "of every random draw")
-    add("num-optimizees", int, "fresh test optimizees that curves are averaged over")
-    add("num-tuning-optimizees", int, "seeds that the baselines are tuned on")
-    add("matrix", Literal["star", "full"], "one thing varied at a time, or all crossed (many hours)")
-    for name, text in (
-        ("from-pretrained", "use the package's trained rules and tuned baselines, train and tune nothing"),
-        ("quick", "everything tiny, to see whether it runs; the figures mean nothing"),
-    ):
-        result.add_argument(f"--{name}", action="store_true", help=text)
-    return result
-
-
-def main(arguments: Sequence[str]) -> None:
-    """Runs the command line."""
-    options = vars(parser().parse_args(list(arguments)))
-    names = options.pop("names")
-    try:
-        settings = Settings(**options)
-    except ValueError as error:
-        raise CommandLineError(str(error)) from error
+def main(names: Sequence[str], settings: Settings) -> None:
+    """Runs the command on what `arguments.parse` gave."""
     # Lightning's remarks on its set-up, once for every meta-training.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

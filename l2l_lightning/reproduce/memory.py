@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.data.images import Images
+from l2l_lightning.errors import L2LError
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.reproduce.autograd_graph import autograd_graph, unrolled_window
 from l2l_lightning.rollout import Rollout
@@ -70,7 +71,7 @@ class Measured:
     """What that graph has saved."""
 
 
-class NotMeasuredError(RuntimeError):
+class NotMeasuredError(L2LError, RuntimeError):
     """A meta-step could not be measured here; the message says why."""
 
 

@@ -1,8 +1,10 @@
 """What each part imports: rules, tasks and rollouts no Lightning; wandb and jsonargparse where asked for."""
 
 import ast
+import importlib
 import inspect
 import os
+import pkgutil
 import subprocess
 import sys
 import textwrap
@@ -10,6 +12,9 @@ import textwrap
 import pytest
 
 import l2l_lightning
+from l2l_lightning.errors import L2LError
+from l2l_lightning.reproduce import command
+from l2l_lightning.reproduce.settings import EXPERIMENT_NAMES
 
 
 def python(code, *blocked, cwd=None):
@@ -93,6 +98,51 @@ def test_meta_training_and_comparing_do_without_wandb_and_jsonargparse(tmp_path)
     assert {path.name for path in (tmp_path / "comparison").iterdir()} == {
         *("curves.csv", "curves.png", "summary.json")
     }
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("info", "CPU kernels:"),
+        ("--help", "meta-train a rule"),
+        ("reproduce --help", "--from-pretrained"),
+        ("fit --config qudratic", "no such file or preset"),
+        ("fot", "there is no command fot"),
+        ("compare", "give a checkpoint"),
+        ("reproduce mnits", "mnits"),
+    ],
+)
+def test_what_needs_no_lightning_does_not_wait_for_it(typed, said):
+    """Nor for torchvision and matplotlib: they take longer to import than torch itself."""
+    done = python(
+        f"""
+        sys.argv = ["l2l_lightning", *{typed.split()}]
+        from l2l_lightning.__main__ import main
+        main()
+        """,
+        *("lightning", "torchmetrics", "torchvision", "wandb", "matplotlib"),
+    )
+    assert said in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_every_public_error_has_the_one_base_class():
+    public = {
+        name: value
+        for module in pkgutil.walk_packages(l2l_lightning.__path__, "l2l_lightning.")
+        if not module.name.endswith("__main__")
+        for name, value in vars(importlib.import_module(module.name)).items()
+        if isinstance(value, type)
+        and issubclass(value, Exception)
+        and value.__module__.startswith("l2l_lightning")
+        and not name.startswith("_")
+    }
+    assert len(public) > 12
+    assert not [name for name, error in public.items() if not issubclass(error, L2LError)]
+
+
+def test_the_experiments_have_the_names_that_the_command_line_offers():
+    assert tuple(command.EXPERIMENTS) == EXPERIMENT_NAMES
 
 
 FIT = """
