@@ -1,4 +1,10 @@
-"""The order of the tests, and what one must not leave to the next."""
+"""The order of the tests, the threads that they run on, and what one must not leave to the next."""
+
+import os
+
+# Before torch is imported. Beside a busy process, threads that wait for one another at every small operation
+# take up to forty times as long as one; what depends on their number has its own test.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
