@@ -476,6 +476,11 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 and state.is_floating_point()
                 and state.shape[-1] == theta.numel()
                 and (rule is None or state.shape[:-1] == rule.state_shape)
+                and (
+                    "statistics" not in rollout  # of a version whose rules had none
+                    or rule is None
+                    or rollout["statistics"].shape == (*rule.statistics_shape, theta.numel())
+                )
                 and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
                 and (count is None or len(theta) == count)
                 and masked.dtype == torch.bool

@@ -23,17 +23,27 @@ def check_whole_numbers(minimum: int, maximum: int, **values: Any) -> None:
             raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
-def check_positive(**values: Any) -> None:
-    """Raises TypeError for the first value that is no number, ValueError for one not finite or not above 0.
+def check_finite(**values: Any) -> None:
+    """Raises TypeError for the first value that is no number, ValueError for one that is not finite.
 
     Example:
-        >>> check_positive(learning_rate=0.003)
+        >>> check_finite(forget_bias=-1.0)
     """
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name} must be a number, got {value!r}")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
+
+
+def check_positive(**values: Any) -> None:
+    """Raises TypeError for the first value that is no number, ValueError for one not finite or not above 0.
+
+    Example:
+        >>> check_positive(learning_rate=0.003)
+    """
+    check_finite(**values)
+    for name, value in values.items():
         if value <= 0:
             raise ValueError(f"{name} must be positive, got {value}")
 

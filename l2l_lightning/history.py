@@ -69,8 +69,14 @@ class History(ABC):
         """Brings the rollout's state up to s_T, after the steps."""
 
     @abstractmethod
-    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
-        """d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter, from g_0 … g_T [T+1, n]."""
+    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
+        """d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter.
+
+        Args:
+            grads: g_0 … g_T, [T+1, n].
+            inputs: What the rule read, x_0 … x_{T-1}, [T, n] or [T, width, n].
+            scale: Of each loss, T+1 of them.
+        """
 
 
 class FullHistory(History):
@@ -100,11 +106,11 @@ class FullHistory(History):
         """Copies s_T."""
         self.state.copy_(self.stored[-1])
 
-    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
+    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
         """One backward through the whole window."""
         d_updates = self.workspace.empty("d_updates", grads[1:].shape, grads)
         suffix_sums(grads, scale, d_updates)
-        return self.rule.window_gradient(grads[:-1], self.stored, d_updates)
+        return self.rule.window_gradient(inputs, self.stored, d_updates)
 
 
 class KeptStates(History):
@@ -147,7 +153,7 @@ class KeptStates(History):
         """The state is s_T already."""
 
     @torch.no_grad()
-    def gradient(self, grads: Tensor, scale: Sequence[float]) -> list[Tensor]:
+    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
         """Chunk by chunk and in each from the last segment to the first."""
         totals = [torch.zeros_like(parameter) for parameter in self.rule.parameters()]
         step = self.rule.stepper()
@@ -159,8 +165,9 @@ class KeptStates(History):
             d_state = None
             for first in reversed(range(0, self.T, segment)):
                 steps = slice(first, min(first + segment, self.T))
+                states = self._states(step, inputs, steps, part)
                 d_phi, d_state = self.rule.segment_gradient(
-                    grads[steps, part], self._states(step, grads, steps, part), d_updates[steps], d_state
+                    inputs[steps, ..., part], states, d_updates[steps], d_state
                 )
                 for total, gradient in zip(totals, d_phi, strict=True):
                     total.add_(gradient)
@@ -174,18 +181,18 @@ class KeptStates(History):
         for start in range(0, n, size):
             yield slice(start, min(start + size, n))
 
-    def _states(self, step: Step, grads: Tensor, steps: slice, part: slice) -> Tensor:
+    def _states(self, step: Step, inputs: Tensor, steps: slice, part: slice) -> Tensor:
         """A chunk's states before and after each of these steps: those kept, and the others computed anew."""
         n = part.stop - part.start
         shape = (steps.stop - steps.start + 1, *self.state.shape[:-1], n)
         states = self.workspace.empty("segment", shape, self.state)
-        theta = self.workspace.empty("discarded theta", (n,), grads).zero_()
+        theta = self.workspace.empty("discarded theta", (n,), inputs).zero_()
         for t in range(steps.start, steps.stop + 1):
             new = states[t - steps.start]
             if t in self.kept:
                 new.copy_(self.kept[t][..., part])
             else:
-                step(theta, grads[t - 1, part], states[t - 1 - steps.start], new)
+                step(theta, inputs[t - 1, ..., part], states[t - 1 - steps.start], new)
         return states
 
 

@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -21,7 +21,12 @@ from l2l_lightning.pretrained import load
 from l2l_lightning.rules.base import Step, UpdateRule
 
 STATE = "rule_state"
-"""The one entry of a parameter's `optimizer.state`: s_t, [*state_shape, *parameter.shape]."""
+"""An entry of a parameter's `optimizer.state`: s_t, [*state_shape, *parameter.shape]."""
+
+STATISTICS = "statistics"
+"""The other, of a rule that reads features: their statistics, [rows, *parameter.shape]."""
+
+CARRIED = (STATE, STATISTICS)
 
 STATE_DTYPES = (None, torch.float32, torch.bfloat16)
 
@@ -165,13 +170,13 @@ class LearnedOptimizer(Optimizer):
         creates_states_only = not self.state and self._is_at_rest()
         # Everything that can fail is done before the first parameter changes.
         launches = [
-            (group, pack, self._on(group, device)[1])
+            (group, pack, *self._on(group, device))
             for index, group in enumerate(self.param_groups)
             for device, pack in self._pack(index, self._members(group, with_gradients=True)).items()
         ]
         if not creates_states_only:
-            for group, pack, step in launches:
-                pack.step(step, group)
+            for group, pack, rule, step in launches:
+                pack.step(rule, step, group)
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,7 +204,7 @@ class LearnedOptimizer(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         # A piece of a pack would bring the whole pack's storage along, each of them anew.
         state = {
-            parameter: {key: value.clone() if key == STATE else value for key, value in entries.items()}
+            parameter: {key: value.clone() if key in CARRIED else value for key, value in entries.items()}
             for parameter, entries in self.state.items()
         }
         content: dict[str, Any] = super().__getstate__()
@@ -208,8 +213,9 @@ class LearnedOptimizer(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for parameter, entries in state["state"].items():
-            if isinstance(parameter, Tensor) and isinstance(entries.get(STATE), _Uncast):
-                entries[STATE] = entries[STATE].tensor.to(parameter.device)
+            for key in CARRIED:
+                if isinstance(parameter, Tensor) and isinstance(entries.get(key), _Uncast):
+                    entries[key] = entries[key].tensor.to(parameter.device)
         super().__setstate__(state)
         self._rules_on, self._packs = {}, {}
 
@@ -248,11 +254,11 @@ class LearnedOptimizer(Optimizer):
         """Raises for all that would fail after a first parameter had been written."""
         for group in self.param_groups:
             _check_options(group)
-            state_shape = self._rule(group).state_shape
+            shapes = _carried_shapes(self._rule(group))
             for index, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
-                if problem := _problem(parameter, self.state.get(parameter, {}).get(STATE), state_shape):
+                if problem := _problem(parameter, self.state.get(parameter, {}), shapes):
                     raise RuntimeError(f"{_name(group, index)} {problem}")
 
     def _is_at_rest(self) -> bool:
@@ -307,7 +313,10 @@ class LearnedOptimizer(Optimizer):
         rule, _ = self._on(group, device)
         dtype = self._arithmetic_dtype(group)
         try:
-            pack = _Pack(params, rule.init_state(n, self.state_dtype or dtype), dtype)
+            carried = {STATE: rule.init_state(n, self.state_dtype or dtype)}
+            if rule.features is not None:  # which are never rounded with the state
+                carried[STATISTICS] = rule.init_statistics(n, dtype)
+            pack = _Pack(params, carried, dtype)
         except torch.OutOfMemoryError as error:
             error.add_note(f"{what}: {advice}")
             raise
@@ -334,9 +343,16 @@ class LearnedOptimizer(Optimizer):
 
     def _bytes(self, group: dict[str, Any], parameter: Tensor) -> int:
         """What the state of one parameter takes on this process."""
-        dtype = self.state_dtype or self._arithmetic_dtype(group)
-        numbers = torch.Size(self._rule(group).state_shape).numel()
-        return int(numbers * dtype.itemsize * _local(parameter).numel())
+        bytes_ = sum(
+            torch.Size(shape).numel() * self._dtype_of(key, group).itemsize
+            for key, shape in _carried_shapes(self._rule(group)).items()
+        )
+        return int(bytes_ * _local(parameter).numel())
+
+    def _dtype_of(self, key: str, group: dict[str, Any]) -> torch.dtype:
+        """What a group's states, or statistics, are stored in."""
+        dtype = self._arithmetic_dtype(group)
+        return (self.state_dtype or dtype) if key == STATE else dtype
 
 
 class _Pack:
@@ -351,53 +367,59 @@ class _Pack:
     the state is a view of its own shape, whose dimensions are sharded as the parameter's are.
     """
 
-    def __init__(self, params: list[Tensor], state: Tensor, dtype: torch.dtype) -> None:
+    def __init__(self, params: list[Tensor], carried: dict[str, Tensor], dtype: torch.dtype) -> None:
         self.params = params
-        self.state = state  # [*state_shape, n]
-        self.grad = state.new_empty(state.shape[-1], dtype=dtype)
+        self.carried = carried  # the state [*state_shape, n], and the features' statistics [rows, n] if any
+        self.grad = carried[STATE].new_empty(carried[STATE].shape[-1], dtype=dtype)
         self.update = torch.empty_like(self.grad)
         shapes = [_local(parameter).shape for parameter in params]
         sizes = [shape.numel() for shape in shapes]
         self.grads = [part.view(s) for part, s in zip(torch.split(self.grad, sizes), shapes, strict=True)]
         self.updates = [part.view(s) for part, s in zip(torch.split(self.update, sizes), shapes, strict=True)]
-        self.pieces = list(torch.split(state, sizes, -1))  # [*state_shape, size] each
-        self.entries: list[Tensor] = []
+        self.pieces = {key: list(torch.split(whole, sizes, -1)) for key, whole in carried.items()}
+        self.entries: list[dict[str, Tensor]] = []
 
     def share(self, state: dict[Tensor, Any]) -> None:
         """Takes the states that there are, and shows every parameter's piece in its entry from now on."""
-        for parameter, piece in zip(self.params, self.pieces, strict=True):
-            piece = piece.view(*piece.shape[:-1], *_local(parameter).shape)
-            if STATE in state[parameter]:
-                piece.copy_(_local(state[parameter][STATE]))
-            entry = state[parameter][STATE] = _like(parameter, piece)
+        for index, parameter in enumerate(self.params):
+            entry = {}
+            for key, pieces in self.pieces.items():
+                piece = pieces[index].view(*pieces[index].shape[:-1], *_local(parameter).shape)
+                if key in state[parameter]:
+                    piece.copy_(_local(state[parameter][key]))
+                entry[key] = state[parameter][key] = _like(parameter, piece)
             self.entries.append(entry)
 
     def holds(self, params: list[Tensor], state: dict[Tensor, Any]) -> bool:
         """Whether these parameters and their entries of `optimizer.state` are the ones in here."""
         return len(params) == len(self.params) and all(
-            ours is theirs and state.get(ours, {}).get(STATE) is entry
+            ours is theirs and all(state.get(ours, {}).get(key) is piece for key, piece in entry.items())
             for ours, theirs, entry in zip(self.params, params, self.entries, strict=True)
         )
 
-    def step(self, step: Step, group: dict[str, Any]) -> None:
+    def step(self, rule: UpdateRule, step: Step, group: dict[str, Any]) -> None:
         """One update of every parameter that has a gradient."""
         present = [i for i, parameter in enumerate(self.params) if parameter.grad is not None]
         if len(present) == len(self.params):
-            self._step_all(step, group)
+            self._step_all(rule, step, group)
         elif present:
-            pieces = [self.pieces[i] for i in present]
-            part = _Pack([self.params[i] for i in present], torch.cat(pieces, -1), self.grad.dtype)
-            part._step_all(step, group)
-            torch._foreach_copy_(pieces, part.pieces)
+            pieces = {key: [whole[i] for i in present] for key, whole in self.pieces.items()}
+            gathered = {key: torch.cat(some, -1) for key, some in pieces.items()}
+            part = _Pack([self.params[i] for i in present], gathered, self.grad.dtype)
+            part._step_all(rule, step, group)
+            for key, some in pieces.items():
+                torch._foreach_copy_(some, part.pieces[key])
 
-    def _step_all(self, step: Step, group: dict[str, Any]) -> None:
+    def _step_all(self, rule: UpdateRule, step: Step, group: dict[str, Any]) -> None:
         lr, weight_decay = float(group["lr"]), float(group["weight_decay"])
         thetas = [_local(parameter) for parameter in self.params]
         torch._foreach_copy_(self.grads, [_gradient(parameter) for parameter in self.params])
         if group["maximize"]:
             self.grad.neg_()
         self.update.zero_()
-        step(self.update, self.grad, self.state, self.state)
+        state = self.carried[STATE]
+        inputs = self.grad if rule.features is None else rule.features(self.grad, self.carried[STATISTICS])
+        step(self.update, inputs, state, state)
         if weight_decay:  # into the update, so that θ is rounded once
             torch._foreach_add_(self.updates, thetas, alpha=-weight_decay)
         torch._foreach_add_(thetas, self.updates, alpha=lr)
@@ -430,7 +452,13 @@ def _check_dense(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} is sparse ({tensor.layout}): LearnedOptimizer updates dense parameters")
 
 
-def _problem(parameter: Tensor, state: Tensor | None, state_shape: Sequence[int]) -> str | None:
+def _carried_shapes(rule: UpdateRule) -> dict[str, tuple[int, ...]]:
+    """What a parameter of a rule has in `optimizer.state`, each [*shape, *parameter's shape]."""
+    carried = {STATE: tuple(rule.state_shape)}
+    return carried if rule.features is None else carried | {STATISTICS: rule.statistics_shape}
+
+
+def _problem(parameter: Tensor, entries: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """Why a parameter with a gradient cannot be updated, to follow its name."""
     gradient = parameter.grad
     assert gradient is not None
@@ -452,12 +480,13 @@ def _problem(parameter: Tensor, state: Tensor | None, state_shape: Sequence[int]
         return "is expanded: several of its coordinates are one number, which has no single update"
     if local.is_inference() and not torch.is_inference_mode_enabled():
         return "was made under torch.inference_mode and cannot be updated outside it: clone it"
-    if state is not None and tuple(state.shape) != (*state_shape, *parameter.shape):
-        return (
-            f"has shape {list(parameter.shape)}, and its state {list(state.shape)}, where "
-            f"{[*state_shape, *parameter.shape]} would fit: another tensor is another parameter, for "
-            "add_param_group"
-        )
+    for key, shape in shapes.items():
+        if key in entries and tuple(entries[key].shape) != (*shape, *parameter.shape):
+            return (
+                f"has shape {list(parameter.shape)}, and its state {list(entries[key].shape)}, where "
+                f"{[*shape, *parameter.shape]} would fit: another tensor is another parameter, for "
+                "add_param_group"
+            )
     return None
 
 
@@ -487,13 +516,14 @@ def _wrap(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
                 f"the state dict is of rule {saved['rule']}, the optimizer's is {group['rule']}: "
                 "construct it with the rule that it was saved with"
             )
-        dtype = optimizer.state_dtype or optimizer._arithmetic_dtype(group)
-        shape = optimizer._rule(group).state_shape
+        shapes = _carried_shapes(optimizer._rule(group))
         places = dict(zip(saved["params"], enumerate(group["params"]), strict=True))
         for key, (index, parameter) in places.items():
             if key in states:
-                _check_state(_name(group, index), parameter, states[key], shape, dtype)
-                states[key] = {**states[key], STATE: _Uncast(states[key][STATE])}
+                for what, shape in shapes.items():
+                    dtype = optimizer._dtype_of(what, group)
+                    _check_state(_name(group, index), parameter, states[key], what, shape, dtype)
+                states[key] = states[key] | {what: _Uncast(states[key][what]) for what in shapes}
     return {**state_dict, "state": states}
 
 
@@ -518,19 +548,24 @@ def _check_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]
 
 
 def _check_state(
-    name: str, parameter: Tensor, entries: dict[str, Any], state_shape: Sequence[int], dtype: torch.dtype
+    name: str,
+    parameter: Tensor,
+    entries: dict[str, Any],
+    what: str,
+    leading: Sequence[int],
+    dtype: torch.dtype,
 ) -> None:
-    """A saved state must fit its parameter.
+    """A saved state, or what else `what` names of it, must fit its parameter.
 
     Raises:
         ValueError: It has another shape, dtype or sharding, there is none, or a number in it is not finite.
     """
-    state = entries.get(STATE)
+    state = entries.get(what)
     if not isinstance(state, Tensor):
         raise ValueError(
-            f"{name}: the state dict has {sorted(entries)} for it, not {STATE!r} of a LearnedOptimizer"
+            f"{name}: the state dict has {sorted(entries)} for it, not {what!r} of a LearnedOptimizer"
         )
-    expected = (*state_shape, *parameter.shape)
+    expected = (*leading, *parameter.shape)
     if tuple(state.shape) != expected:
         raise ValueError(
             f"{name} has shape {list(parameter.shape)}, and a state of {list(expected)}; the state dict's is "
@@ -541,7 +576,7 @@ def _check_state(
             f"{name}: the state dict's states are {state.dtype}, the optimizer's are {dtype}: construct it "
             f"with state_dtype={state.dtype}"
         )
-    if _local(state).shape[len(state_shape) :] != _local(parameter).shape:
+    if _local(state).shape[len(leading) :] != _local(parameter).shape:
         raise ValueError(
             f"{name}: the state dict's state is sharded in another way than the parameter: load it with "
             "torch.distributed.checkpoint, which reshards"

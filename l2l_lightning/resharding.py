@@ -15,8 +15,8 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     is drawn anew, so that the run goes on as it would have on the processes that saved it.
 
     Args:
-        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], the states [..., k·N], masks [k],
-            k instances, k generators.
+        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], states and statistics [..., k·N],
+            masks [k], k instances, k generators.
         rank: Which of the processes that go on.
         world_size: How many those are.
 
@@ -30,8 +30,13 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
         raise ValueError(f"{total} optimizees cannot be shared out evenly among {world_size} processes")
     share = total // world_size
     mine = slice(rank * share, (rank + 1) * share)
-    states = torch.cat([rollout["state"] for rollout in rollouts], dim=-1)
     coordinates = slice(mine.start * num_coordinates, mine.stop * num_coordinates)
+    # An older version's rollouts had no statistics.
+    carried: dict[str, Any] = {
+        name: torch.cat([rollout[name] for rollout in rollouts], dim=-1)[..., coordinates].clone()
+        for name in ("state", "statistics")
+        if name in rollouts[0]
+    }
     return {
         "optimizees": {
             "theta": theta[mine].clone(),
@@ -40,7 +45,7 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
                 for name in ("instances", "generators")
             },
         },
-        "state": states[..., coordinates].clone(),
+        **carried,
         "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone(),
         "steps_done": rollouts[0]["steps_done"],
     }

@@ -1,7 +1,8 @@
 r"""The inner loop and its meta-gradient, without an unrolled graph.
 
-Along a rollout, g_t = ∇f_t(θ_t) is a constant input (first order: second derivatives dropped), so that
-(u_t, s_{t+1}) = m_φ(g_t, s_t), θ_{t+1} = θ_t + u_t and L = Σ_t w_t f_t(θ_t) give
+Along a rollout, g_t = ∇f_t(θ_t) is a constant (first order: second derivatives dropped), and so is x_t, g_t
+itself or features of the gradients so far, so that (u_t, s_{t+1}) = m_φ(x_t, s_t), θ_{t+1} = θ_t + u_t and
+L = Σ_t w_t f_t(θ_t) give
 
     ∂L/∂u_t = Σ_{r>t} w_r g_r,
 
@@ -64,7 +65,9 @@ class Window:
 
 
 class Rollout:
-    """K optimizees under one rule, advanced window by window; θ, the state and the generators are carried.
+    """K optimizees under one rule, advanced window by window.
+
+    θ, the rule's state, its features' statistics and the generators are carried from one to the next.
 
     An optimizee that a window finds with a loss or a gradient that is NaN or infinite is masked, in that
     window and for the rest of the rollout: it adds nothing to the meta-loss and its gradient, and the others
@@ -113,6 +116,7 @@ class Rollout:
         self.checkpoint_every = checkpoint_every
         self.history_dtype: HistoryDtype = history_dtype
         self.state = rule.init_state(optimizees.theta.numel())
+        self.statistics = rule.init_statistics(optimizees.theta.numel(), optimizees.dtype)
         self.masked = torch.zeros(len(optimizees), dtype=torch.bool)  # on the CPU: the host decides by it
         self.steps_done = 0
 
@@ -153,11 +157,14 @@ class Rollout:
         theta = optimizees.theta
         K, N = theta.shape
         grads = self.workspace.empty("grads", (T + 1, K * N), theta)
+        inputs = grads[:-1]
+        if rule.features is not None:
+            inputs = self.workspace.empty("inputs", (T, rule.features.width, K * N), theta)
         history = self._history(T)
         losses = theta.new_empty(T + 1, K)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
 
-        def run(theta: Tensor, losses: Tensor, *others: Tensor) -> None:
+        def run(theta: Tensor, losses: Tensor, statistics: Tensor, *others: Tensor) -> None:
             states, leaves = others[: len(history.carried)], others[len(history.carried) :]
             batches = unstack(tree_unflatten(leaves, structure), T + 1)
             _inner_loop(
@@ -167,19 +174,31 @@ class Rollout:
                 theta,
                 batches,
                 losses,
+                statistics,
                 history.states(states),
                 grads.unbind(),
+                inputs.unbind(),
                 history.kept,
             )
 
-        key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr())
-        carried = [theta, losses, *history.carried]
+        key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr(), inputs.data_ptr())
+        carried = [theta, losses, self.statistics, *history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
         with _full_precision(theta):
-            return self._finished_window(history, grads, losses, weights)
+            return self._finished_window(history, grads, inputs, losses, weights)
 
-    def _finished_window(self, history: History, grads: Tensor, losses: Tensor, weights: Tensor) -> Window:
-        """The meta-loss and its derivatives, of the gradients [T+1, K·N] and losses [T+1, K] of a window."""
+    def _finished_window(
+        self, history: History, grads: Tensor, inputs: Tensor, losses: Tensor, weights: Tensor
+    ) -> Window:
+        """The meta-loss and its derivatives, of a window's gradients, inputs and losses.
+
+        Args:
+            history: Its states.
+            grads: g_0 … g_T, [T+1, K·N].
+            inputs: x_0 … x_{T-1}, [T, K·N] or [T, width, K·N].
+            losses: f_0 … f_T, [T+1, K].
+            weights: w_t, [T+1].
+        """
         theta, rule = self.optimizees.theta, self.rule
         T, (K, N) = len(losses) - 1, theta.shape
         history.finish()
@@ -189,7 +208,7 @@ class Rollout:
         before = self.masked
         totals = to_device(weights, theta.device) @ losses
         value = totals.mean()
-        gradients = history.gradient(grads, scale) if differentiable and not before.any() else []
+        gradients = history.gradient(grads, inputs, scale) if differentiable and not before.any() else []
         # Only now does the host wait for the device, which has all of the window to do.
         self.masked = before | ~_finite(losses, grads.view(T + 1, K, N)).cpu()
         if self.masked.any():
@@ -197,10 +216,10 @@ class Rollout:
             losses[:, _where(before, theta.device)] = torch.nan
             if differentiable and not self.masked.all():
                 # Zero times NaN is NaN: all that the backward reads of a masked optimizee becomes zero.
-                for tensor in (grads, history.stored):
+                for tensor in (grads, inputs, history.stored):
                     per_optimizee = tensor.view(*tensor.shape[:-1], K, N)
                     per_optimizee.index_fill_(-2, _where(self.masked, theta.device), 0)
-                gradients = history.gradient(grads, scale)
+                gradients = history.gradient(grads, inputs, scale)
         if self.masked.all():
             value, gradients = _undefined(value, parameters)
         if differentiable:
@@ -216,6 +235,7 @@ class Rollout:
     def _unrolled_window(self, T: int, weights: Tensor) -> Window:
         optimizees = self.optimizees
         theta, state, masked = optimizees.theta.clone(), self.state.clone(), self.masked.clone()
+        statistics = self.statistics.clone()
         K, N = theta.shape
         batches = unstack(optimizees.draw(T + 1), T + 1)
         losses = theta.new_full((T + 1, K), torch.nan)
@@ -223,9 +243,10 @@ class Rollout:
         while not finite.all() and not masked.all():
             # One NaN in the graph makes the derivatives of all NaN: it is unrolled anew for the others.
             rest = _where(~masked, theta.device)
-            unrolled, new_theta, new_state, finite = self._unroll(rest, batches)
+            unrolled, new_theta, new_state, new_statistics, finite = self._unroll(rest, batches)
             theta[rest], losses[:, rest] = new_theta, unrolled.detach()
-            state.view(*state.shape[:-1], K, N)[..., rest, :] = new_state
+            for carried, new in ((state, new_state), (statistics, new_statistics)):
+                carried.view(*carried.shape[:-1], K, N)[..., rest, :] = new
             masked[rest[~finite].cpu()] = True
         if masked.all():
             parameters = list(self.rule.parameters())
@@ -234,10 +255,10 @@ class Rollout:
         else:
             with _full_precision(theta):
                 value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / K)
-        optimizees.theta, self.state, self.masked = theta, state, masked
+        optimizees.theta, self.state, self.statistics, self.masked = theta, state, statistics, masked
         return Window(value, losses, masked)
 
-    def _unroll(self, rest: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _unroll(self, rest: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
         """The window of some of the K optimizees, with its graph.
 
         Args:
@@ -245,13 +266,16 @@ class Rollout:
             batches: Minibatches [K, …] of T+1 evaluations.
 
         Returns:
-            f_t(θ_t) [T+1, n] with the graph; θ [n, N] and the state [*state_shape, n, N] after T steps, and
-            which of them had nothing but finite losses and gradients [n], without.
+            f_t(θ_t) [T+1, n] with the graph. Without: θ [n, N], the state [*state_shape, n, N] and the
+            statistics [rows, n, N] after T steps, and which had nothing but finite losses and gradients [n].
         """
         optimizees = self.optimizees
         K, N = optimizees.theta.shape
         theta = optimizees.theta[rest].requires_grad_()
-        state = self.state.view(*self.state.shape[:-1], K, N)[..., rest, :].flatten(-2)
+        state, statistics = (
+            carried.view(*carried.shape[:-1], K, N)[..., rest, :].flatten(-2)
+            for carried in (self.state, self.statistics)
+        )
         losses, grads = [], []
         for t, batch in enumerate(batches):
             chosen = tree_map(lambda leaf: leaf[rest], batch)
@@ -262,17 +286,20 @@ class Rollout:
             grads.append(grad.detach())
             if not last:
                 with _full_precision(theta):
-                    update, state = self.rule.step(grad.reshape(-1), state)
+                    statistics = statistics.clone()  # what the graph has saved of them stays what it is
+                    update, state = self.rule.step(self.rule.read(grad.reshape(-1), statistics), state)
                 theta = theta + update.view(theta.shape)
         stacked = torch.stack(losses)
         finite = _finite(stacked.detach(), torch.stack(grads))
-        return stacked, theta.detach(), state.detach().view(*state.shape[:-1], *theta.shape), finite
+        carried = (x.detach().view(*x.shape[:-1], *theta.shape) for x in (state, statistics))
+        return stacked, theta.detach(), *carried, finite
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming in mid-rollout needs, as tensors and plain values."""
         return {
             "optimizees": self.optimizees.state_dict(),
             "state": self.state.clone(),
+            "statistics": self.statistics.clone(),
             "masked": self.masked.clone(),
             "steps_done": self.steps_done,
         }
@@ -281,6 +308,8 @@ class Rollout:
         """Continues where a rollout of the same rule and optimizees was saved."""
         self.optimizees.load_state_dict(state["optimizees"])
         self.state.copy_(state["state"])  # which windows may update in place: the saved one stays what it is
+        if "statistics" in state:  # an older version's rules had none
+            self.statistics.copy_(state["statistics"])
         self.masked = state["masked"].cpu()
         self.steps_done = state["steps_done"]
 
@@ -314,6 +343,7 @@ def run_rule(
     graphs = (workspace or Workspace()).graphs
     task, images, theta = optimizees.task, optimizees.images, optimizees.theta
     state = rule.init_state(theta.numel())
+    statistics = rule.init_statistics(theta.numel(), optimizees.dtype)
     losses = theta.new_empty(horizon, len(optimizees))
     for stretch in torch.split(losses, STRETCH):
         count = len(stretch)
@@ -322,16 +352,17 @@ def run_rule(
         def run(
             theta: Tensor,
             state: Tensor,
+            statistics: Tensor,
             losses: Tensor,
             *leaves: Tensor,
             count: int = count,
             structure: Any = structure,
         ) -> None:
             batches = unstack(tree_unflatten(leaves, structure), count)
-            _inner_loop(rule, task, images, theta, batches, losses, [state] * (count + 1))
+            _inner_loop(rule, task, images, theta, batches, losses, statistics, [state] * (count + 1))
 
         key = ("run", *_key(rule, task, images))
-        graphs.run(run, key, [theta, state, stretch], leaves, task, cuda_graphs)
+        graphs.run(run, key, [theta, state, statistics, stretch], leaves, task, cuda_graphs)
     return losses
 
 
@@ -343,16 +374,19 @@ def _inner_loop(
     theta: Tensor,
     batches: Sequence[Batch],
     losses: Tensor,
+    statistics: Tensor,
     states: Sequence[Tensor],
     grads: Sequence[Tensor] | None = None,
+    inputs: Sequence[Tensor] | None = None,
     kept: Mapping[int, Tensor] | None = None,
 ) -> None:
     """Evaluates θ [K, N] on minibatch after minibatch, with a step of the rule in between, in place.
 
     A window has as many states as minibatches: it ends with an evaluation. One state more, and it ends with a
     step. Writes f_t(θ_t) into losses [len(batches), K], s_{t+1} into states[t + 1] and, if they are kept, g_t
-    into grads[t], [K·N], and s_t into kept[t]. Nothing here may depend on a tensor's value or make the host
-    wait for the device.
+    into grads[t], [K·N], features x_t into inputs[t], [width, K·N], and s_t into kept[t]; brings the
+    statistics [rows, K·N] up to date. Nothing here may depend on a tensor's value or make the host wait for
+    the device.
     """
     with _full_precision(theta):
         step = rule.stepper()
@@ -368,7 +402,10 @@ def _inner_loop(
             kept[t].copy_(states[t])
         if t + 1 < len(states):
             with _full_precision(theta):
-                step(flat, grad, states[t], states[t + 1])
+                x = rule.read(grad, statistics)
+                if inputs is not None and x is not grad:
+                    inputs[t].copy_(x)
+                step(flat, x, states[t], states[t + 1])
     torch.stack(found, out=losses)
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import save as as_safetensors
 
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.provenance import write_atomically
-from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
+from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop, UpdateRule
 
 FORMAT = "l2l_lightning rule, version 2"
 """What a file says that it is; a file of another format is refused."""
@@ -29,7 +29,7 @@ FORMAT = "l2l_lightning rule, version 2"
 FORMAT_WITHOUT_DIGEST = "l2l_lightning rule, version 1"
 """Of an older version of this program; such a file is read with a warning."""
 
-RULES: dict[str, type[UpdateRule]] = {"CoordinatewiseLSTM": CoordinatewiseLSTM}
+RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (CoordinatewiseLSTM, RNNprop)}
 """What a file may hold: a name in it is looked up here, and never imported."""
 
 _FOLDER = Path(__file__).parent

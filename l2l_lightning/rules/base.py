@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -9,21 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2l_lightning.rules.features import Features
+
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""(θ [n], g_t [n], s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
+"""(θ [n], x_t, s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
 
 
 class UpdateRule(nn.Module, ABC):
-    """A learned optimizer m_φ: (g_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ its parameters.
+    """A learned optimizer m_φ: (x_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ its parameters.
 
-    A rule sees flat coordinates only, never tensor shapes or tasks, so that one launch serves every
-    parameter of every optimizee in the batch. Its inputs may depend on gradients and on the rule's own
-    running statistics of them, and on nothing else: along a rollout they are constants, which is what lets
-    the meta-gradient skip the unrolled graph (see `rollout`).
+    What a rule reads is apart from what it carries. Its inputs x_t are gradients g_t [n], or the `features`
+    [width, n] that are made of them without φ: along a rollout they are constants, which is what lets the
+    meta-gradient skip the unrolled graph (see `rollout`). Its state s_t is what φ has written, and all that
+    the backward through time runs through. A rule sees flat coordinates only, so that one launch serves
+    every parameter of every optimizee in the batch.
 
-    A subclass sets `state_shape` and implements `step`; it overrides `stepper` and `segment_gradient` where
-    it has something faster.
+    A subclass sets `state_shape` and implements `step`; it sets `features` if it reads any, and overrides
+    `stepper` and `segment_gradient` where it has something faster.
     """
+
+    features: Features | None = None
+    """What is made of gradients before the rule reads them; None: it reads them as they are."""
 
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
@@ -32,9 +39,27 @@ class UpdateRule(nn.Module, ABC):
         """s_0 of n coordinates, [*state_shape, n], on φ's device, in φ's dtype unless another is given."""
         return next(self.parameters()).new_zeros(*self.state_shape, n, dtype=dtype)
 
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """The features' statistics are [*statistics_shape, n]: (rows,), or (0,) without features."""
+        return (0 if self.features is None else self.features.rows,)
+
+    def init_statistics(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
+        """The features' statistics of n coordinates before the first gradient, [rows, n], zero.
+
+        They are on φ's device and in φ's dtype unless another is given, but in float32 at least.
+        """
+        phi = next(self.parameters())
+        dtype = torch.promote_types(dtype or phi.dtype, torch.float32)
+        return phi.new_zeros(*self.statistics_shape, n, dtype=dtype)
+
+    def read(self, grad: Tensor, statistics: Tensor) -> Tensor:
+        """x_t: g_t [n] itself, or its features [width, n], which bring the statistics up to date in place."""
+        return grad if self.features is None else self.features(grad, statistics)
+
     @abstractmethod
-    def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(g_t [n], s_t) to (u_t [n], s_{t+1}), differentiable in every argument and in φ."""
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, s_t) to (u_t [n], s_{t+1}), differentiable in every argument and in φ."""
 
     def stepper(self) -> Step:
         """`step_` for many steps with one φ: what depends on φ alone is computed here, once.
@@ -42,24 +67,24 @@ class UpdateRule(nn.Module, ABC):
         Call it under torch.no_grad, and take another one when φ has changed.
         """
 
-        def step(theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
-            update, updated = self.step(grad, state)
+        def step(theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor) -> None:
+            update, updated = self.step(inputs, state)
             theta.add_(update)
             new_state.copy_(updated)
 
         return step
 
     @torch.no_grad()
-    def step_(self, theta: Tensor, grad: Tensor, state: Tensor, new_state: Tensor) -> None:
+    def step_(self, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor) -> None:
         """In place and without a graph: θ [n] += u_t; s_{t+1} goes into new_state (which may be `state`)."""
-        self.stepper()(theta, grad, state, new_state)
+        self.stepper()(theta, inputs, state, new_state)
 
-    def window_gradient(self, grads: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
+    def window_gradient(self, inputs: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
         """d/dφ of Σ_t <d_updates_t, u_t> along a window: `segment_gradient` where nothing comes after it."""
-        return self.segment_gradient(grads, history, d_updates)[0]
+        return self.segment_gradient(inputs, history, d_updates)[0]
 
     def segment_gradient(
-        self, grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
+        self, inputs: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """The derivatives of Σ_t <d_updates_t, u_t> + <d_final_state, s_T> along T steps of a window.
 
@@ -67,7 +92,7 @@ class UpdateRule(nn.Module, ABC):
         graph is ever held.
 
         Args:
-            grads: g_t, [T, n].
+            inputs: x_t, [T, n] or [T, width, n].
             history: s_0 … s_T, [T+1, *state_shape, n].
             d_updates: ∂L/∂u_t, [T, n].
             d_final_state: ∂L/∂s_T by what comes after these steps, [*state_shape, n]; None is zero.
@@ -78,10 +103,10 @@ class UpdateRule(nn.Module, ABC):
         parameters = list(self.parameters())
         totals = [torch.zeros_like(parameter) for parameter in parameters]
         d_state = torch.zeros_like(history[-1]) if d_final_state is None else d_final_state
-        for t in reversed(range(len(grads))):
+        for t in reversed(range(len(inputs))):
             with torch.enable_grad():
                 state = history[t].detach().requires_grad_()
-                outputs = self.step(grads[t], state)
+                outputs = self.step(inputs[t], state)
             d_step = torch.autograd.grad(
                 outputs, [state, *parameters], [d_updates[t], d_state], materialize_grads=True
             )
@@ -94,6 +119,10 @@ class UpdateRule(nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws φ anew, from the generator or from torch's global stream."""
 
-    @abstractmethod
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, so that a checkpoint can name them."""
+        """The constructor's arguments as plain values, so that a checkpoint can name them.
+
+        They are the attributes of the same names; a rule that keeps them otherwise overrides this.
+        """
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}

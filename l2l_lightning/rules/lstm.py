@@ -3,18 +3,121 @@
 from __future__ import annotations
 
 import functools
-import math
-from typing import Any
+from typing import Literal
 
 import torch
 from l2l_kernels import BACKENDS, LSTMSpec, bptt, reference, step_
-from l2l_kernels.spec import Preprocessing
+from l2l_kernels.spec import MAX_HIDDEN_SIZE, MAX_LAYERS
 from torch import Tensor, nn
 
+from l2l_lightning.checks import check_choice, check_finite, check_positive, check_whole_numbers
 from l2l_lightning.rules.base import Step, UpdateRule
+from l2l_lightning.rules.features import Features
 
 
-class CoordinatewiseLSTM(UpdateRule):
+class LSTMRule(UpdateRule):
+    """An LSTM on every coordinate, with shared weights and the fused kernels: what its kinds have in common.
+
+    u_t = output_scale · out(w_out · h_t + b_out), h_t the top layer's output on x_t. State [L, 2, H, n]; see
+    `l2l_kernels.LSTMSpec` for the maths and `l2l_kernels.reference` for the code.
+
+    Args:
+        spec: The LSTM's shape and constants.
+        head_init_scale: Multiplies the output head's initial weights; its bias starts at 0. A rule that
+            starts with small updates trains; one that starts with large ones goes to chance and stays.
+        forget_bias: Added to the forget gates' initial biases: the rule starts with a longer memory.
+        backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        features: What the LSTM reads, with the spec's preprocessing "features" and its width; else None.
+
+    Raises:
+        ValueError: A value is not finite, the backend is unknown, or the features are not the spec's.
+        TypeError: A value is no number.
+    """
+
+    gradient_scale: float = 1.0
+    """Multiplies inputs before anything else."""
+
+    def __init__(
+        self,
+        spec: LSTMSpec,
+        head_init_scale: float,
+        forget_bias: float,
+        backend: str | None,
+        features: Features | None = None,
+    ) -> None:
+        super().__init__()
+        check_finite(head_init_scale=head_init_scale, forget_bias=forget_bias)
+        if backend is not None and backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+        if (spec.preprocessing == "features") != (features is not None) or (
+            features is not None and features.width != spec.width
+        ):
+            raise ValueError(f"features of the width {spec.width} are what {spec} reads, got {features}")
+        self.spec = spec
+        self.num_layers, self.hidden_size = spec.num_layers, spec.hidden_size
+        self.output_scale = spec.output_scale
+        self.head_init_scale = head_init_scale
+        self.forget_bias = forget_bias
+        self.backend = backend
+        self.features = features
+        self.state_shape = spec.state_shape
+        H = spec.hidden_size
+        # Registered in the order of φ's flat layout.
+        for layer in range(spec.num_layers):
+            K = spec.layer_inputs(layer) + H
+            self.register_parameter(f"weight_{layer}", nn.Parameter(torch.empty(4 * H, K)))
+            self.register_parameter(f"bias_{layer}", nn.Parameter(torch.empty(4 * H)))
+        self.head_weight = nn.Parameter(torch.empty(H))
+        self.head_bias = nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws φ anew: U(±1/√H) as torch.nn.LSTM, forget biases raised, the head scaled down."""
+        H = self.spec.hidden_size
+        bound = H**-0.5
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
+            parameter.copy_(drawn)
+        for layer in range(self.spec.num_layers):
+            self.get_parameter(f"bias_{layer}")[H : 2 * H].add_(self.forget_bias)
+        self.head_weight.mul_(self.head_init_scale)
+        self.head_bias.zero_()
+
+    def phi(self) -> Tensor:
+        """φ as the flat vector [P] that the operators take."""
+        return torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
+
+    def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, s_t [L, 2, H, n]) to (u_t [n], s_{t+1}), in plain PyTorch: the definition."""
+        theta = inputs.new_zeros(inputs.shape[-1])
+        return reference.step(theta, self._scaled(inputs), state, self.phi(), self.spec)
+
+    def _scaled(self, inputs: Tensor) -> Tensor:
+        return inputs if self.gradient_scale == 1 else inputs * self.gradient_scale
+
+    @torch.no_grad()
+    def stepper(self) -> Step:
+        """θ += u_t and new_state = s_{t+1} in one fused launch a step; φ is packed here."""
+        fused = functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
+        if self.gradient_scale == 1:
+            return fused
+        return lambda theta, inputs, state, new_state: fused(theta, self._scaled(inputs), state, new_state)
+
+    @torch.no_grad()
+    def segment_gradient(
+        self, inputs: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The derivatives in φ and s_0 of a segment, by the fused backward through time."""
+        d_phi, d_state = bptt(
+            self._scaled(inputs), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
+        )
+        parameters = list(self.parameters())
+        parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
+        return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)], d_state
+
+
+class CoordinatewiseLSTM(LSTMRule):
     """An LSTM applied to every coordinate separately, with shared weights.
 
     u_t = output_scale · (w_out · h_t + b_out), h_t the top layer's output on the preprocessed
@@ -49,7 +152,7 @@ class CoordinatewiseLSTM(UpdateRule):
         self,
         num_layers: int = 2,
         hidden_size: int = 20,
-        preprocessing: Preprocessing = "log_sign",
+        preprocessing: Literal["log_sign", "identity"] = "log_sign",
         p: float = 10.0,
         output_scale: float = 0.1,
         head_init_scale: float = 0.1,
@@ -57,92 +160,13 @@ class CoordinatewiseLSTM(UpdateRule):
         backend: str | None = None,
         gradient_scale: float = 1.0,
     ) -> None:
-        super().__init__()
-        for name, value in (("num_layers", num_layers), ("hidden_size", hidden_size)):
-            if not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, got {value!r}")
-        for name, number in (
-            ("output_scale", output_scale),
-            ("head_init_scale", head_init_scale),
-            ("forget_bias", forget_bias),
-            ("gradient_scale", gradient_scale),
-        ):
-            if not math.isfinite(number):
-                raise ValueError(f"{name} must be finite, got {number}")
-        self.spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
-        if backend is not None and backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        self.head_init_scale = head_init_scale
-        if not gradient_scale > 0:
-            raise ValueError(f"gradient_scale must be positive, got {gradient_scale}")
-        self.forget_bias = forget_bias
+        check_whole_numbers(1, MAX_LAYERS, num_layers=num_layers)
+        check_whole_numbers(1, MAX_HIDDEN_SIZE, hidden_size=hidden_size)
+        check_choice(["log_sign", "identity"], preprocessing=preprocessing)
+        check_finite(output_scale=output_scale)
+        check_positive(gradient_scale=gradient_scale)
+        spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
+        super().__init__(spec, head_init_scale, forget_bias, backend)
+        self.preprocessing = preprocessing
+        self.p = p
         self.gradient_scale = gradient_scale
-        self.backend = backend
-        self.state_shape = self.spec.state_shape
-        H = hidden_size
-        # Registered in the order of φ's flat layout.
-        for layer in range(num_layers):
-            K = self.spec.layer_inputs(layer) + H
-            self.register_parameter(f"weight_{layer}", nn.Parameter(torch.empty(4 * H, K)))
-            self.register_parameter(f"bias_{layer}", nn.Parameter(torch.empty(4 * H)))
-        self.head_weight = nn.Parameter(torch.empty(H))
-        self.head_bias = nn.Parameter(torch.empty(()))
-        self.reset_parameters()
-
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws φ anew: U(±1/√H) as torch.nn.LSTM, forget biases raised, the head scaled down."""
-        H = self.spec.hidden_size
-        bound = H**-0.5
-        for parameter in self.parameters():
-            drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(drawn)
-        for layer in range(self.spec.num_layers):
-            self.get_parameter(f"bias_{layer}")[H : 2 * H].add_(self.forget_bias)
-        self.head_weight.mul_(self.head_init_scale)
-        self.head_bias.zero_()
-
-    def phi(self) -> Tensor:
-        """φ as the flat vector [P] that the operators take."""
-        return torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
-
-    def step(self, grad: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(g_t [n], s_t [L, 2, H, n]) to (u_t [n], s_{t+1}), in plain PyTorch: the definition."""
-        return reference.step(torch.zeros_like(grad), self._scaled(grad), state, self.phi(), self.spec)
-
-    def _scaled(self, grad: Tensor) -> Tensor:
-        return grad if self.gradient_scale == 1 else grad * self.gradient_scale
-
-    @torch.no_grad()
-    def stepper(self) -> Step:
-        """θ += u_t and new_state = s_{t+1} in one fused launch a step; φ is packed here."""
-        fused = functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
-        if self.gradient_scale == 1:
-            return fused
-        return lambda theta, grad, state, new_state: fused(theta, self._scaled(grad), state, new_state)
-
-    @torch.no_grad()
-    def segment_gradient(
-        self, grads: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]:
-        """The derivatives in φ and s_0 of a segment, by the fused backward through time."""
-        d_phi, d_state = bptt(
-            self._scaled(grads), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
-        )
-        parameters = list(self.parameters())
-        parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
-        return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)], d_state
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "num_layers": self.spec.num_layers,
-            "hidden_size": self.spec.hidden_size,
-            "preprocessing": self.spec.preprocessing,
-            "p": self.spec.p,
-            "output_scale": self.spec.output_scale,
-            "head_init_scale": self.head_init_scale,
-            "forget_bias": self.forget_bias,
-            "backend": self.backend,
-            "gradient_scale": self.gradient_scale,
-        }

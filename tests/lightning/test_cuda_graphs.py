@@ -14,7 +14,7 @@ from l2l_lightning.cuda_graphs import CaptureError, GraphCache, Recorder
 from l2l_lightning.data import load_images
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout, Workspace, run_rule
-from l2l_lightning.rules import CoordinatewiseLSTM
+from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic
 
 
@@ -98,6 +98,7 @@ RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5),
     "reference": lambda: CoordinatewiseLSTM(hidden_size=3, num_layers=1, backend="reference"),
     "momentum": LearnedMomentum,
+    "RNNprop": lambda: RNNprop(hidden_size=3),
 }
 
 
@@ -132,7 +133,7 @@ class Run:
             gradients = [p.grad.clone() for p in self.rule.parameters()]
             self.adam.step()
             self.seen += [window.meta_loss.detach(), window.losses, optimizees.theta.clone()]
-            self.seen += [rollout.state.clone(), *gradients]
+            self.seen += [rollout.state.clone(), rollout.statistics.clone(), *gradients]
 
     def validate(self, task, images, K, horizon):
         optimizees = self.optimizees(task, images, range(K), "validation")
@@ -165,6 +166,8 @@ def both(make_rule, **arguments):
         ("MLP", "reference", 4, torch.float32),
         ("module", "momentum", 1, torch.float32),
         ("module", "LSTM", 4, torch.float64),
+        ("noise", "RNNprop", 4, torch.float32),
+        ("MLP", "RNNprop", 1, torch.float64),
     ],
 )
 def test_replayed_windows_equal_plain_ones(task, rule, K, dtype, images):

@@ -13,7 +13,7 @@ from unrolled import assert_windows_are_unrolled
 from l2l_lightning import MetaLearner, history
 from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.rollout import Rollout
-from l2l_lightning.rules import CoordinatewiseLSTM
+from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import FunctionTask, Quadratic
 from l2l_lightning.workspace import Workspace
 
@@ -21,6 +21,7 @@ RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
     "three layers": lambda: CoordinatewiseLSTM(num_layers=3, hidden_size=3, p=4.0, gradient_scale=10.0),
     "momentum": LearnedMomentum,
+    "RNNprop": lambda: RNNprop(num_layers=1, hidden_size=3, beta=0.5),
 }
 BFLOAT16 = {"history_dtype": "bfloat16"}
 
@@ -61,7 +62,15 @@ def gradient(rule, window):
 
 @pytest.mark.parametrize(
     ("name", "every"),
-    [("LSTM", 1), ("LSTM", 3), ("three layers", 2), ("three layers", 100), ("momentum", 3), ("momentum", 7)],
+    [
+        ("LSTM", 1),
+        ("LSTM", 3),
+        ("three layers", 2),
+        ("three layers", 100),
+        ("momentum", 3),
+        ("momentum", 7),
+        ("RNNprop", 3),
+    ],
 )
 def test_the_meta_gradient_is_the_unrolled_graphs(name, every):
     """Every state kept, segments of one length and of two, one segment as long as the window and longer."""
@@ -72,7 +81,8 @@ def test_the_meta_gradient_is_the_unrolled_graphs(name, every):
 
 
 @pytest.mark.parametrize(
-    ("name", "every"), [("LSTM", 1), ("LSTM", 4), ("three layers", 5), ("momentum", 4), ("momentum", 30)]
+    ("name", "every"),
+    [("LSTM", 1), ("LSTM", 4), ("three layers", 5), ("momentum", 4), ("momentum", 30), ("RNNprop", 4)],
 )
 @pytest.mark.usefixtures("small_chunks")
 def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
@@ -90,7 +100,13 @@ def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("LSTM", torch.float32), ("three layers", torch.float64), ("momentum", torch.float32)]
+    ("name", "dtype"),
+    [
+        ("LSTM", torch.float32),
+        ("three layers", torch.float64),
+        ("momentum", torch.float32),
+        ("RNNprop", torch.float32),
+    ],
 )
 @pytest.mark.usefixtures("small_chunks")
 def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
@@ -115,7 +131,12 @@ def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("LSTM", BFLOAT16), ("LSTM", {**BFLOAT16, "checkpoint_every": 3}), ("momentum", BFLOAT16)],
+    [
+        ("LSTM", BFLOAT16),
+        ("LSTM", {**BFLOAT16, "checkpoint_every": 3}),
+        ("momentum", BFLOAT16),
+        ("RNNprop", BFLOAT16),
+    ],
 )
 def test_rounding_kept_states_does_not_touch_the_rollout(name, options):
     rule = make(name, torch.float32)
@@ -152,7 +173,7 @@ def test_the_error_of_rounded_states_is_within_what_the_roundoff_allows(name, ev
     def perturbed(i, change):
         value = states[i].item()
         states[i] = value + change
-        d_phi = torch.cat([d.reshape(-1) for d in kept.gradient(grads, [1.0] * (T + 1))])
+        d_phi = torch.cat([d.reshape(-1) for d in kept.gradient(grads, grads[:-1], [1.0] * (T + 1))])
         states[i] = value
         return d_phi
 
@@ -169,7 +190,7 @@ def test_the_error_of_rounded_states_is_within_what_the_roundoff_allows(name, ev
     assert error.norm() <= UNIT_ROUNDOFF * d_exact.norm()
 
 
-@pytest.mark.parametrize("name", ["LSTM", "momentum"])
+@pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
 @pytest.mark.parametrize("options", [{"checkpoint_every": 2}, {"checkpoint_every": 9}, BFLOAT16])
 def test_masked_optimizees_are_masked_in_kept_states_too(name, options):
     for fault in FAULTS:
@@ -194,7 +215,13 @@ KINDS = [{"checkpoint_every": 2}, BFLOAT16, {**BFLOAT16, "checkpoint_every": 2}]
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("LSTM", KINDS[0]), ("LSTM", KINDS[2]), ("three layers", KINDS[1]), ("momentum", KINDS[0])],
+    [
+        ("LSTM", KINDS[0]),
+        ("LSTM", KINDS[2]),
+        ("three layers", KINDS[1]),
+        ("momentum", KINDS[0]),
+        ("RNNprop", KINDS[2]),
+    ],
 )
 def test_recorded_windows_equal_plain_ones(name, options):
     rule, recorder, task = make(name, torch.float32), TapeRecorder(), Rosenbrock()
@@ -253,7 +280,7 @@ def test_buffers_hold_the_kept_states_the_gradients_and_one_chunk(T, every, dtyp
         assert held == size * n * state * kept + gradients + 4 * 1024 * (state * segment + T + 1)
 
 
-@pytest.mark.parametrize("name", ["LSTM", "momentum"])
+@pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
 def test_a_rollout_resumes_in_its_middle(name):
     rule, options = make(name), {"checkpoint_every": 2, **BFLOAT16}
     whole, resumed = (Rollout(rule, make_optimizees(), **options) for _ in range(2))

@@ -13,7 +13,7 @@ from l2l_lightning import MetaLearner
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError
 from l2l_lightning.optimizees import Optimizees, derive_generator
 from l2l_lightning.rollout import Rollout
-from l2l_lightning.rules import CoordinatewiseLSTM
+from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import Task
 
 FAULTS = ("NaN", "infinite loss", "infinite gradient")
@@ -72,7 +72,11 @@ def gradient(rule, meta_loss):
     return torch.cat([d.reshape(-1) for d in torch.autograd.grad(meta_loss, list(rule.parameters()))])
 
 
-RULES = {"LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0), "momentum": LearnedMomentum}
+RULES = {
+    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
+    "momentum": LearnedMomentum,
+    "RNNprop": lambda: RNNprop(num_layers=1, hidden_size=3),
+}
 
 
 @pytest.mark.parametrize("at", [0, 2, 4])
@@ -80,7 +84,7 @@ RULES = {"LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0), "momentum": L
 def test_the_others_go_on_as_if_the_sick_ones_were_not_there(fault, at):
     """Every fault at every place to both orders; the rules in turn, as a window masks before they see it."""
     for second_order in (False, True):
-        rule = "LSTM" if (FAULTS.index(fault) + at // 2 + second_order) % 2 else "momentum"
+        rule = list(RULES)[(FAULTS.index(fault) + at // 2 + second_order) % len(RULES)]
         assert_the_others_go_on(rule, second_order, fault, at)
 
 
@@ -104,6 +108,8 @@ def assert_the_others_go_on(rule, second_order, fault, at):
         assert torch.equal(ours.optimizees.theta[~masked], others.optimizees.theta)
         states = ours.state.view(*rule.state_shape, len(indices), -1)[..., ~masked, :]
         assert torch.equal(states.flatten(-2), others.state)
+        statistics = ours.statistics.view(-1, *ours.optimizees.theta.shape)[:, ~masked]
+        assert torch.equal(statistics.flatten(1), others.statistics)
         if number > 0:
             assert window.losses[:, masked].isnan().all()
     fresh = rollout(rule, Faulty(fault, 99), indices)

@@ -13,8 +13,11 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
-from l2l_lightning.optim import STATE
+from l2l_lightning.optim import STATE, STATISTICS
+from l2l_lightning.rules import RNNprop
 
+RNNPROP = RNNprop(hidden_size=4)
+RNNPROP.reset_parameters(torch.Generator().manual_seed(0))
 OPTIONS = [
     {},
     {"lr": 0.1},
@@ -49,7 +52,8 @@ def train(model, optimizer, steps, sign=1):
 def assert_same(a, b):
     for ours, theirs in zip(a[0].parameters(), b[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
-        assert torch.equal(a[1].state[ours][STATE], b[1].state[theirs][STATE])
+        assert a[1].state[ours].keys() == b[1].state[theirs].keys()
+        assert all(map(torch.equal, a[1].state[ours].values(), b[1].state[theirs].values()))
 
 
 def test_it_goes_in_the_right_direction():
@@ -74,6 +78,7 @@ def test_maximising_is_minimising_the_negative():
         ({"maximize": True, "weight_decay": 0.1}, torch.float32),
         ({"rule": "lstm-quadratic"}, torch.float32),
         ({"state_dtype": torch.bfloat16}, torch.bfloat16),
+        ({"rule": RNNPROP, "state_dtype": torch.bfloat16}, torch.bfloat16),
     ],
     ids=str,
 )
@@ -189,6 +194,40 @@ def test_a_state_dict_that_does_not_fit_is_refused(change):
     assert_same((model, optimizer), before)
 
 
+def test_statistics_are_float32_beside_a_rounded_state_and_are_checked():
+    """A quarter of RNNprop's 3 · 4 bytes would be lost in bfloat16, and with them what a long mean adds."""
+    model, optimizer = make({"rule": RNNPROP, "state_dtype": torch.bfloat16}, torch.bfloat16)
+    train(model, optimizer, 3)
+    saved = optimizer.state_dict()
+    entries = saved["state"][0]
+    assert (entries[STATE].dtype, entries[STATE].shape) == (torch.bfloat16, (2, 2, 4, 6, 4))
+    assert (entries[STATISTICS].dtype, entries[STATISTICS].shape) == (torch.float32, (3, 6, 4))
+    torch.testing.assert_close(entries[STATISTICS][2], torch.full((6, 4), 1 - 0.95**3))
+    for wrong, message in (
+        ({STATE: entries[STATE]}, "not 'statistics'"),
+        (entries | {STATISTICS: entries[STATISTICS][:2]}, r"a state of \[3, 6, 4\]"),
+        (
+            entries | {STATISTICS: entries[STATISTICS].bfloat16()},
+            "torch.bfloat16, the optimizer's are torch.float32",
+        ),
+        (entries | {STATISTICS: entries[STATISTICS] * torch.nan}, "not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict({**saved, "state": saved["state"] | {0: wrong}})
+    optimizer.load_state_dict(saved)
+
+
+def test_a_gradient_that_is_missing_leaves_statistics_alone():
+    model, optimizer = make({"rule": RNNPROP})
+    train(model, optimizer, 2)
+    before = copy.deepcopy(optimizer.state[model[0].weight])
+    model[0].weight.grad = None
+    optimizer.step()
+    after = optimizer.state[model[0].weight]
+    assert all(torch.equal(before[key], after[key]) for key in (STATE, STATISTICS))
+    assert optimizer.state[model[0].bias][STATISTICS][2, 0].item() == pytest.approx(1 - 0.95**3)
+
+
 def test_a_state_of_other_entries_is_refused():
     model, optimizer = make()
     train(model, optimizer, 1)
@@ -211,7 +250,7 @@ def test_names_of_a_compiled_model_and_of_a_renamed_layer_are_no_other_order():
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
 def test_copies_go_on_by_themselves(how):
-    for arguments in OPTIONS:
+    for arguments in (*OPTIONS, {"rule": RNNPROP, "state_dtype": torch.bfloat16}):
         assert_a_copy_goes_on(make(arguments), how)
 
 

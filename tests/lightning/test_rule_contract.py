@@ -8,20 +8,24 @@ import json
 import pytest
 import torch
 from learned_momentum import LearnedMomentum
+from mixed_features import MixedLSTM
 from problems import Rosenbrock
 from torch import nn
 from unrolled import assert_windows_are_unrolled
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
 from l2l_lightning.config import class_config, from_class_config
-from l2l_lightning.rules import UpdateRule
+from l2l_lightning.rules import RNNprop, UpdateRule
 
 RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
     "LSTM of one layer": lambda: CoordinatewiseLSTM(1, 3, "identity", forget_bias=0.0, output_scale=0.5),
     "LSTM of three layers": lambda: CoordinatewiseLSTM(3, 3, p=4.0, gradient_scale=10.0),
     "LSTM on the reference": lambda: CoordinatewiseLSTM(2, 4, backend="reference"),
+    "RNNprop": lambda: RNNprop(hidden_size=5),
+    "RNNprop on the reference": lambda: RNNprop(1, 3, beta=0.5, backend="reference"),
     "one's own": LearnedMomentum,
+    "one's own, with features": MixedLSTM,
 }
 N = 11
 
@@ -36,19 +40,34 @@ def optimizees(dtype=torch.float64, indices=range(3)):
     return Optimizees(Rosenbrock(), None, 0, "train", indices, dtype=dtype)
 
 
+def read(rule, grads):
+    """What the rule reads of gradients [steps, n], step by step."""
+    statistics = rule.init_statistics(grads.shape[-1], grads.dtype)
+    return torch.stack([rule.read(grad, statistics) for grad in grads])
+
+
 def inputs(rule, n=N, steps=4, seed=0):
-    """Gradients [steps, n] over nine decades, one of them zero, and the states that they lead through."""
+    """Of gradients [steps, n] over nine decades, one of them zero, and the states that they lead through."""
+    return walk(rule, read(rule, gradients(rule, n, steps, seed)))
+
+
+def gradients(rule, n=N, steps=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
     dtype = next(rule.parameters()).dtype
     grads = torch.randn(steps, n, generator=generator, dtype=dtype) * 10.0 ** torch.linspace(-7, 1, n).to(
         dtype
     )
     grads[:, n // 2] = 0
+    return grads
+
+
+def walk(rule, inputs):
+    n, dtype = inputs.shape[-1], inputs.dtype
     theta = torch.zeros(n, dtype=dtype)
-    history = torch.zeros(steps + 1, *rule.state_shape, n, dtype=dtype)
-    for t, grad in enumerate(grads):
-        rule.step_(theta, grad, history[t], history[t + 1])
-    return grads, history, theta
+    history = torch.zeros(len(inputs) + 1, *rule.state_shape, n, dtype=dtype)
+    for t, x in enumerate(inputs):
+        rule.step_(theta, x, history[t], history[t + 1])
+    return inputs, history, theta
 
 
 def test_a_step_gives_an_update_and_a_state_for_every_coordinate(rule):
@@ -59,7 +78,9 @@ def test_a_step_gives_an_update_and_a_state_for_every_coordinate(rule):
             assert (state.shape, state.dtype) == ((*rule.state_shape, n), dtype)
             assert not state.any()
             assert not state.requires_grad
-            update, updated = rule.step(torch.randn(n, dtype=dtype), state)
+            [x] = read(rule, torch.randn(1, n, dtype=dtype))
+            assert x.shape == ((n,) if rule.features is None else (rule.features.width, n))
+            update, updated = rule.step(x, state)
             assert (update.shape, update.dtype) == ((n,), dtype)
             assert (updated.shape, updated.dtype) == (state.shape, dtype)
             assert update.requires_grad
@@ -95,41 +116,50 @@ def test_the_in_place_step_is_the_step(rule):
     assert torch.equal(own, history[-1])
 
 
+def test_features_are_read_apart_from_the_state(rule):
+    """Their statistics are float32 at least, whatever a state is stored in, and updated in place."""
+    if rule.features is None:
+        assert rule.init_statistics(N).shape == (0, N)
+        grad = torch.randn(N)
+        assert rule.read(grad, rule.init_statistics(N)) is grad
+        return
+    rows = rule.features.rows
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        statistics = rule.float().init_statistics(N, dtype)
+        assert (statistics.shape, statistics.dtype) == ((rows, N), torch.promote_types(dtype, torch.float32))
+        assert not statistics.any()
+    before = statistics.clone()
+    rule.read(torch.randn(N), statistics)
+    assert not torch.equal(statistics, before)
+    assert not rule.read(torch.randn(N), statistics).requires_grad
+
+
 def test_coordinates_are_each_alone(rule):
     """In any pieces and any order: what a sharded parameter and the chunks of a history build on."""
-    grads, history, theta = inputs(rule)
+    _, history, theta = inputs(rule)
     order = torch.randperm(N, generator=torch.Generator().manual_seed(0))
     for pieces in ((1,) * N, (7, 4), (N,)):
-        parts = []
-        for part in order.split(pieces):
-            moved, state = torch.zeros(len(part), dtype=torch.float64), history[0][..., part].clone()
-            for grad in grads:
-                rule.step_(moved, grad[part], state, state)
-            parts.append((moved, state))
-        thetas, states = zip(*parts, strict=True)
+        parts = [walk(rule, read(rule, gradients(rule)[:, part])) for part in order.split(pieces)]
+        thetas, states = [theta for _, _, theta in parts], [history[-1] for _, history, _ in parts]
         torch.testing.assert_close(torch.cat(thetas), theta[order], rtol=1e-12, atol=1e-15)
         torch.testing.assert_close(torch.cat(states, -1), history[-1][..., order], rtol=1e-12, atol=1e-15)
 
 
 def test_a_coordinate_that_diverges_leaves_the_others_alone(rule):
-    grads, history, theta = inputs(rule)
+    _, history, theta = inputs(rule)
     for bad in (torch.nan, torch.inf):
-        spoiled, moved, state = grads.clone(), torch.zeros_like(theta), history[0].clone()
+        spoiled = gradients(rule)
         spoiled[1, 3] = bad
-        for grad in spoiled:
-            rule.step_(moved, grad, state, state)
+        _, spoiled_history, moved = walk(rule, read(rule, spoiled))
         others = torch.arange(N) != 3
         assert torch.equal(moved[others], theta[others])
-        assert torch.equal(state[..., others], history[-1][..., others])
+        assert torch.equal(spoiled_history[..., others], history[..., others])
 
 
 def test_a_zero_gradient_has_a_finite_update_and_meta_gradient(rule):
     for dtype in (torch.float64, torch.float32):
         rule.to(dtype)
-        grads, theta = torch.zeros(3, N, dtype=dtype), torch.zeros(N, dtype=dtype)
-        history = torch.zeros(4, *rule.state_shape, N, dtype=dtype)
-        for t in range(3):
-            rule.step_(theta, grads[t], history[t], history[t + 1])
+        grads, history, theta = walk(rule, read(rule, torch.zeros(3, N, dtype=dtype)))
         assert theta.isfinite().all()
         assert history.isfinite().all()
         d_phi, d_state = rule.segment_gradient(grads, history, torch.ones(3, N, dtype=dtype))
@@ -140,7 +170,7 @@ def test_a_segments_gradient_is_autograds(rule):
     """Σ_t <d_updates_t, u_t> + <d_final_state, s_T> through the unrolled steps, and the base class's walk."""
     grads, history, _ = inputs(rule)
     generator = torch.Generator().manual_seed(1)
-    d_updates = torch.randn(grads.shape, generator=generator, dtype=torch.float64)
+    d_updates = torch.randn(len(grads), N, generator=generator, dtype=torch.float64)
     d_final = torch.randn(history[0].shape, generator=generator, dtype=torch.float64)
     initial, parameters = history[0].clone().requires_grad_(), list(rule.parameters())
     for from_final_state in (None, d_final):

@@ -6,7 +6,7 @@ from torch.utils._pytree import tree_map
 from l2l_lightning.rollout import Rollout
 
 
-def unrolled_meta_loss(rule, optimizees, state, T, weights, second_order):
+def unrolled_meta_loss(rule, optimizees, state, T, weights, statistics, second_order):
     """What a textbook writes: the whole graph, differentiated by autograd."""
     K, N = optimizees.theta.shape
     theta = optimizees.theta.detach().requires_grad_()
@@ -19,9 +19,10 @@ def unrolled_meta_loss(rule, optimizees, state, T, weights, second_order):
         if t < T:
             (grad,) = torch.autograd.grad(per_task.sum(), theta, create_graph=True)
             grad = grad if second_order else grad.detach()
-            update, state = rule.step(grad.reshape(-1), state)
+            statistics = statistics.clone()
+            update, state = rule.step(rule.read(grad.reshape(-1), statistics), state)
             theta = theta + update.view(K, N)
-    return total, theta.detach(), state.detach()
+    return total, theta.detach(), state.detach(), statistics.detach()
 
 
 def assert_same_gradients(rule, expected, relative=1e-10):
@@ -38,14 +39,18 @@ def assert_windows_are_unrolled(rule, optimizees, twin, lengths, second_order=Fa
         The rollout, which has advanced `optimizees`, and the unrolled graph's last state.
     """
     rollout, state = Rollout(rule, optimizees, **options), rule.init_state(twin.theta.numel())
+    statistics = rule.init_statistics(twin.theta.numel())
     generator = torch.Generator().manual_seed(0)
     for T in lengths:
         weights = torch.rand(T + 1, dtype=torch.float64, generator=generator)
-        expected, twin.theta, state = unrolled_meta_loss(rule, twin, state, T, weights, second_order)
+        expected, twin.theta, state, statistics = unrolled_meta_loss(
+            rule, twin, state, T, weights, statistics, second_order
+        )
         expected_gradients = torch.autograd.grad(expected, list(rule.parameters()))
         rule.zero_grad()
         window = rollout.window(T, weights, second_order)
         window.meta_loss.backward()
         torch.testing.assert_close(window.meta_loss, expected.detach(), rtol=1e-12, atol=0)
         assert_same_gradients(rule, expected_gradients)
+    torch.testing.assert_close(rollout.statistics, statistics, rtol=1e-12, atol=1e-14)
     return rollout, state

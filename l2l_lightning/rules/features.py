@@ -1,0 +1,73 @@
+"""What a rule reads, apart from what it carries: features of gradients and of their running moments."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class Features(ABC):
+    """Turns a gradient into the numbers x_t that a rule reads, with statistics of the gradients before it.
+
+    Features are free of φ. Along a rollout they are constants as gradients are, so that the meta-gradient's
+    derivation holds unchanged (see `rollout`), and a window stores their values. Their statistics are float32
+    (float64 where the gradients are) and are never rounded with the rule's state.
+
+    A subclass sets `width` and `rows` and implements `__call__`, each coordinate alone and in operations that
+    are finite at a gradient of zero with statistics of zero; it may not wait for the device.
+    """
+
+    width: int
+    """Numbers per coordinate that the rule reads, 1 to 32."""
+    rows: int
+    """Statistics per coordinate; zero at first."""
+
+    @abstractmethod
+    def __call__(self, grad: Tensor, statistics: Tensor) -> Tensor:
+        """g_t [n] to x_t [width, n]; brings the statistics [rows, n] up to date in place."""
+
+
+class NormalisedMoments(Features):
+    r"""RNNprop's two inputs, g_t and its running mean, both divided by the root of its running square.
+
+    m_t = β m_{t-1} + (1 - β) g_t, v_t = β v_{t-1} + (1 - β) g_t², and x_t = (m̂_t, g_t) / max(√v̂_t, ε), where
+    m̂_t = m_t / w_t and v̂_t = v_t / w_t with w_t = 1 - βᵗ, the sum of the weights, as Adam corrects its bias.
+    x_t does not depend on the gradients' scale.
+
+    Args:
+        beta: β, in [0, 1).
+        epsilon: ε, in units of the gradient.
+
+    Raises:
+        ValueError: A value is out of its range.
+
+    Source: Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons".
+
+    Example:
+        >>> features = NormalisedMoments(beta=0.95)
+        >>> features(torch.tensor([2.0, 0.0]), torch.zeros(3, 2))
+        tensor([[1., 0.],
+                [1., 0.]])
+    """
+
+    width = 2
+    rows = 3
+
+    def __init__(self, beta: float = 0.95, epsilon: float = 1e-8) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"beta must be in [0, 1), got {beta}")
+        if not 0 < epsilon < float("inf"):
+            raise ValueError(f"epsilon must be positive and finite, got {epsilon}")
+        self.beta = beta
+        self.epsilon = epsilon
+
+    def __call__(self, grad: Tensor, statistics: Tensor) -> Tensor:
+        """(m̂_t, g_t) / max(√v̂_t, ε), [2, n]; the statistics are m, v and w, [3, n]."""
+        news = torch.stack([grad, grad * grad, torch.ones_like(grad)])
+        statistics.lerp_(news, 1 - self.beta)
+        mean, square, weight = statistics.unbind()
+        # Clamped before the root, whose derivative at zero would make second orders NaN.
+        scale = (square / weight).clamp(min=self.epsilon**2).sqrt()
+        return torch.stack([mean / weight, grad]) / scale
