@@ -49,6 +49,7 @@ class LSTMSpec:
 
     Raises:
         ValueError: A value is out of its range; the message names it.
+        TypeError: num_layers, hidden_size or width is no whole number.
 
     Source: Andrychowicz et al. 2016, section 2.1 and appendix A.
 
@@ -66,6 +67,9 @@ class LSTMSpec:
     output: Output = "linear"
 
     def __post_init__(self) -> None:
+        for name in ("num_layers", "hidden_size", "width"):
+            if type(getattr(self, name)) is not int:
+                raise TypeError(f"{name} must be a whole number, got {getattr(self, name)!r}")
         if not 1 <= self.num_layers <= MAX_LAYERS:
             raise ValueError(f"num_layers must be 1 to {MAX_LAYERS}, got {self.num_layers}")
         if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:

@@ -7,10 +7,9 @@ from typing import Literal
 
 import torch
 from l2l_kernels import BACKENDS, LSTMSpec, bptt, reference, step_
-from l2l_kernels.spec import MAX_HIDDEN_SIZE, MAX_LAYERS
 from torch import Tensor, nn
 
-from l2l_lightning.checks import check_choice, check_finite, check_positive, check_whole_numbers
+from l2l_lightning.checks import check_choice, check_finite, check_positive
 from l2l_lightning.rules.base import Step, UpdateRule
 from l2l_lightning.rules.features import Features
 
@@ -160,8 +159,6 @@ class CoordinatewiseLSTM(LSTMRule):
         backend: str | None = None,
         gradient_scale: float = 1.0,
     ) -> None:
-        check_whole_numbers(1, MAX_LAYERS, num_layers=num_layers)
-        check_whole_numbers(1, MAX_HIDDEN_SIZE, hidden_size=hidden_size)
         check_choice(["log_sign", "identity"], preprocessing=preprocessing)
         check_finite(output_scale=output_scale)
         check_positive(gradient_scale=gradient_scale)

@@ -11,6 +11,7 @@ from l2l_lightning import MetaLearner, Optimizees, Quadratic, Rollout, pretraine
 from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging, RuleSnapshots
 from l2l_lightning.data_module import WindowIndex, WindowLoader
 from l2l_lightning.optimizees import TaskError
+from l2l_lightning.rules import RNNprop
 
 
 def make_model(task=None, rule=None, **arguments):
@@ -226,17 +227,22 @@ def test_a_long_run_takes_no_memory_for_its_windows():
         small[len(small)]
 
 
-def test_a_run_resumes_after_any_window(tmp_path):
+@pytest.mark.parametrize("rule", [make_rule, lambda: RNNprop(hidden_size=3)], ids=["LSTM", "RNNprop"])
+def test_a_run_resumes_after_any_window(rule, tmp_path):
     """Cut within a rollout or between two, whatever their lengths, it ends where the whole run ends."""
-    settings = {"horizon": [4, 12], "unroll": 4, "seed": 3}
-    whole = make_model(**settings)
+
+    def make():
+        torch.manual_seed(0)
+        return make_model(rule=rule(), horizon=[4, 12], unroll=4, seed=3)
+
+    whole = make()
     fit(whole, tmp_path / "whole", num_rollouts=4, limit_val_batches=0)
     every = ModelCheckpoint(tmp_path / "cut", every_n_train_steps=1, save_top_k=-1)
-    fit(make_model(**settings), tmp_path / "cut", every, num_rollouts=4, limit_val_batches=0)
+    fit(make(), tmp_path / "cut", every, num_rollouts=4, limit_val_batches=0)
     checkpoints = list((tmp_path / "cut").glob("*.ckpt"))
     assert len(checkpoints) == 8
     for path in checkpoints:
-        resumed = make_model(**settings)
+        resumed = make()
         fit(resumed, tmp_path / "resumed", num_rollouts=4, limit_val_batches=0, ckpt_path=path)
         for ours, theirs in zip(resumed.rule.parameters(), whole.rule.parameters(), strict=True):
             assert torch.equal(ours, theirs)
