@@ -476,11 +476,7 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 and state.is_floating_point()
                 and state.shape[-1] == theta.numel()
                 and (rule is None or state.shape[:-1] == rule.state_shape)
-                and (
-                    "statistics" not in rollout  # of a version whose rules had none
-                    or rule is None
-                    or rollout["statistics"].shape == (*rule.statistics_shape, theta.numel())
-                )
+                and (rule is None or _fits(rollout.get("statistics"), rule.statistics_shape, theta.numel()))
                 and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
                 and (count is None or len(theta) == count)
                 and masked.dtype == torch.bool
@@ -493,6 +489,13 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise _WrongError(message) from error
     _require(fits, message)
+
+
+def _fits(statistics: Tensor | None, shape: tuple[int, ...], n: int) -> bool:
+    """Whether a rollout's statistics are of this shape; an older version's rules had none."""
+    if statistics is None:
+        return shape == (0,)
+    return statistics.is_floating_point() and statistics.shape == (*shape, n)
 
 
 def _check_position(checkpoint: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from l2l_lightning.pretrained import load
 from l2l_lightning.resharding import reshard
 from l2l_lightning.rollout import Rollout, Window, run_rule
 from l2l_lightning.rules.base import UpdateRule
-from l2l_lightning.rules.lstm import CoordinatewiseLSTM
+from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.workspace import Workspace
 
@@ -266,7 +266,7 @@ class MetaLearner(LightningModule):
         # Before a checkpoint is restored, which Lightning would round to float32.
         self.trainer.precision_plugin.convert_module(self)
         device = self.trainer.strategy.root_device
-        backend = self.rule.backend if isinstance(self.rule, CoordinatewiseLSTM) else "reference"
+        backend = self.rule.backend if isinstance(self.rule, LSTMRule) else "reference"
         if self._dtype_of_optimizees == torch.float64 and choose(device, backend) == "triton":
             raise MisconfigurationException(
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "

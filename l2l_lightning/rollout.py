@@ -305,11 +305,17 @@ class Rollout:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where a rollout of the same rule and optimizees was saved."""
+        """Continues where a rollout of the same rule and optimizees was saved.
+
+        Raises:
+            ValueError: It is of other optimizees, or of a rule that reads no features.
+        """
         self.optimizees.load_state_dict(state["optimizees"])
         self.state.copy_(state["state"])  # which windows may update in place: the saved one stays what it is
-        if "statistics" in state:  # an older version's rules had none
+        if "statistics" in state:
             self.statistics.copy_(state["statistics"])
+        elif self.statistics.numel():  # an older version's rules had none
+            raise ValueError("it lacks the statistics of the rule's features")
         self.masked = state["masked"].cpu()
         self.steps_done = state["steps_done"]
 

@@ -244,6 +244,7 @@ def weights(key, value):
         (lambda c: c.pop("rollouts"), "rollouts"),
         (lambda c: c["rollouts"][0].pop("state"), "rollouts"),
         (lambda c: c["rollouts"][0]["optimizees"].update(theta=torch.ones(1, 2)), "rollouts"),
+        (lambda c: c["rollouts"][0].update(statistics=torch.ones(3, 9)), "rollouts"),
         (lambda c: c["rollouts"][0]["optimizees"]["generators"].pop(), "rollouts"),
         (lambda c: c["rollouts"][0].update(steps_done="2"), "rollouts"),
         (lambda c: c.pop("loops"), "loops"),

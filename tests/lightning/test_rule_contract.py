@@ -259,3 +259,22 @@ def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
     # A window of T steps evaluates at T + 1 points.
     window = Rollout(rule, windows).window(horizon - 1)
     torch.testing.assert_close(window.losses, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_rollout_goes_on_from_its_state_dict(rule):
+    """What is carried is all in it; that of a rule without features is refused by one that reads some."""
+    whole, resumed = Rollout(rule, optimizees()), Rollout(rule, optimizees())
+    whole.window(3)
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for rollout in (whole, resumed):
+        rule.zero_grad()
+        assert rollout.window(2).meta_loss.isfinite()
+    assert torch.equal(resumed.optimizees.theta, whole.optimizees.theta)
+    assert torch.equal(resumed.state, whole.state)
+    assert torch.equal(resumed.statistics, whole.statistics)
+    older = {key: value for key, value in whole.state_dict().items() if key != "statistics"}
+    if rule.features is None:
+        resumed.load_state_dict(older)
+    else:
+        with pytest.raises(ValueError, match="lacks the statistics"):
+            resumed.load_state_dict(older)
