@@ -14,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
+import l2l_lightning.cli.lightning_cli  # noqa: F401 - here, or every fork would first import Lightning
 from l2l_lightning.cli import main
 
 OPTIONS = [
