@@ -41,34 +41,13 @@ VALUES: dict[Measure, str] = {"final_loss": "final_losses", "sum_loss": "sum_los
 def student_t_quantile(degrees_of_freedom: int) -> float:
     """The t that a Student variable stays within, on either side of 0, with probability 0.95.
 
-    For a whole number ν of degrees of freedom P(|T| ≤ t) is a finite sum (Abramowitz and Stegun, 26.7.3–4):
-    with θ = atan(t/√ν),
-
-        sin θ (1 + 1/2 cos²θ + 1·3/(2·4) cos⁴θ + … up to cos^(ν−2) θ)            for even ν,
-        2/π (θ + sin θ cos θ (1 + 2/3 cos²θ + 2·4/(3·5) cos⁴θ + …, the same))     for odd ν,
-
-    which is inverted by bisection.
-
     Example:
         >>> [round(student_t_quantile(n), 3) for n in (1, 2, 19)]
         [12.706, 4.303, 2.093]
     """
-    odd = degrees_of_freedom % 2
+    from scipy.special import stdtrit  # here: few need it, and it takes long to import
 
-    def probability(t: float) -> float:
-        angle = math.atan(t / math.sqrt(degrees_of_freedom))
-        sine, cosine = math.sin(angle), math.cos(angle)
-        total, term = 0.0, cosine if odd else 1.0
-        for k in range(1 + odd, degrees_of_freedom, 2):
-            total += term
-            term *= k / (k + 1) * cosine**2
-        return 2 / math.pi * (angle + sine * total) if odd else sine * total
-
-    low, high = 0.0, 16.0  # 12.7, at one degree of freedom, is the greatest
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
-    return high
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def mean_and_half_width(values: Tensor) -> tuple[Tensor, Tensor]:
