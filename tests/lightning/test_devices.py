@@ -481,6 +481,7 @@ def test_a_slurm_job_is_queued_again_before_its_time_is_up(slurm, tmp_path):
     job = subprocess.Popen(["bash", "-c", readmes("#!/bin/bash")], start_new_session=True)
     try:
         while not (tmp_path / "started").exists():
+            assert job.poll() is None, "the job has ended before it began"
             time.sleep(0.02)
         job.send_signal(signal.SIGUSR1)
         job.wait(timeout=30)
