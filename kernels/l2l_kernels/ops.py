@@ -6,6 +6,7 @@ differentiable twin; `bptt` is the backward of a whole window. N coordinates, T 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -18,6 +19,16 @@ from l2l_kernels.spec import LSTMSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+@functools.lru_cache
+def _known_spec(whole: tuple[int, ...], floating: tuple[float, ...]) -> LSTMSpec:
+    return LSTMSpec.from_lists(whole, floating)
+
+
+def _spec(whole: Sequence[int], floating: Sequence[float]) -> LSTMSpec:
+    """The spec of an operator's lists, checked when it is first seen: small steps come by thousands."""
+    return _known_spec(tuple(whole), tuple(floating))
 
 
 def _implementation(phi: Tensor, backend: str) -> backends.Backend:
@@ -47,7 +58,7 @@ def _register(
 def _step__fake(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
 ) -> None:
-    check_step(LSTMSpec.from_lists(*constants[:2]), phi, theta, inputs, state, new_state)
+    check_step(_spec(*constants[:2]), phi, theta, inputs, state, new_state)
 
 
 @_register("step_", _step__fake, mutates_args=("theta", "new_state"))
@@ -61,7 +72,7 @@ def _step_(
     floating: Sequence[float],
     backend: str,
 ) -> None:
-    spec = LSTMSpec.from_lists(whole, floating)
+    spec = _spec(whole, floating)
     check_step(spec, phi, theta, inputs, state, new_state)
     check_overlap({"theta": theta, "new_state": new_state}, {"inputs": inputs, "state": state, "phi": phi})
     _implementation(phi, backend).step_(theta, inputs, state, new_state, phi, spec)
@@ -70,7 +81,7 @@ def _step_(
 def _step_fake(
     theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    check_step(LSTMSpec.from_lists(*constants[:2]), phi, theta, inputs, state)
+    check_step(_spec(*constants[:2]), phi, theta, inputs, state)
     return torch.empty_like(theta), torch.empty_like(state)
 
 
@@ -84,7 +95,7 @@ def _step(
     floating: Sequence[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    spec = LSTMSpec.from_lists(whole, floating)
+    spec = _spec(whole, floating)
     check_step(spec, phi, theta, inputs, state)
     new_theta, new_state = theta.clone(), torch.empty_like(state)
     _implementation(phi, backend).step_(new_theta, inputs, state, new_state, phi, spec)
@@ -99,7 +110,7 @@ def _bptt_fake(
     phi: Tensor,
     *constants: Any,
 ) -> tuple[Tensor, Tensor]:
-    check_bptt(LSTMSpec.from_lists(*constants[:2]), phi, inputs, history, d_updates, d_final_state)
+    check_bptt(_spec(*constants[:2]), phi, inputs, history, d_updates, d_final_state)
     return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
@@ -114,7 +125,7 @@ def _bptt(
     floating: Sequence[float],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    spec = LSTMSpec.from_lists(whole, floating)
+    spec = _spec(whole, floating)
     check_bptt(spec, phi, inputs, history, d_updates, d_final_state)
     return _implementation(phi, backend).bptt(inputs, history, d_updates, d_final_state, phi, spec)
 
@@ -141,6 +152,7 @@ def _step_backward(ctx: Any, d_theta: Tensor, d_state: Tensor) -> tuple[Tensor |
 library.register_autograd("l2l_kernels::step", _step_backward, setup_context=_step_setup_context)
 
 
+@functools.lru_cache
 def _constants(spec: LSTMSpec, backend: str | None) -> tuple[list[int], list[float], str]:
     return *spec.to_lists(), backend or ""
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exactness import assert_identical
 from learned_momentum import LearnedMomentum
 from lightning.pytorch.callbacks import ModelCheckpoint
 from meta_training import fit, make_rule
@@ -92,8 +93,8 @@ def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
     chunked = Rollout(rule, make_optimizees(Wide()), checkpoint_every=every)
     for T in (5, 9):
         a, b = full.window(T), chunked.window(T)
-        assert torch.equal(a.losses, b.losses)
-        assert torch.equal(full.state, chunked.state)
+        assert_identical(a.losses, b.losses)
+        assert_identical(full.state, chunked.state)
         d_full, d_chunked = gradient(rule, a), gradient(rule, b)
         assert d_full.norm() > 0
         assert (d_chunked - d_full).norm() <= 1e-12 * d_full.norm()
@@ -125,8 +126,8 @@ def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
     Rollout(rule, make_optimizees(Wide(), dtype), checkpoint_every=4).window(8)
     (segments,) = seen.values()
     late, early = (torch.cat(segments[offset::2], dim=-1) for offset in (0, 1))
-    assert torch.equal(early, full[:5])
-    assert torch.equal(late, full[4:])
+    assert_identical(early, full[:5])
+    assert_identical(late, full[4:])
 
 
 @pytest.mark.parametrize(

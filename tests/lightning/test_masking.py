@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from exactness import assert_identical
 from learned_momentum import LearnedMomentum
 from lightning.pytorch.callbacks import Callback
 from meta_training import fit
@@ -104,12 +105,12 @@ def assert_the_others_go_on(rule, second_order, fault, at):
         d_phi, d_expected = gradient(rule, window.meta_loss), 3 / 5 * gradient(rule, expected.meta_loss)
         assert d_expected.norm() > 0
         assert (d_phi - d_expected).norm() <= 1e-12 * d_expected.norm()
-        assert torch.equal(window.losses[:, ~masked], expected.losses)
-        assert torch.equal(ours.optimizees.theta[~masked], others.optimizees.theta)
+        assert_identical(window.losses[:, ~masked], expected.losses)
+        assert_identical(ours.optimizees.theta[~masked], others.optimizees.theta)
         states = ours.state.view(*rule.state_shape, len(indices), -1)[..., ~masked, :]
-        assert torch.equal(states.flatten(-2), others.state)
+        assert_identical(states.flatten(-2), others.state)
         statistics = ours.statistics.view(-1, *ours.optimizees.theta.shape)[:, ~masked]
-        assert torch.equal(statistics.flatten(1), others.statistics)
+        assert_identical(statistics.flatten(1), others.statistics)
         if number > 0:
             assert window.losses[:, masked].isnan().all()
     fresh = rollout(rule, Faulty(fault, 99), indices)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from exactness import assert_identical
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -215,8 +216,8 @@ def results(single, folder):
 def assert_equal(actual, expected):
     assert actual.keys() == expected.keys()
     for name, (parameter, state) in expected.items():
-        assert torch.equal(actual[name][0], parameter), name
-        assert torch.equal(actual[name][1], state), name
+        assert_identical(actual[name][0], parameter)
+        assert_identical(actual[name][1], state)
 
 
 def test_two_processes_have_the_numbers_of_one(results, single):
@@ -254,9 +255,9 @@ def test_one_process_resumes_from_one_two_or_a_mesh(results, single, folder, sou
 def test_the_whole_state_can_be_gathered_and_given_back(results, single):
     for found in results:
         for name, (_, state) in found["sharded"]["restored full"].items():
-            assert torch.equal(state, single[0][name][1])
+            assert_identical(state, single[0][name][1])
     for name, entries in results[0]["sharded"]["full"]["state"].items():
-        assert torch.equal(entries[STATE], single[0][name][1])
+        assert_identical(entries[STATE], single[0][name][1])
 
 
 def test_a_state_dict_of_shards_fits_the_same_shards_only(results):
@@ -284,8 +285,8 @@ def test_every_placement_gives_the_same_numbers(results):
     for found in results:
         for name in names:
             theta, state = found["tensor"][name]
-            assert torch.equal(theta, parameter), name
-            assert torch.equal(state, optimizer.state[parameter][STATE]), name
+            assert_identical(theta, parameter)
+            assert_identical(state, optimizer.state[parameter][STATE])
 
 
 def test_a_mesh_of_two_dimensions(results, single):
