@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -36,8 +37,8 @@ class Task(ABC):
     num_coordinates: int
     """N, the length of θ."""
 
-    _one_by_one: bool | None = None
-    """Whether `losses` computes one optimizee after the other; None until its first call."""
+    _one_by_one: Mapping[str, bool] = MappingProxyType({})
+    """Whether `losses` loops over optimizees, by type of device; decided at its first call on one."""
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Tensor:
@@ -71,10 +72,12 @@ class Task(ABC):
         Raises:
             ValueError: Even so it draws from torch's global random stream, and its losses would not repeat.
         """
-        if self._one_by_one is None:
-            self._one_by_one, losses = self._first_losses(thetas, batches)
+        device = thetas.device.type  # what vmap can run is not the same on every device
+        if device not in self._one_by_one:
+            one_by_one, losses = self._first_losses(thetas, batches)
+            self._one_by_one = {**self._one_by_one, device: one_by_one}
             return losses
-        return self._looped(thetas, batches) if self._one_by_one else self._mapped(thetas, batches)
+        return self._looped(thetas, batches) if self._one_by_one[device] else self._mapped(thetas, batches)
 
     def _mapped(self, thetas: Tensor, batches: Batch) -> Tensor:
         losses: Tensor = torch.func.vmap(self.loss)(thetas, batches)

@@ -526,6 +526,8 @@ def test_what_vmap_cannot_run_is_run_one_after_the_other(module):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert torch.equal(task.losses_and_grads(thetas, stacked)[1], grads)
+    assert dict(task._one_by_one) == {"cpu": True}  # another device's first call decides for it
+    assert not ModuleTask._one_by_one
     for theta, (inputs, targets), loss, grad in zip(thetas, batches, losses, grads, strict=True):
         oracle = module().double()
         nn.utils.vector_to_parameters(theta, oracle.parameters())
