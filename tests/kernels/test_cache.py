@@ -1,5 +1,6 @@
 """Compiled kernels on disk: what is kept, what is loaded of it, and what a compiler's end says."""
 
+import hashlib
 import os
 import shutil
 import stat
@@ -218,6 +219,22 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv(library.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
     with pytest.warns(UserWarning, match="L2L_KERNELS_CACHE names another folder"):
         assert load() is None
+
+
+@needs_compiler
+def test_a_good_entry_of_another_process_stays_where_it_is(built, cache):
+    """Who compiled beside us is about to load it: without it, that process would run the reference."""
+    shutil.copytree(built, cache)
+    (entry,) = cache.iterdir()
+    theirs = entry.read_bytes() + b"compiled a moment ago"
+    stem = entry.stem.rpartition("-")[0]
+    other = cache / f"{stem}-{hashlib.sha256(theirs).hexdigest()}.so"
+    other.write_bytes(theirs)
+    damaged = cache / f"{stem}-{hashlib.sha256(b'').hexdigest()}.so"
+    damaged.write_bytes(b"not empty")
+    library._build(COMPILER, cache, threads=library._has_openmp(COMPILER))
+    assert other.read_bytes() == theirs
+    assert not damaged.exists()
 
 
 @needs_compiler

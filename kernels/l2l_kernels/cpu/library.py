@@ -135,22 +135,30 @@ def _stem(threads: bool) -> str:
 
 
 def _find(folder: Path, threads: bool) -> ctypes.CDLL | None:
-    """A good entry of the cache, loaded: whole, as its name says, and nobody else's.
-
-    The name ends with a digest of the contents, which it was given when they were complete.
-    """
+    """A good entry of the cache, loaded."""
     for path in sorted(folder.glob(f"{_stem(threads)}*.so")):
         try:
-            with path.open("rb") as file:
-                status, content = os.fstat(file.fileno()), file.read()
-            mine = not hasattr(os, "getuid") or status.st_uid in (0, os.getuid())
-            whole = path.stem.endswith("-" + hashlib.sha256(content).hexdigest())
-            if mine and whole and not status.st_mode & 0o022:
+            if (content := _read_good(path)) is not None:
                 _check_target(path)
                 return _open(path) if _is_ours_alone(folder) else _open_copy(content)
         except OSError:  # unreadable, or no library
             continue
     return None
+
+
+def _read_good(path: Path) -> bytes | None:
+    """An entry's contents, or None unless they are whole, as its name says, and nobody else's.
+
+    The name ends with a digest of the contents, which it was given when they were complete.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        status, content = os.fstat(file.fileno()), file.read()
+    mine = not hasattr(os, "getuid") or status.st_uid in (0, os.getuid())
+    whole = path.stem.endswith("-" + hashlib.sha256(content).hexdigest())
+    return content if mine and whole and not status.st_mode & 0o022 else None
 
 
 def _is_ours_alone(folder: Path) -> bool:
@@ -204,7 +212,10 @@ def _check_target(path: Path) -> None:
 
 
 def _build(compiler: str, folder: Path, threads: bool) -> None:
-    """Compiles the kernels (a few seconds) into the cache, where a file is whole and on the disk."""
+    """Compiles the kernels (a few seconds) into the cache, where a file is whole and on the disk.
+
+    Bad entries go; a good one stays, which another process may just have made and be about to load.
+    """
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         built = Path(directory) / "built.so"
         _run([compiler, *_flags(threads), str(SOURCE), "-o", str(built)])
@@ -214,7 +225,8 @@ def _build(compiler: str, folder: Path, threads: bool) -> None:
         built.chmod(0o644)
         for old in folder.glob(f"{_stem(threads)}*.so"):
             with contextlib.suppress(OSError):  # of another owner
-                old.unlink()
+                if _read_good(old) is None:
+                    old.unlink()
         built.replace(folder / f"{_stem(threads)}{digest}.so")
     if hasattr(os, "O_DIRECTORY"):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
