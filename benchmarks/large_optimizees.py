@@ -26,7 +26,7 @@ from measuring import origin, start_table, write_json
 from scaling import available_bytes
 
 from l2l_lightning import CoordinatewiseLSTM, Optimizees, Rollout, Task
-from l2l_lightning.history import CHUNK_BYTES, CHUNK_MULTIPLE
+from l2l_lightning.rollout.history import CHUNK_BYTES, CHUNK_MULTIPLE
 
 COORDINATES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 STATE = 80

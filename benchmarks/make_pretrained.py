@@ -17,11 +17,12 @@ from typing import Any
 import torch
 
 from l2l_lightning import LearnedOptimizer, Optimizees, pretrained, run_rule
-from l2l_lightning.baselines import BASELINES, TunedBaseline, final_losses
-from l2l_lightning.config import class_config
+from l2l_lightning.class_paths import class_config
+from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, final_losses
+from l2l_lightning.comparison.compare import Interval
 from l2l_lightning.data import load_images
-from l2l_lightning.evaluation import Interval
-from l2l_lightning.provenance import commit, write_json
+from l2l_lightning.files import write_json
+from l2l_lightning.provenance import commit
 from l2l_lightning.reproduce import bench as bench_module
 from l2l_lightning.reproduce.bench import Bench, Run, Settings, Tune, tuning_key
 from l2l_lightning.reproduce.command import EXPERIMENTS

@@ -25,10 +25,10 @@ from pathlib import Path
 import torch
 from measuring import origin, start_table, write_json
 
-from l2l_lightning.baselines import BASELINES, run_baseline, tune
+from l2l_lightning.comparison.baselines import BASELINES, run_baseline, tune
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import Optimizees, derive_generator
-from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
+from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import MNISTMLP
 

@@ -7,12 +7,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from l2l_lightning.data_module import MetaData
-    from l2l_lightning.meta_learner import MetaLearner
     from l2l_lightning.optim import LearnedOptimizer
-    from l2l_lightning.optimizees import Optimizees
     from l2l_lightning.pretrained import load
-    from l2l_lightning.rollout import Rollout, run_rule
+    from l2l_lightning.rollout import Optimizees, Rollout, run_rule
     from l2l_lightning.rules import CoordinatewiseLSTM, UpdateRule
     from l2l_lightning.tasks import (
         MNISTMLP,
@@ -24,7 +21,9 @@ if TYPE_CHECKING:
         Quadratic,
         Task,
     )
-    from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
+    from l2l_lightning.training.data_module import MetaData
+    from l2l_lightning.training.meta_learner import MetaLearner
+    from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 __all__ = [
     "MNISTMLP",
@@ -49,12 +48,9 @@ __all__ = [
 ]
 
 _MODULES = {
-    "data_module": ("MetaData",),
-    "meta_learner": ("MetaLearner",),
     "optim": ("LearnedOptimizer",),
-    "optimizees": ("Optimizees",),
     "pretrained": ("load",),
-    "rollout": ("Rollout", "run_rule"),
+    "rollout": ("Optimizees", "Rollout", "run_rule"),
     "rules": ("CoordinatewiseLSTM", "UpdateRule"),
     "tasks": (
         "MNISTMLP",
@@ -66,7 +62,9 @@ _MODULES = {
         "Quadratic",
         "Task",
     ),
-    "trainer": ("ComparisonSettings", "MetaTrainer"),
+    "training.data_module": ("MetaData",),
+    "training.meta_learner": ("MetaLearner",),
+    "training.trainer": ("ComparisonSettings", "MetaTrainer"),
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name for one of these

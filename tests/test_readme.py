@@ -11,7 +11,7 @@ from PIL import Image
 
 from l2l_lightning import ComparisonSettings
 from l2l_lightning.cli import main
-from l2l_lightning.evaluation import Interval
+from l2l_lightning.comparison.compare import Interval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """With a comparison of a few optimizees and one baseline in place of the default's."""
     monkeypatch.chdir(tmp_path)
     tiny = ComparisonSettings(num_optimizees=2, num_tuning_optimizees=1, baselines=["sgd"])
-    monkeypatch.setattr("l2l_lightning.trainer.ComparisonSettings", lambda: tiny)
+    monkeypatch.setattr("l2l_lightning.training.trainer.ComparisonSettings", lambda: tiny)
     (example,) = (block for block in blocks("python") if "MetaLearner" in block)
     variables = {}
     exec(example, variables)

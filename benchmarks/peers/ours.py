@@ -4,8 +4,8 @@ import torch
 import torch._dynamo  # an import of torch.optim's, which comes with the first optimizer
 from harness import HIDDEN, META_LR, OUTPUT_SCALE, P_THRESHOLD, main
 
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import MNISTMLP
 

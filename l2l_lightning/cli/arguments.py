@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from l2l_lightning.config import foreign_references
+from l2l_lightning.cli.run_folder import last_checkpoint, newest_config
 from l2l_lightning.errors import CommandLineError
-from l2l_lightning.run_folder import last_checkpoint, newest_config
+from l2l_lightning.trust import foreign_references
 
 LIGHTNING_COMMANDS = {
     "fit": "meta-train a rule, and compare it with tuned baselines at the end",
@@ -152,8 +152,8 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
         CommandLineError: The configuration beside it is no YAML.
     """
     # Here, for they import Lightning, which takes seconds that a mistyped command need not wait for.
-    from l2l_lightning import checkpoints
-    from l2l_lightning.stored_options import resumed_options
+    from l2l_lightning.cli.stored_options import resumed_options
+    from l2l_lightning.training import checkpoints
 
     checkpoint = checkpoints.read(path)
     checkpoints.check_trusted(path, checkpoint, trust)

@@ -19,25 +19,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
-from l2l_lightning.cuda_graphs import check_available
-from l2l_lightning.data_module import MetaData
-from l2l_lightning.errors import (
-    CommandLineError,
-    TaskError,
-)
-from l2l_lightning.latest_checkpoint import LatestCheckpoint
-from l2l_lightning.meta_learner import MetaLearner, check_precision
-from l2l_lightning.metrics_log import MetricsLog
-from l2l_lightning.provenance import write_atomically
-from l2l_lightning.run_folder import (
+from l2l_lightning.cli.run_folder import (
     RunLock,
     folder_of_run,
     last_checkpoint,
     missing,
     new_run_folder,
 )
-from l2l_lightning.trainer import ComparisonSettings, MetaTrainer
+from l2l_lightning.errors import (
+    CommandLineError,
+    TaskError,
+)
+from l2l_lightning.files import write_atomically
+from l2l_lightning.rollout.cuda_graphs import check_available
+from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.training.data_module import MetaData
+from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
+from l2l_lightning.training.meta_learner import MetaLearner, check_precision
+from l2l_lightning.training.metrics_log import MetricsLog
+from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
 """Options of --trainer that Lightning complains about by the name of a device, a package or a class."""

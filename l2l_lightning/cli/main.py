@@ -41,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print(_HELP)
         return
     if arguments == ["info"]:
-        from l2l_lightning.info import print_info
+        from l2l_lightning.cli.info import print_info
 
         print_info(presets())
         return

@@ -17,20 +17,14 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from l2l_lightning.evaluation import Interval, mean_and_half_width
+from l2l_lightning.comparison.compare import Interval, mean_and_half_width
+from l2l_lightning.comparison.plots import Curve, curves_figure, png
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.problem import Problem
 from l2l_lightning.examples.training import Run
 from l2l_lightning.examples.tuning import Tuned, tune
-from l2l_lightning.plots import Curve, curves_figure, png
-from l2l_lightning.provenance import (
-    commit,
-    device_name,
-    timestamp,
-    versions,
-    write_atomically,
-    write_json,
-)
+from l2l_lightning.files import write_atomically, write_json
+from l2l_lightning.provenance import commit, device_name, timestamp, versions
 
 
 @dataclass(frozen=True)

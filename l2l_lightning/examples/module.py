@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from l2l_lightning.optim import LearnedOptimizer
+from l2l_lightning.optim.learned_optimizer import LearnedOptimizer
 
 ADAMW = "adamw"
 """What the learned rules are compared with."""

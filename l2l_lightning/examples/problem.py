@@ -11,7 +11,7 @@ from torch import nn
 
 from l2l_lightning.examples.module import OptimizerSetting
 from l2l_lightning.examples.training import Data, Run, train
-from l2l_lightning.optimizees import derive_generator
+from l2l_lightning.rollout.optimizees import derive_generator
 
 Stream = Literal["tuning", "test"]
 """Settings are chosen by runs of one stream, and reported by runs of the other."""

@@ -16,7 +16,7 @@ from l2l_lightning.errors import CommandLineError
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.problem import Problem
 from l2l_lightning.examples.training import train
-from l2l_lightning.optimizees import derive_generator
+from l2l_lightning.rollout.optimizees import derive_generator
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the channels red, green and blue: what torchvision's weights were trained with."""

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save as as_safetensors
 
 from l2l_lightning.errors import WeightsError
-from l2l_lightning.provenance import write_atomically
+from l2l_lightning.files import write_atomically
 from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop, UpdateRule
 
 FORMAT = "l2l_lightning rule, version 2"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import Node
 
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rules.base import UpdateRule
 
 LEAVES = "θ0 and φ"

@@ -21,22 +21,23 @@ from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
 from l2l_lightning import pretrained
-from l2l_lightning.baselines import (
+from l2l_lightning.class_paths import class_config
+from l2l_lightning.comparison.baselines import (
     BASELINES,
     TunedBaseline,
     default_baselines,
     run_baseline,
     tune_horizons,
 )
-from l2l_lightning.config import class_config
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.errors import CommandLineError, WeightsError
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.provenance import commit, device_name, versions, write_atomically
+from l2l_lightning.files import write_atomically
+from l2l_lightning.provenance import commit, device_name, versions
 from l2l_lightning.reproduce.recipes import RECIPES, snapshot_of
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import Report, meta_train
-from l2l_lightning.rollout import run_rule
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.rules import UpdateRule
 from l2l_lightning.tasks import MNISTMLP
 from l2l_lightning.tasks.base import Task

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from l2l_lightning.errors import CommandLineError, DataCorruptedError, DataNotFoundError
-from l2l_lightning.provenance import write_json
+from l2l_lightning.files import write_json
 from l2l_lightning.reproduce.bench import Bench, Request, Train, Tune
 from l2l_lightning.reproduce.convergence import (
     EpochsExperiment,

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from l2l_lightning.baselines import BASELINES
-from l2l_lightning.plots import heatmap_figure, png
+from l2l_lightning.comparison.baselines import BASELINES
+from l2l_lightning.comparison.plots import heatmap_figure, png
 from l2l_lightning.reproduce.bench import Bench, Request, Run, Train, Tune
 from l2l_lightning.reproduce.experiment import Experiment, Finding, Outcome, diverged, final, ratio
 from l2l_lightning.reproduce.training import Report

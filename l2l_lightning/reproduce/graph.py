@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from l2l_lightning.comparison.plots import png
 from l2l_lightning.data.images import Images
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.plots import png
-from l2l_lightning.provenance import write_atomically
+from l2l_lightning.files import write_atomically
 from l2l_lightning.reproduce.autograd_graph import Graph, window_graph
 from l2l_lightning.reproduce.graph_drawing import Measurement, step_figure, window_figure
 from l2l_lightning.reproduce.graph_events import write_events
@@ -24,6 +23,7 @@ from l2l_lightning.reproduce.memory import (
     held_bytes,
     measure,
 )
+from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Task
 

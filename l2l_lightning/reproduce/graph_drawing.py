@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch, PathPatch, Rectangle
 from matplotlib.path import Path
 
-from l2l_lightning.plots import COLOURS, HIGHLIGHT
+from l2l_lightning.comparison.plots import COLOURS, HIGHLIGHT
 from l2l_lightning.reproduce.autograd_graph import (
     BACKWARD,
     FORWARD,

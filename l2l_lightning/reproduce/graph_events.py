@@ -13,7 +13,7 @@ from tensorboardX.proto.node_def_pb2 import NodeDef
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboardX.record_writer import masked_crc32c
 
-from l2l_lightning.provenance import write_atomically
+from l2l_lightning.files import write_atomically
 from l2l_lightning.reproduce.autograd_graph import Graph, Operation
 
 FILE_NAME = "events.out.tfevents.graph"

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from l2l_lightning.data.images import Images
 from l2l_lightning.errors import L2LError
-from l2l_lightning.optimizees import Optimizees
 from l2l_lightning.reproduce.autograd_graph import autograd_graph, unrolled_window
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks import Quadratic, Task
 

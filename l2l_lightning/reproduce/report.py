@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from l2l_lightning.provenance import write_atomically, write_json
+from l2l_lightning.files import write_atomically, write_json
 from l2l_lightning.reproduce.bench import Bench
 from l2l_lightning.reproduce.experiment import Experiment, Outcome, csv_text
 

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from l2l_lightning import checkpoints, pretrained
-from l2l_lightning.callbacks import PhiAveraging, RuleSnapshots
+from l2l_lightning import pretrained
 from l2l_lightning.cli import presets
 from l2l_lightning.cli.lightning_cli import MetaLearningCLI
 from l2l_lightning.errors import RunStoppedError
-from l2l_lightning.meta_learner import MetaLearner
-from l2l_lightning.provenance import commit, device_name, versions, write_json
+from l2l_lightning.files import write_json
+from l2l_lightning.provenance import commit, device_name, versions
 from l2l_lightning.rules import UpdateRule
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.callbacks import PhiAveraging, RuleSnapshots
+from l2l_lightning.training.meta_learner import MetaLearner
 
 Report = Callable[[float, str], None]
 """(fraction done, what is being done) of one piece of work."""

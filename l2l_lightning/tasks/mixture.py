@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.class_paths import class_config, from_class_config
+from l2l_lightning.round_robin import turn
 from l2l_lightning.tasks.base import Batch, Task
-from l2l_lightning.turns import turn
 
 
 class Mixture(Task):

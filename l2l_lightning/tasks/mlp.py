@@ -54,7 +54,7 @@ class ImageMLP(Task):
 
     Example:
         >>> from l2l_lightning.data import load_images
-        >>> from l2l_lightning.optimizees import Optimizees
+        >>> from l2l_lightning.rollout.optimizees import Optimizees
         >>> task, images = ImageMLP("digits", hidden_sizes=[20]), load_images("digits").train
         >>> optimizees = Optimizees(task, images, seed=0, stream="train", indices=[0, 1])
         >>> losses, grads = optimizees.losses_and_grads()
@@ -188,7 +188,7 @@ class MNISTMLP(ImageMLP):
 
     Example:
         >>> from l2l_lightning.data import load_images
-        >>> from l2l_lightning.optimizees import Optimizees
+        >>> from l2l_lightning.rollout.optimizees import Optimizees
         >>> task, images = MNISTMLP(hidden_sizes=[20]), load_images("mnist").train
         >>> optimizees = Optimizees(task, images, seed=0, stream="train", indices=[0, 1])
         >>> losses, grads = optimizees.losses_and_grads()

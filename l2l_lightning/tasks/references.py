@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from l2l_lightning.config import is_dotted_path
+from l2l_lightning.class_paths import is_dotted_path
 
 
 def dotted_path(target: Any) -> str:

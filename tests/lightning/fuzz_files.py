@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from l2l_lightning import checkpoints, pretrained
+from l2l_lightning import pretrained
+from l2l_lightning.training import checkpoints
 
 SECONDS, BYTES = 20, 2**30
 """What reading one file may take; a mutated length must not allocate more."""

@@ -28,12 +28,12 @@ from l2l_lightning import (
     pretrained,
     run_rule,
 )
-from l2l_lightning.baselines import tune
-from l2l_lightning.callbacks import CollapseGuard
-from l2l_lightning.checkpoints import CheckpointError
-from l2l_lightning.cuda_graphs import CaptureError
+from l2l_lightning.comparison.baselines import tune
+from l2l_lightning.comparison.compare import Contender, compare
 from l2l_lightning.data import DataNotFoundError, load_images
-from l2l_lightning.evaluation import Contender, compare
+from l2l_lightning.rollout.cuda_graphs import CaptureError
+from l2l_lightning.training.callbacks import CollapseGuard
+from l2l_lightning.training.checkpoints import CheckpointError
 
 TINY = [
     "--data.num_rollouts=1",

@@ -9,7 +9,7 @@ import torch
 from bowls import Bowl, QuickBowl
 from torch import optim
 
-from l2l_lightning.baselines import (
+from l2l_lightning.comparison.baselines import (
     BASELINES,
     TunedBaseline,
     default_baselines,
@@ -18,7 +18,7 @@ from l2l_lightning.baselines import (
     run_baseline,
     tune,
 )
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout.optimizees import Optimizees
 
 
 def adam(g, m, v, t, beta1=0.9, beta2=0.999):

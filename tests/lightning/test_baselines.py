@@ -6,8 +6,8 @@ import pytest
 import torch
 from bowls import Bowl, QuickBowl
 
-from l2l_lightning import baselines
-from l2l_lightning.baselines import (
+from l2l_lightning.comparison import baselines
+from l2l_lightning.comparison.baselines import (
     BASELINES,
     Alternative,
     Baseline,
@@ -21,7 +21,7 @@ from l2l_lightning.baselines import (
     tune,
     tune_horizons,
 )
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.rollout.optimizees import Optimizees
 
 SGD = BASELINES["sgd"]
 MOMENTUM = BASELINES["momentum"]

@@ -20,12 +20,13 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
 from meta_training import fit
 
-from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, Quadratic, checkpoints, pretrained
-from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
-from l2l_lightning.checkpoints import CheckpointError
+from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, Quadratic, pretrained
 from l2l_lightning.cli import main
-from l2l_lightning.meta_learner import CheckpointMismatchError
 from l2l_lightning.tasks import FunctionTask, Mixture, SimpleSquare
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.training.checkpoints import CheckpointError
+from l2l_lightning.training.meta_learner import CheckpointMismatchError
 
 
 def make_model(task=None, **arguments):
@@ -629,7 +630,7 @@ def test_how_meta_gradients_are_taken_can_change(changes, checkpoint, tmp_path):
 
 def test_how_many_optimizees_are_validated_can_change(checkpoint, tmp_path, monkeypatch):
     counts = []
-    import l2l_lightning.meta_learner as module
+    import l2l_lightning.training.meta_learner as module
 
     original = module.run_rule
     monkeypatch.setattr(

@@ -10,10 +10,10 @@ from learned_momentum import LearnedMomentum
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from l2l_lightning.cuda_graphs import CaptureError, GraphCache, Recorder
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rollout.cuda_graphs import CaptureError, GraphCache, Recorder
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic
 
@@ -341,7 +341,9 @@ def test_the_number_of_graphs_is_bounded_and_the_least_recently_used_goes():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_of_a_model_has_a_workspace_of_its_own(duplicate):
     """Averaging φ copies the whole model, and a graph cannot be copied."""
-    from l2l_lightning.meta_learner import MetaLearner  # needs Lightning, which the GPU tests below do not
+    from l2l_lightning.training.meta_learner import (
+        MetaLearner,  # needs Lightning, which the GPU tests below do not
+    )
 
     model = MetaLearner(Quadratic(dim=3), CoordinatewiseLSTM())
     model._workspace.graphs.unpicklable = lambda: None
@@ -369,7 +371,7 @@ def test_where_there_is_no_device_they_are_off_unless_asked_for():
 
 
 def test_an_unrolled_graph_cannot_be_recorded():
-    from l2l_lightning.meta_learner import MetaLearner
+    from l2l_lightning.training.meta_learner import MetaLearner
 
     make(None).window(2, second_order=True)
     with pytest.raises(ValueError, match=r"second_order.*cuda_graphs"):

@@ -15,8 +15,8 @@ import torchvision
 
 from l2l_lightning.data import DATA_SETS, DataCorruptedError, DataNotFoundError, Images, load_images
 from l2l_lightning.data.splits import split_images
-from l2l_lightning.data_module import MetaData
 from l2l_lightning.tasks import MNISTMLP, ImageMLP, Quadratic
+from l2l_lightning.training.data_module import MetaData
 
 TRAIN, TEST = 600, 100
 

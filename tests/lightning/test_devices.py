@@ -22,13 +22,14 @@ from meta_training import fit, make_rule
 from processes import fit_in_processes, free_port, run_together
 from torch.multiprocessing import ProcessRaisedException
 
-from l2l_lightning import MNISTMLP, MetaData, MetaLearner, Optimizees, Quadratic, optimizees
-from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning import MNISTMLP, MetaData, MetaLearner, Optimizees, Quadratic
 from l2l_lightning.cli import main
-from l2l_lightning.meta_learner import CheckpointMismatchError
-from l2l_lightning.resharding import reshard
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout import optimizees
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.tasks import Mixture, NoisyScaledSquare
+from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.training.meta_learner import CheckpointMismatchError
+from l2l_lightning.training.resharding import reshard
 
 pytestmark = pytest.mark.forks
 
@@ -47,7 +48,7 @@ def one_thread():
 @pytest.fixture
 def in_float64(monkeypatch):
     double = functools.partial(Optimizees, dtype=torch.float64)
-    monkeypatch.setattr("l2l_lightning.meta_learner.Optimizees", double)
+    monkeypatch.setattr("l2l_lightning.training.meta_learner.Optimizees", double)
 
 
 def make_model(num_tasks, task=None, **arguments):
@@ -431,7 +432,7 @@ def test_processes_download_one_after_another(tmp_path, monkeypatch):
                 file.write(f"{word} ")
             time.sleep(0.2)
 
-    monkeypatch.setattr("l2l_lightning.data_module.load_images", load_slowly)
+    monkeypatch.setattr("l2l_lightning.training.data_module.load_images", load_slowly)
     data = MetaData(root=str(tmp_path / "data"), download=True)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=data.load, args=(MNISTMLP(),)) for _ in range(3)]

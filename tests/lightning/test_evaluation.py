@@ -8,10 +8,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from l2l_lightning import provenance
-from l2l_lightning.baselines import BASELINES, Trial, TunedBaseline, run_baseline
-from l2l_lightning.data.images import Images
-from l2l_lightning.evaluation import (
+from l2l_lightning import files, provenance
+from l2l_lightning.comparison.baselines import BASELINES, Trial, TunedBaseline, run_baseline
+from l2l_lightning.comparison.compare import (
     Comparison,
     Contender,
     Interval,
@@ -23,9 +22,10 @@ from l2l_lightning.evaluation import (
     student_t_quantile,
     write_comparison,
 )
-from l2l_lightning.optimizees import Optimizees
+from l2l_lightning.data.images import Images
+from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
-from l2l_lightning.trainer import tuning_table
+from l2l_lightning.training.trainer import tuning_table
 
 IMAGES = Images(torch.rand(16, 3), torch.zeros(16, dtype=torch.int64), "sixteen random vectors")
 
@@ -295,18 +295,18 @@ def test_table_of_baselines_alone():
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    provenance.write_json(path, {"old": 1})
+    files.write_json(path, {"old": 1})
 
     def fail(source, target):
         raise OSError("no space left")
 
-    monkeypatch.setattr(provenance.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="no space"):
-        provenance.write_json(path, {"new": 2})
+        files.write_json(path, {"new": 2})
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        provenance.write_json(path, {"nan": math.nan})
+        files.write_json(path, {"nan": math.nan})
     assert json.loads(path.read_text()) == {"old": 1}
 
 

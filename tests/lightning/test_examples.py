@@ -15,15 +15,15 @@ from torch.utils.data import Subset
 
 from l2l_lightning import LearnedOptimizer
 from l2l_lightning.cli import CommandLineError, main
+from l2l_lightning.comparison.compare import Interval
 from l2l_lightning.data import load_images
-from l2l_lightning.evaluation import Interval
 from l2l_lightning.examples import comparison, resnet
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.resnet import NarrowResNet18, resnet_problem
 from l2l_lightning.examples.training import Evaluation, Run
 from l2l_lightning.examples.transformer import CharacterTransformer, documentation, transformer_problem
 from l2l_lightning.examples.tuning import ADAMW_GRID, RULE_GRID, tune
-from l2l_lightning.optimizees import derive_generator
+from l2l_lightning.rollout.optimizees import derive_generator
 
 RULE = "lstm-mnist-mixture"
 SMALL = {"steps": 10, "batch_size": 4, "seed": 3, "accelerator": "cpu"}

@@ -11,12 +11,13 @@ from test_cuda_graphs import TapeRecorder
 from test_masking import FAULTS, Faulty, some_indices
 from unrolled import assert_windows_are_unrolled
 
-from l2l_lightning import MetaLearner, history
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import Rollout
+from l2l_lightning import MetaLearner
+from l2l_lightning.rollout import history
+from l2l_lightning.rollout.buffers import Workspace
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import FunctionTask, Quadratic
-from l2l_lightning.workspace import Workspace
 
 RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),

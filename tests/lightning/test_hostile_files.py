@@ -19,11 +19,12 @@ import yaml
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from meta_training import fit
 
-from l2l_lightning import CoordinatewiseLSTM, MetaLearner, Quadratic, checkpoints
-from l2l_lightning.callbacks import CollapseGuard, PhiAveraging
-from l2l_lightning.checkpoints import CheckpointError
-from l2l_lightning.config import PATHS, foreign_references
-from l2l_lightning.stored_options import NOT_RESUMED, SECTIONS, SINGLE, resumed_options
+from l2l_lightning import CoordinatewiseLSTM, MetaLearner, Quadratic
+from l2l_lightning.cli.stored_options import NOT_RESUMED, SECTIONS, SINGLE, resumed_options
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
+from l2l_lightning.training.checkpoints import CheckpointError
+from l2l_lightning.trust import PATHS, foreign_references
 
 POPEN = "lightning.pytorch.strategies.launchers.subprocess_script.subprocess.Popen"
 

@@ -16,9 +16,9 @@ from killed_fits import OPTIONS
 
 from l2l_lightning import CoordinatewiseLSTM, MetaData, MetaLearner, MetaTrainer
 from l2l_lightning.cli import main
-from l2l_lightning.latest_checkpoint import LatestCheckpoint
-from l2l_lightning.metrics_log import MetricsLog
 from l2l_lightning.tasks import Quadratic
+from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
+from l2l_lightning.training.metrics_log import MetricsLog
 
 KILLED_FITS = Path(__file__).with_name("killed_fits.py")
 SMALL = [*OPTIONS, "--data.num_rollouts=8", "--latest.every_n_meta_steps=5"]

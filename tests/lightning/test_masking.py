@@ -11,11 +11,11 @@ from lightning.pytorch.callbacks import Callback
 from meta_training import fit
 
 from l2l_lightning import MetaLearner
-from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError
-from l2l_lightning.optimizees import Optimizees, derive_generator
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import Task
+from l2l_lightning.training.callbacks import CollapseGuard, MetaTrainingError
 
 FAULTS = ("NaN", "infinite loss", "infinite gradient")
 

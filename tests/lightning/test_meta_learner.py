@@ -8,10 +8,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from meta_training import fit, make_rule
 
 from l2l_lightning import MetaLearner, Optimizees, Quadratic, Rollout, pretrained, run_rule
-from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging, RuleSnapshots
-from l2l_lightning.data_module import WindowIndex, WindowLoader
-from l2l_lightning.optimizees import TaskError
+from l2l_lightning.rollout.optimizees import TaskError
 from l2l_lightning.rules import RNNprop
+from l2l_lightning.training.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging, RuleSnapshots
+from l2l_lightning.training.data_module import WindowIndex, WindowLoader
 
 
 def make_model(task=None, rule=None, **arguments):

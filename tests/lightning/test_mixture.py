@@ -17,9 +17,9 @@ from l2l_lightning import (
     Rollout,
     run_rule,
 )
-from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.class_paths import class_config, from_class_config
+from l2l_lightning.round_robin import turn
 from l2l_lightning.tasks import ImageMLP, NoisyScaledSquare, Task
-from l2l_lightning.turns import turn
 
 
 def test_every_stretch_of_turns_has_each_once():

@@ -17,7 +17,7 @@ from l2l_lightning import (
     optim,
     pretrained,
 )
-from l2l_lightning.optim import STATE
+from l2l_lightning.optim.learned_optimizer import STATE
 from l2l_lightning.pretrained import WeightsError
 
 SHAPES = [(3, 4), (), (0,), (7,), (2, 3, 2, 2), (5, 0, 2), (1,)]
@@ -347,7 +347,7 @@ def test_memory_is_told_before_it_is_taken(caplog):
     assert sizes == {None: 80 * 4 * 10**10, torch.float32: 80 * 4 * 10**10, torch.bfloat16: 80 * 2 * 10**10}
     parameters = make_parameters([(2**18,)])
     optimizer = LearnedOptimizer(parameters, "lstm-mnist")
-    with caplog.at_level(logging.INFO, logger="l2l_lightning.optim"):
+    with caplog.at_level(logging.INFO, logger="l2l_lightning.optim.learned_optimizer"):
         run(optimizer, parameters, make_gradients([(2**18,)], steps=2))
     assert [record.message for record in caplog.records] == [
         "the rule's state of 262144 coordinates takes 80.0 MiB on cpu"

@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
-from l2l_lightning.optim import STATE, STATISTICS
+from l2l_lightning.optim.learned_optimizer import STATE, STATISTICS
 from l2l_lightning.rules import RNNprop
 
 RNNPROP = RNNprop(hidden_size=4)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import STREAMS, Optimizees, derive_generator
+from l2l_lightning.rollout.optimizees import STREAMS, Optimizees, derive_generator
 from l2l_lightning.tasks import MNISTMLP, NoisyScaledSquare, Quadratic, Task
 
 TASKS = {

@@ -6,7 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from l2l_lightning.plots import COLOURS, HIGHLIGHT, Curve, curves_figure, png
+from l2l_lightning.comparison.plots import COLOURS, HIGHLIGHT, Curve, curves_figure, png
 
 
 def curve(label="adam", mean=None, **settings):

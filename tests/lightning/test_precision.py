@@ -11,7 +11,7 @@ from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from meta_training import fit, make_rule
 
 from l2l_lightning import CoordinatewiseLSTM, MetaLearner, Optimizees, Quadratic, Rollout, pretrained
-from l2l_lightning.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
+from l2l_lightning.training.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 
 MIXED = {
     "bf16-mixed": ["--trainer.precision=bf16-mixed"],

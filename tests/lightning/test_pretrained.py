@@ -18,8 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import make_pretrained
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, pretrained, rules, run_rule
-from l2l_lightning.baselines import BASELINES, final_losses
-from l2l_lightning.config import from_class_config
+from l2l_lightning.class_paths import from_class_config
+from l2l_lightning.comparison.baselines import BASELINES, final_losses
 from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
 from l2l_lightning.reproduce.generalise import AIM

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from l2l_lightning import pretrained
-from l2l_lightning.baselines import BASELINES
 from l2l_lightning.cli import main
+from l2l_lightning.comparison.baselines import BASELINES
 from l2l_lightning.reproduce import bench as bench_module
 from l2l_lightning.reproduce import training
 from l2l_lightning.reproduce.bench import Bench, NotShippedError, Run, Settings, Train, Tune

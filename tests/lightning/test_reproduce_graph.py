@@ -19,9 +19,8 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.record_writer import masked_crc32c
 
+from l2l_lightning.comparison.plots import HIGHLIGHT, png
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.plots import HIGHLIGHT, png
 from l2l_lightning.reproduce import graph as graph_module
 from l2l_lightning.reproduce.autograd_graph import (
     BACKWARD,
@@ -52,7 +51,8 @@ from l2l_lightning.reproduce.memory import (
     held_bytes,
     measure,
 )
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import MNISTMLP, FunctionTask, Quadratic
 

@@ -5,8 +5,8 @@ import torch
 from problems import Rosenbrock
 
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import Rollout, Workspace, run_rule
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM
 from l2l_lightning.tasks import ImageMLP
 

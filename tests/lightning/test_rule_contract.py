@@ -14,7 +14,7 @@ from torch import nn
 from unrolled import assert_windows_are_unrolled
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
-from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.class_paths import class_config, from_class_config
 from l2l_lightning.rules import RNNprop, UpdateRule
 
 RULES = {

@@ -12,7 +12,7 @@ import yaml
 from conftest import TINY
 
 from l2l_lightning.cli import main
-from l2l_lightning.run_folder import FolderInUseError, RunLock, missing, new_run_folder
+from l2l_lightning.cli.run_folder import FolderInUseError, RunLock, missing, new_run_folder
 
 
 def test_runs_that_begin_together_get_folders_of_their_own(tmp_path):
@@ -25,7 +25,7 @@ def test_runs_that_begin_together_get_folders_of_their_own(tmp_path):
 def hold(folder):
     """A process that holds a run's folder until its standard input ends."""
     program = (
-        "import sys\nfrom pathlib import Path\nfrom l2l_lightning.run_folder import RunLock\n"
+        "import sys\nfrom pathlib import Path\nfrom l2l_lightning.cli.run_folder import RunLock\n"
         "lock = RunLock(Path(sys.argv[1]))\nprint('holds', flush=True)\nsys.stdin.read()\n"
     )
     process = subprocess.Popen(

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from unrolled import assert_windows_are_unrolled
 
 from l2l_lightning import CoordinatewiseLSTM
-from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.class_paths import class_config, from_class_config
 from l2l_lightning.data import load_images
-from l2l_lightning.optimizees import Optimizees, derive_generator
+from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,

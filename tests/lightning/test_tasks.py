@@ -11,9 +11,9 @@ from problems import ConvNet, TinyNet, halves, regression
 from torch import nn
 from torch.nn import functional as F
 
-from l2l_lightning.config import class_config, from_class_config
+from l2l_lightning.class_paths import class_config, from_class_config
 from l2l_lightning.data import DATA_SETS, Images, load_images
-from l2l_lightning.optimizees import Optimizees, TaskError, check_evaluable
+from l2l_lightning.rollout.optimizees import Optimizees, TaskError, check_evaluable
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,

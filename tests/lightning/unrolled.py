@@ -3,7 +3,7 @@
 import torch
 from torch.utils._pytree import tree_map
 
-from l2l_lightning.rollout import Rollout
+from l2l_lightning.rollout.rollout import Rollout
 
 
 def unrolled_meta_loss(rule, optimizees, state, T, weights, statistics, second_order):

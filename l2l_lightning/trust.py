@@ -1,4 +1,4 @@
-"""Tasks and rules as plain values, and back: what a checkpoint stores instead of a pickled object.
+"""What a file may name: the package's own rules and tasks, torch's modules and losses, and what is trusted.
 
 A file may name code. What it names is looked up among what it may name, and compared by what it is: a dotted
 path can reach everything that a module has imported (`torch.nn.os.system`), so that how it is spelled says
@@ -12,56 +12,16 @@ import importlib
 import inspect
 from collections.abc import Sequence
 from types import BuiltinFunctionType, FunctionType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import yaml
 
+from l2l_lightning import rules, tasks
+from l2l_lightning.class_paths import is_dotted_path
+
 PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
 """Options whose texts name a folder or a file, and never code."""
-
-
-class Configurable(Protocol):
-    """A class whose constructor arguments can be written down."""
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
-
-
-def class_config(instance: Configurable) -> dict[str, Any]:
-    """{"class_path", "init_args"}: jsonargparse's form of an object."""
-    cls = type(instance)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": instance.config()}
-
-
-def from_class_config(config: dict[str, Any], base: type) -> Any:
-    """The object that `class_config` described. It imports what the description names.
-
-    Raises:
-        ValueError: There is no such class, or it is not one of `base`'s.
-        TypeError: The class takes other arguments.
-    """
-    path = str(config.get("class_path"))
-    module, _, name = path.rpartition(".")
-    try:
-        if not is_dotted_path(path):
-            raise ValueError("it is no dotted path")  # before anything is imported
-        cls = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"there is no class {path}: {error}") from error
-    if not (isinstance(cls, type) and issubclass(cls, base)):
-        raise ValueError(f"{path} is not a {base.__name__}")
-    return cls(**config.get("init_args", {}))
-
-
-def is_dotted_path(text: str) -> bool:
-    """Whether a text is a path of Python names: nothing else may be handed to an import.
-
-    Example:
-        >>> [is_dotted_path(text) for text in ("torch.nn.Linear", "./evil", "evil./x", "evil-er.x")]
-        [True, False, False, False]
-    """
-    return all(part.isidentifier() for part in text.split("."))
 
 
 @functools.cache
@@ -70,9 +30,6 @@ def _own() -> frozenset[str]:
 
     All paths of all of them, and no others: a path that is not one of these is not followed.
     """
-    # Here, for they build on this module.
-    from l2l_lightning import rules, tasks
-
     functional = torch.nn.functional
     kinds = (rules.UpdateRule, tasks.Task, torch.nn.Module)
     found: set[str] = set()

@@ -13,9 +13,9 @@ from typing import Any
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from l2l_lightning.checkpoints import refuse_foreign
-from l2l_lightning.config import foreign_references, may_name
 from l2l_lightning.errors import CheckpointError
+from l2l_lightning.training.checkpoints import refuse_foreign
+from l2l_lightning.trust import foreign_references, may_name
 
 NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
 """What a resumed run takes from its checkpoint or from the command line."""
@@ -45,7 +45,7 @@ def resumed_options(path: object, config: dict[str, Any], trust: Sequence[str] =
     Args:
         path: The file's, for the message.
         config: What is in it.
-        trust: Modules, classes or functions that it may name (see `config.foreign_references`).
+        trust: Modules, classes or functions that it may name (see `trust.foreign_references`).
 
     Returns:
         The sections and options that are not the checkpoint's.

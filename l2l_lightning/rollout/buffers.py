@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_lightning.cuda_graphs import GraphCache, Recorder
+from l2l_lightning.rollout.cuda_graphs import GraphCache, Recorder
 
 
 class Workspace:

@@ -16,10 +16,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from l2l_lightning.checkpoints import foreign_modules
 from l2l_lightning.errors import RunStoppedError
-from l2l_lightning.meta_learner import MetaLearner
-from l2l_lightning.metrics_log import MetricsLog
+from l2l_lightning.training.checkpoints import foreign_modules
+from l2l_lightning.training.meta_learner import MetaLearner
+from l2l_lightning.training.metrics_log import MetricsLog
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

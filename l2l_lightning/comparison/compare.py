@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
-from l2l_lightning.baselines import (
+from l2l_lightning.comparison.baselines import (
     FINAL_STEPS,
     Setting,
     TunedBaseline,
@@ -25,8 +25,9 @@ from l2l_lightning.baselines import (
     run_baseline,
     setting_text,
 )
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.provenance import commit, device_name, versions, write_atomically, write_json
+from l2l_lightning.files import write_atomically, write_json
+from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.rollout.optimizees import Optimizees
 
 LEARNED = "learned"
 """The learned optimizer's name: what the others are compared with."""
@@ -116,7 +117,7 @@ def baseline_contender(tuned: TunedBaseline, name: str | None = None) -> Contend
     """A baseline at its tuned learning rate and setting, under its own name or another one.
 
     Example:
-        >>> from l2l_lightning.baselines import default_baselines
+        >>> from l2l_lightning.comparison.baselines import default_baselines
         >>> baseline_contender(default_baselines()["adam"], "adam (default)").learning_rate
         0.001
     """
@@ -340,7 +341,7 @@ def _csv(comparison: Comparison) -> str:
 
 def _picture(comparison: Comparison) -> bytes:
     # Imported where it is needed: matplotlib takes long to load, and a comparison does without it.
-    from l2l_lightning.plots import Curve, curves_figure, png
+    from l2l_lightning.comparison.plots import Curve, curves_figure, png
 
     curves = []
     for name, result in comparison.results.items():

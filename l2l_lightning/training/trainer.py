@@ -13,10 +13,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from l2l_lightning import checkpoints
-from l2l_lightning.baselines import BASELINES, TunedBaseline, setting_text, tune
-from l2l_lightning.data_module import MetaData
-from l2l_lightning.evaluation import (
+from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text, tune
+from l2l_lightning.comparison.compare import (
     LEARNED,
     Comparison,
     Contender,
@@ -25,10 +23,12 @@ from l2l_lightning.evaluation import (
     comparison_table,
     write_comparison,
 )
-from l2l_lightning.meta_learner import MetaLearner
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.rollout import run_rule
+from l2l_lightning.rollout.optimizees import Optimizees
+from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.data_module import MetaData
+from l2l_lightning.training.meta_learner import MetaLearner
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ class MetaTrainer(Trainer):
         for logger in self.loggers:
             if isinstance(logger, WandbLogger):
                 # wandb is needed by those who log to it only.
-                from l2l_lightning.wandb_curves import log_comparison
+                from l2l_lightning.comparison.wandb_curves import log_comparison
 
                 log_comparison(logger, result)
         console = _console()

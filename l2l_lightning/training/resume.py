@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from l2l_lightning import checkpoints
-from l2l_lightning.data_module import WindowLoader
 from l2l_lightning.errors import CheckpointError
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.data_module import WindowLoader
 
 if TYPE_CHECKING:
-    from l2l_lightning.meta_learner import MetaLearner
+    from l2l_lightning.training.meta_learner import MetaLearner
 
 SCHEDULE = ("learning_rate", "warmup_steps", "lr_schedule")
 

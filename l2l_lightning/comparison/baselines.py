@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.data.images import Images
-from l2l_lightning.optimizees import Optimizees
-from l2l_lightning.provenance import commit, device_name, timestamp, versions, write_json
+from l2l_lightning.files import write_json
+from l2l_lightning.provenance import commit, device_name, timestamp, versions
+from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
 
 FINAL_STEPS = 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 import wandb
 from lightning.pytorch.loggers import WandbLogger
 
-from l2l_lightning.evaluation import Comparison
+from l2l_lightning.comparison.compare import Comparison
 
 
 def log_comparison(logger: WandbLogger, comparison: Comparison) -> None:

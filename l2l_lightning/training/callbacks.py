@@ -13,11 +13,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from l2l_lightning import checkpoints, pretrained
-from l2l_lightning.data_module import WindowIndex
+from l2l_lightning import pretrained
 from l2l_lightning.errors import MetaTrainingError
-from l2l_lightning.optimizees import derive_generator
+from l2l_lightning.rollout.optimizees import derive_generator
 from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.training import checkpoints
+from l2l_lightning.training.data_module import WindowIndex
 
 
 class PhiAveraging(EMAWeightAveraging):

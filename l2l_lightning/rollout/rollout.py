@@ -24,11 +24,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from l2l_lightning.data.images import Images
-from l2l_lightning.history import FullHistory, History, HistoryDtype, KeptStates, check_history
-from l2l_lightning.optimizees import Optimizees, evaluate, gather, to_device, unstack
+from l2l_lightning.rollout.buffers import Workspace
+from l2l_lightning.rollout.history import FullHistory, History, HistoryDtype, KeptStates, check_history
+from l2l_lightning.rollout.optimizees import Optimizees, evaluate, gather, to_device, unstack
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.tasks.base import Batch, Task
-from l2l_lightning.workspace import Workspace
 
 STRETCH = 20
 """Steps of `run_rule` whose minibatches are drawn, and which are recorded as a CUDA graph, at once."""

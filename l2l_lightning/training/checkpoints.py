@@ -26,10 +26,11 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_leaves
 
-from l2l_lightning.config import foreign_references, from_class_config
+from l2l_lightning.class_paths import from_class_config
 from l2l_lightning.errors import CheckpointError
-from l2l_lightning.provenance import replacing
+from l2l_lightning.files import replacing
 from l2l_lightning.rules import UpdateRule
+from l2l_lightning.trust import foreign_references
 
 VERSION = 2
 """Of what MetaLearner adds to Lightning's checkpoints; 1 is the same without a digest."""
@@ -309,8 +310,8 @@ def _check_version(section: Any) -> None:
 
 def _check_settings(section: dict[str, Any]) -> None:
     # Here, for a MetaLearner reads checkpoints.
-    from l2l_lightning.data_module import MetaData, check_data_settings
-    from l2l_lightning.meta_learner import MetaLearner, check_settings
+    from l2l_lightning.training.data_module import MetaData, check_data_settings
+    from l2l_lightning.training.meta_learner import MetaLearner, check_settings
 
     seed: Any = section.get("seed_everything")
     _require(type(seed) is int, "lacks its seed (seed_everything)")

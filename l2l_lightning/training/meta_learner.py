@@ -18,22 +18,22 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
-from l2l_lightning import checkpoints, resuming
-from l2l_lightning.baselines import final_losses
-from l2l_lightning.checkpoints import CheckpointFiles
 from l2l_lightning.checks import check_choice, check_positive, check_switches, check_whole_numbers
-from l2l_lightning.config import class_config, from_class_config
-from l2l_lightning.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.class_paths import class_config, from_class_config
+from l2l_lightning.comparison.baselines import final_losses
 from l2l_lightning.errors import CheckpointError, CheckpointMismatchError
-from l2l_lightning.history import HistoryDtype, check_history
-from l2l_lightning.optimizees import Optimizees, check_evaluable
 from l2l_lightning.pretrained import load
-from l2l_lightning.resharding import reshard
-from l2l_lightning.rollout import Rollout, Window, run_rule
+from l2l_lightning.rollout.buffers import Workspace
+from l2l_lightning.rollout.history import HistoryDtype, check_history
+from l2l_lightning.rollout.optimizees import Optimizees, check_evaluable
+from l2l_lightning.rollout.rollout import Rollout, Window, run_rule
 from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
-from l2l_lightning.workspace import Workspace
+from l2l_lightning.training import checkpoints, resume
+from l2l_lightning.training.checkpoints import CheckpointFiles
+from l2l_lightning.training.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.training.resharding import reshard
 
 
 def _on_cpu(value: Any) -> Any:
@@ -469,12 +469,12 @@ class MetaLearner(LightningModule):
         # Whoever validates or compares needs φ only.
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if different := resuming.disagreements(self, checkpoint):
+        if different := resume.disagreements(self, checkpoint):
             raise CheckpointMismatchError(
                 f"the run cannot be resumed (--ckpt_path) with other options: {'; '.join(different)}. "
                 "Leave them out, or begin a new run; --model.start_from begins it with a trained rule"
             )
-        resuming.apply_options(self, checkpoint)
+        resume.apply_options(self, checkpoint)
         self.start_from = checkpoint[checkpoints.SECTION].get("start_from")
         rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
         self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
@@ -492,7 +492,7 @@ class MetaLearner(LightningModule):
         ours = {name: value.shape for name, value in self.state_dict().items()}
         if saved == ours:
             return
-        options = resuming.differing_options("rule", self.settings(), section["model"])
+        options = resume.differing_options("rule", self.settings(), section["model"])
         weights = [name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name)]
         raise CheckpointMismatchError(
             "the checkpoint's rule does not fit the one configured: "

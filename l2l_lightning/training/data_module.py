@@ -20,8 +20,8 @@ from l2l_lightning.checks import check_switches, check_whole_numbers
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.data.images import Images
 from l2l_lightning.data.loading import root_from_environment
+from l2l_lightning.round_robin import turn
 from l2l_lightning.tasks.base import Task
-from l2l_lightning.turns import turn
 
 
 class WindowIndex(NamedTuple):

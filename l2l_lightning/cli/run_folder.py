@@ -14,7 +14,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from l2l_lightning.errors import FolderInUseError
-from l2l_lightning.provenance import timestamp, write_atomically
+from l2l_lightning.files import write_atomically
+from l2l_lightning.provenance import timestamp
 
 LOCK, OWNER = ".lock", ".owner"
 """Files in a run's folder: what a running fit holds, and who that is, for the message to another one."""

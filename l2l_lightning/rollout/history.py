@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
+from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rules.base import Step, UpdateRule
-from l2l_lightning.workspace import Workspace
 
 HistoryDtype = Literal["float32", "bfloat16"]
 """What kept states are stored in: "float32" is as they are computed, float64 if φ is."""

@@ -1,0 +1,1 @@
+"""Hand-designed optimizers, tuned, and the paired comparison of a trained rule with them."""
