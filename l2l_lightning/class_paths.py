@@ -47,3 +47,15 @@ def is_dotted_path(text: str) -> bool:
         [True, False, False, False]
     """
     return all(part.isidentifier() for part in text.split("."))
+
+
+def without_backend(config: Any) -> Any:
+    """A configuration without what differs from machine to machine, a rule's choice of kernel backend.
+
+    Example:
+        >>> without_backend({"rules": {"conv": {"init_args": {"p": 10.0, "backend": "cpu"}}}})
+        {'rules': {'conv': {'init_args': {'p': 10.0}}}}
+    """
+    if isinstance(config, dict):
+        return {key: without_backend(value) for key, value in config.items() if key != "backend"}
+    return config

@@ -48,6 +48,10 @@ class MetaTrainingError(L2LError, RuntimeError):
     """Meta-training cannot go on; the message says what happened and which option to change."""
 
 
+class RuleError(L2LError, TypeError):
+    """A rule that breaks the contract of update rules; the message has the sentence that it breaks."""
+
+
 class RunStoppedError(L2LError):
     """A signal ended the run after a whole meta-step; the message says how to go on.
 

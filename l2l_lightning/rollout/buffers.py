@@ -23,10 +23,15 @@ class Workspace:
 
     def __init__(self, recorder: Recorder | None = None) -> None:
         self._buffers: dict[str, Tensor] = {}
+        self._others: dict[int, Workspace] = {}
         self.graphs = GraphCache(recorder)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Workspace, ()
+
+    def of_part(self, index: int) -> Workspace:
+        """The buffers of a rollout's index-th part; the first one's are this workspace's own."""
+        return self if index == 0 else self._others.setdefault(index, Workspace())
 
     def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
         """The named buffer in this shape, with like's dtype and device; its contents are arbitrary."""

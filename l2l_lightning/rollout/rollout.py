@@ -16,18 +16,21 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
+from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.data.images import Images
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.history import FullHistory, History, HistoryDtype, KeptStates, check_history
 from l2l_lightning.rollout.optimizees import Optimizees, evaluate, gather, to_device, unstack
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rollout.parts import Part, in_order, parts_of
+from l2l_lightning.rules.base import Rule, Step
+from l2l_lightning.rules.layout import Layout, Time
 from l2l_lightning.tasks.base import Batch, Task
 
 STRETCH = 20
@@ -74,7 +77,7 @@ class Rollout:
     go on as if it were not there.
 
     Args:
-        rule: m_φ.
+        rule: m_φ, or a `Grouped` of several.
         optimizees: What it optimises; their θ is advanced in place.
         workspace: Buffers and graphs to reuse (a training run shares one between its rollouts).
         cuda_graphs: Record a window as one CUDA graph and replay it: the same numbers, without a launch for
@@ -87,9 +90,11 @@ class Rollout:
         history_dtype: What kept states are stored in. "float32": as they are computed. "bfloat16": rounded,
             in half the memory; the rollout itself is not touched, and the meta-gradient errs by a fraction
             of bfloat16's unit roundoff, 2⁻⁸.
+        total_steps: T, the rollout's horizon, for features that read it; None if it is not known.
 
     Raises:
-        ValueError: checkpoint_every < 1, or there is no such history_dtype.
+        ValueError: checkpoint_every or total_steps < 1, there is no such history_dtype, or the rule has no
+            member for one of the task's tensors.
 
     Example:
         >>> from l2l_lightning.rules import CoordinatewiseLSTM
@@ -101,22 +106,25 @@ class Rollout:
 
     def __init__(
         self,
-        rule: UpdateRule,
+        rule: Rule,
         optimizees: Optimizees,
         workspace: Workspace | None = None,
         cuda_graphs: bool | None = None,
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
+        total_steps: int | None = None,
     ) -> None:
         check_history(checkpoint_every, history_dtype, second_order=False)
+        if total_steps is not None:
+            check_whole_numbers(1, 10**9, total_steps=total_steps)
         self.rule = rule
         self.optimizees = optimizees
         self.workspace = workspace or Workspace()
         self.cuda_graphs = cuda_graphs
         self.checkpoint_every = checkpoint_every
         self.history_dtype: HistoryDtype = history_dtype
-        self.state = rule.init_state(optimizees.theta.numel())
-        self.statistics = rule.init_statistics(optimizees.theta.numel(), optimizees.dtype)
+        self.total_steps = total_steps
+        self.parts = parts_of(rule, optimizees)
         self.masked = torch.zeros(len(optimizees), dtype=torch.bool)  # on the CPU: the host decides by it
         self.steps_done = 0
 
@@ -152,101 +160,112 @@ class Rollout:
         return window
 
     def _window(self, T: int, weights: Tensor) -> Window:
-        optimizees, rule = self.optimizees, self.rule
-        task, images = optimizees.task, optimizees.images
+        optimizees, parts = self.optimizees, self.parts
+        task, images, total = optimizees.task, optimizees.images, self.total_steps
         theta = optimizees.theta
-        K, N = theta.shape
-        grads = self.workspace.empty("grads", (T + 1, K * N), theta)
-        inputs = grads[:-1]
-        if rule.features is not None:
-            inputs = self.workspace.empty("inputs", (T, rule.features.width, K * N), theta)
-        history = self._history(T)
-        losses = theta.new_empty(T + 1, K)
+        records = [self._record(index, T) for index in range(len(parts))]
+        losses = theta.new_empty(T + 1, len(theta))
+        time = theta.new_tensor(self.steps_done)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
 
-        def run(theta: Tensor, losses: Tensor, statistics: Tensor, *others: Tensor) -> None:
-            states, leaves = others[: len(history.carried)], others[len(history.carried) :]
-            batches = unstack(tree_unflatten(leaves, structure), T + 1)
-            _inner_loop(
-                rule,
-                task,
-                images,
-                theta,
-                batches,
-                losses,
-                statistics,
-                history.states(states),
-                grads.unbind(),
-                inputs.unbind(),
-                history.kept,
-            )
+        def run(theta: Tensor, losses: Tensor, time: Tensor, *others: Tensor) -> None:
+            rest = iter(others)
+            tracks = [
+                _Track(
+                    part,
+                    next(rest),
+                    record.history.states([next(rest) for _ in record.history.carried]),
+                    record.grads.unbind(),
+                    record.inputs.unbind(),
+                    record.history.kept,
+                )
+                for part, record in zip(parts, records, strict=True)
+            ]
+            batches = unstack(tree_unflatten(list(rest), structure), T + 1)
+            _inner_loop(tracks, task, images, theta, batches, losses, time, total)
 
-        key = ("window", *_key(rule, task, images), *history.key, grads.data_ptr(), inputs.data_ptr())
-        carried = [theta, losses, self.statistics, *history.carried]
+        key = ("window", *_key(self.rule, task, images), total, *(record.key for record in records))
+        carried = [theta, losses, time]
+        for part, record in zip(parts, records, strict=True):
+            carried += [part.statistics, *record.history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
         with _full_precision(theta):
-            return self._finished_window(history, grads, inputs, losses, weights)
+            return self._finished_window(records, losses, weights)
 
-    def _finished_window(
-        self, history: History, grads: Tensor, inputs: Tensor, losses: Tensor, weights: Tensor
-    ) -> Window:
+    def _record(self, index: int, T: int) -> _Record:
+        """The buffers of one part's window."""
+        part, workspace = self.parts[index], self.workspace.of_part(index)
+        n = part.state.shape[-1]
+        grads = workspace.empty("grads", (T + 1, n), self.optimizees.theta)
+        inputs = grads[:-1]
+        if part.rule.features is not None:
+            inputs = workspace.empty("inputs", (T, part.rule.features.width, n), grads)
+        return _Record(grads, inputs, self._history(part, T, workspace))
+
+    def _history(self, part: Part, T: int, workspace: Workspace) -> History:
+        if self.checkpoint_every is None and self.history_dtype == "float32":
+            return FullHistory(part.rule, part.state, T, workspace)
+        dtype = torch.bfloat16 if self.history_dtype == "bfloat16" else part.state.dtype
+        return KeptStates(part.rule, part.state, T, workspace, self.checkpoint_every, dtype)
+
+    def _finished_window(self, records: Sequence[_Record], losses: Tensor, weights: Tensor) -> Window:
         """The meta-loss and its derivatives, of a window's gradients, inputs and losses.
 
         Args:
-            history: Its states.
-            grads: g_0 … g_T, [T+1, K·N].
-            inputs: x_0 … x_{T-1}, [T, K·N] or [T, width, K·N].
+            records: What every part's window has left.
             losses: f_0 … f_T, [T+1, K].
             weights: w_t, [T+1].
         """
-        theta, rule = self.optimizees.theta, self.rule
-        T, (K, N) = len(losses) - 1, theta.shape
-        history.finish()
+        theta, rule, parts = self.optimizees.theta, self.rule, self.parts
+        K = len(theta)
+        for record in records:
+            record.history.finish()
         scale = (weights / K).tolist()
         parameters = list(rule.parameters())
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+
+        def gradient() -> list[Tensor]:
+            found = [record.history.gradient(record.grads, record.inputs, scale) for record in records]
+            return in_order(rule, parts, found)
+
         before = self.masked
         totals = to_device(weights, theta.device) @ losses
         value = totals.mean()
-        gradients = history.gradient(grads, inputs, scale) if differentiable and not before.any() else []
+        gradients = gradient() if differentiable and not before.any() else []
         # Only now does the host wait for the device, which has all of the window to do.
-        self.masked = before | ~_finite(losses, grads.view(T + 1, K, N)).cpu()
+        grads = [part.by_optimizee(r.grads) for part, r in zip(parts, records, strict=True)]
+        self.masked = before | ~_finite(losses, grads).cpu()
         if self.masked.any():
             value = totals[_where(~self.masked, theta.device)].sum() / K
             losses[:, _where(before, theta.device)] = torch.nan
             if differentiable and not self.masked.all():
                 # Zero times NaN is NaN: all that the backward reads of a masked optimizee becomes zero.
-                for tensor in (grads, inputs, history.stored):
-                    per_optimizee = tensor.view(*tensor.shape[:-1], K, N)
-                    per_optimizee.index_fill_(-2, _where(self.masked, theta.device), 0)
-                gradients = history.gradient(grads, inputs, scale)
+                masked = _where(self.masked, theta.device)
+                for part, record in zip(parts, records, strict=True):
+                    for tensor in (record.grads, record.inputs, record.history.stored):
+                        part.by_optimizee(tensor).index_fill_(-2, masked, 0)
+                gradients = gradient()
         if self.masked.all():
             value, gradients = _undefined(value, parameters)
         if differentiable:
             value = _with_derivatives(value, parameters, gradients)
         return Window(value, losses, self.masked)
 
-    def _history(self, T: int) -> History:
-        if self.checkpoint_every is None and self.history_dtype == "float32":
-            return FullHistory(self.rule, self.state, T, self.workspace)
-        dtype = torch.bfloat16 if self.history_dtype == "bfloat16" else self.state.dtype
-        return KeptStates(self.rule, self.state, T, self.workspace, self.checkpoint_every, dtype)
-
     def _unrolled_window(self, T: int, weights: Tensor) -> Window:
         optimizees = self.optimizees
-        theta, state, masked = optimizees.theta.clone(), self.state.clone(), self.masked.clone()
-        statistics = self.statistics.clone()
-        K, N = theta.shape
+        theta, masked = optimizees.theta.clone(), self.masked.clone()
+        carried = [(part.state.clone(), part.statistics.clone()) for part in self.parts]
         batches = unstack(optimizees.draw(T + 1), T + 1)
-        losses = theta.new_full((T + 1, K), torch.nan)
+        losses = theta.new_full((T + 1, len(theta)), torch.nan)
         finite = masked.new_zeros(())
         while not finite.all() and not masked.all():
             # One NaN in the graph makes the derivatives of all NaN: it is unrolled anew for the others.
             rest = _where(~masked, theta.device)
-            unrolled, new_theta, new_state, new_statistics, finite = self._unroll(rest, batches)
+            unrolled, new_theta, new_carried, finite = self._unroll(rest, batches)
             theta[rest], losses[:, rest] = new_theta, unrolled.detach()
-            for carried, new in ((state, new_state), (statistics, new_statistics)):
-                carried.view(*carried.shape[:-1], K, N)[..., rest, :] = new
+            for part, ours, theirs in zip(self.parts, carried, new_carried, strict=True):
+                for whole, new in zip(ours, theirs, strict=True):
+                    part.by_optimizee(whole)[..., rest, :] = new
             masked[rest[~finite].cpu()] = True
         if masked.all():
             parameters = list(self.rule.parameters())
@@ -254,28 +273,30 @@ class Rollout:
             value = _with_derivatives(value, parameters, gradients)
         else:
             with _full_precision(theta):
-                value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / K)
-        optimizees.theta, self.state, self.statistics, self.masked = theta, state, statistics, masked
+                value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / len(theta))
+        optimizees.theta, self.masked = theta, masked
+        for part, (state, statistics) in zip(self.parts, carried, strict=True):
+            part.state, part.statistics = state, statistics
         return Window(value, losses, masked)
 
-    def _unroll(self, rest: Tensor, batches: Sequence[Batch]) -> tuple[Tensor, ...]:
+    def _unroll(
+        self, rest: Tensor, batches: Sequence[Batch]
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]], Tensor]:
         """The window of some of the K optimizees, with its graph.
 
         Args:
-            rest: Indices of the n that are run.
+            rest: Indices of the k that are run.
             batches: Minibatches [K, …] of T+1 evaluations.
 
         Returns:
-            f_t(θ_t) [T+1, n] with the graph. Without: θ [n, N], the state [*state_shape, n, N] and the
-            statistics [rows, n, N] after T steps, and which had nothing but finite losses and gradients [n].
+            f_t(θ_t) [T+1, k] with the graph. Without: θ [k, N], every part's state [*state_shape, k, n] and
+            statistics [rows, k, n] after T steps, and which had nothing but finite losses and gradients [k].
         """
-        optimizees = self.optimizees
-        K, N = optimizees.theta.shape
+        optimizees, parts = self.optimizees, self.parts
         theta = optimizees.theta[rest].requires_grad_()
-        state, statistics = (
-            carried.view(*carried.shape[:-1], K, N)[..., rest, :].flatten(-2)
-            for carried in (self.state, self.statistics)
-        )
+        states = [part.by_optimizee(part.state)[..., rest, :].flatten(-2) for part in parts]
+        statistics = [part.by_optimizee(part.statistics)[..., rest, :].flatten(-2) for part in parts]
+        layouts = [Layout(part.layout.tensors, len(rest)) for part in parts]
         losses, grads = [], []
         for t, batch in enumerate(batches):
             chosen = tree_map(lambda leaf: leaf[rest], batch)
@@ -284,22 +305,33 @@ class Rollout:
             last = t + 1 == len(batches)
             (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=not last, retain_graph=True)
             grads.append(grad.detach())
-            if not last:
-                with _full_precision(theta):
-                    statistics = statistics.clone()  # what the graph has saved of them stays what it is
-                    update, state = self.rule.step(self.rule.read(grad.reshape(-1), statistics), state)
-                theta = theta + update.view(theta.shape)
+            if last:
+                break
+            time = Time(theta.new_tensor(self.steps_done + t), self.total_steps)
+            with _full_precision(theta):
+                for index, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
+                    statistics[index] = statistics[index].clone()  # the graph keeps what they were
+                    x = part.rule.read(part.take(grad), statistics[index], time, layout)
+                    update, states[index] = part.rule.step(x, states[index])
+                    theta = part.added(theta, update)
         stacked = torch.stack(losses)
-        finite = _finite(stacked.detach(), torch.stack(grads))
-        carried = (x.detach().view(*x.shape[:-1], *theta.shape) for x in (state, statistics))
-        return stacked, theta.detach(), *carried, finite
+        finite = _finite(stacked.detach(), [torch.stack(grads)])
+
+        def by_optimizee(whole: Tensor, layout: Layout) -> Tensor:
+            return whole.detach().view(*whole.shape[:-1], layout.copies, layout.num_coordinates)
+
+        carried = [
+            (by_optimizee(state, layout), by_optimizee(own, layout))
+            for state, own, layout in zip(states, statistics, layouts, strict=True)
+        ]
+        return stacked, theta.detach(), carried, finite
 
     def state_dict(self) -> dict[str, Any]:
         """What resuming in mid-rollout needs, as tensors and plain values."""
         return {
             "optimizees": self.optimizees.state_dict(),
-            "state": self.state.clone(),
-            "statistics": self.statistics.clone(),
+            "state": [part.state.clone() for part in self.parts],
+            "statistics": [part.statistics.clone() for part in self.parts],
             "masked": self.masked.clone(),
             "steps_done": self.steps_done,
         }
@@ -311,18 +343,32 @@ class Rollout:
             ValueError: It is of other optimizees, or of a rule that reads no features.
         """
         self.optimizees.load_state_dict(state["optimizees"])
-        self.state.copy_(state["state"])  # which windows may update in place: the saved one stays what it is
-        if "statistics" in state:
-            self.statistics.copy_(state["statistics"])
-        elif self.statistics.numel():  # an older version's rules had none
-            raise ValueError("it lacks the statistics of the rule's features")
+        # Older versions had one part, as a tensor, and no statistics.
+        saved = {
+            name: [carried] if isinstance(carried := state.get(name, []), Tensor) else carried
+            for name in ("state", "statistics")
+        }
+        for name, ours in (
+            ("state", [part.state for part in self.parts]),
+            ("statistics", [part.statistics for part in self.parts]),
+        ):
+            theirs = saved[name]
+            if not theirs and not any(whole.numel() for whole in ours):
+                continue
+            if [whole.shape for whole in theirs] != [whole.shape for whole in ours]:
+                raise ValueError(
+                    f"it has the {name} {[list(whole.shape) for whole in theirs]}, "
+                    f"and the rule's is {[list(whole.shape) for whole in ours]}"
+                )
+            for whole, new in zip(ours, theirs, strict=True):
+                whole.copy_(new)  # windows may update it in place: the saved one stays what it is
         self.masked = state["masked"].cpu()
         self.steps_done = state["steps_done"]
 
 
 @torch.no_grad()
 def run_rule(
-    rule: UpdateRule,
+    rule: Rule,
     optimizees: Optimizees,
     horizon: int,
     workspace: Workspace | None = None,
@@ -333,23 +379,23 @@ def run_rule(
     The state is updated in place, so that memory does not grow with the horizon.
 
     Args:
-        rule: m_φ.
+        rule: m_φ, or a `Grouped` of several.
         optimizees: What it optimises; their θ is advanced in place.
-        horizon: Number of steps.
+        horizon: Number of steps, T for features that read it.
         workspace: Where CUDA graphs are kept from one run to the next.
         cuda_graphs: As for Rollout, a stretch of 20 steps at a time. Recording takes longer than two
             stretches do: it pays if a workspace is at hand.
 
     Raises:
-        ValueError: horizon < 1.
+        ValueError: horizon < 1, or the rule has no member for one of the task's tensors.
         CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
     """
     if horizon < 1:
         raise ValueError(f"horizon must be at least 1, got {horizon}")
     graphs = (workspace or Workspace()).graphs
     task, images, theta = optimizees.task, optimizees.images, optimizees.theta
-    state = rule.init_state(theta.numel())
-    statistics = rule.init_statistics(theta.numel(), optimizees.dtype)
+    parts = parts_of(rule, optimizees)
+    time = theta.new_zeros(())
     losses = theta.new_empty(horizon, len(optimizees))
     for stretch in torch.split(losses, STRETCH):
         count = len(stretch)
@@ -357,61 +403,115 @@ def run_rule(
 
         def run(
             theta: Tensor,
-            state: Tensor,
-            statistics: Tensor,
             losses: Tensor,
-            *leaves: Tensor,
+            time: Tensor,
+            *others: Tensor,
             count: int = count,
             structure: Any = structure,
         ) -> None:
-            batches = unstack(tree_unflatten(leaves, structure), count)
-            _inner_loop(rule, task, images, theta, batches, losses, statistics, [state] * (count + 1))
+            rest = iter(others)
+            tracks = [_Track(part, next(rest), [next(rest)] * (count + 1)) for part in parts]
+            batches = unstack(tree_unflatten(list(rest), structure), count)
+            _inner_loop(tracks, task, images, theta, batches, losses, time, horizon)
 
-        key = ("run", *_key(rule, task, images))
-        graphs.run(run, key, [theta, state, statistics, stretch], leaves, task, cuda_graphs)
+        key = ("run", *_key(rule, task, images), horizon)
+        carried = [theta, stretch, time]
+        for part in parts:
+            carried += [part.statistics, part.state]
+        graphs.run(run, key, carried, leaves, task, cuda_graphs)
     return losses
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What the window of one part keeps."""
+
+    grads: Tensor
+    """g_0 … g_T, [T+1, K·n]."""
+    inputs: Tensor
+    """x_0 … x_{T-1}, [T, K·n] or [T, width, K·n]."""
+    history: History
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What a recorded CUDA graph depends on."""
+        return (*self.history.key, self.grads.data_ptr(), self.inputs.data_ptr())
+
+
+@dataclass(frozen=True)
+class _Track:
+    """Where the inner loop reads and writes what one part carries."""
+
+    part: Part
+    statistics: Tensor
+    """[rows, K·n]."""
+    states: Sequence[Tensor]
+    """s_t is read from states[t], s_{t+1} goes into states[t + 1]; [*state_shape, K·n] each."""
+    grads: Sequence[Tensor] = ()
+    """g_t goes into grads[t], [K·n]."""
+    inputs: Sequence[Tensor] = ()
+    """Features x_t go into inputs[t], [width, K·n]."""
+    kept: Mapping[int, Tensor] = field(default_factory=dict)
+    """s_t is copied into kept[t]."""
+
+    def advance(self, t: int, theta: Tensor, grad: Tensor, step: Step, time: Time) -> None:
+        """Moves the part's coordinates of θ [K, N] by its rule, in place, unless t has no step.
+
+        Args:
+            t: Counts from the first step of the window.
+            theta: θ, [K, N].
+            grad: g_t, [K, N].
+            step: The rule's stepper.
+            time: How far the rollout has come.
+        """
+        grad = self.part.take(grad)
+        if self.grads:
+            grad = self.grads[t].copy_(grad)
+        if t in self.kept:
+            self.kept[t].copy_(self.states[t])
+        if t + 1 == len(self.states):
+            return
+        with _full_precision(theta):
+            x = self.part.rule.read(grad, self.statistics, time, self.part.layout)
+            if self.inputs and x is not grad:
+                self.inputs[t].copy_(x)
+            if self.part.columns is None:
+                step(theta.view(-1), x, self.states[t], self.states[t + 1])
+            else:
+                update = torch.zeros_like(grad)
+                step(update, x, self.states[t], self.states[t + 1])
+                theta.index_add_(1, self.part.columns, update.view(len(theta), -1))
 
 
 @torch.no_grad()
 def _inner_loop(
-    rule: UpdateRule,
+    tracks: Sequence[_Track],
     task: Task,
     images: Images | None,
     theta: Tensor,
     batches: Sequence[Batch],
     losses: Tensor,
-    statistics: Tensor,
-    states: Sequence[Tensor],
-    grads: Sequence[Tensor] | None = None,
-    inputs: Sequence[Tensor] | None = None,
-    kept: Mapping[int, Tensor] | None = None,
+    time: Tensor,
+    total_steps: int | None,
 ) -> None:
     """Evaluates θ [K, N] on minibatch after minibatch, with a step of the rule in between, in place.
 
     A window has as many states as minibatches: it ends with an evaluation. One state more, and it ends with a
-    step. Writes f_t(θ_t) into losses [len(batches), K], s_{t+1} into states[t + 1] and, if they are kept, g_t
-    into grads[t], [K·N], features x_t into inputs[t], [width, K·N], and s_t into kept[t]; brings the
-    statistics [rows, K·N] up to date. Nothing here may depend on a tensor's value or make the host wait for
-    the device.
+    step. Writes f_t(θ_t) into losses [len(batches), K] and what the tracks say; counts time, a scalar, on.
+    Nothing here may depend on a tensor's value or make the host wait for the device.
     """
     with _full_precision(theta):
-        step = rule.stepper()
-    flat = theta.view(-1)
+        steppers = [track.part.rule.stepper() for track in tracks]
+    reads_time = any(track.part.rule.features is not None for track in tracks)
     found = []
     for t, batch in enumerate(batches):
         loss, grad = evaluate(task, images, theta, batch)
         found.append(loss.to(theta.dtype))
-        grad = grad.reshape(-1).to(theta.dtype)
-        if grads is not None:
-            grad = grads[t].copy_(grad)
-        if kept is not None and t in kept:
-            kept[t].copy_(states[t])
-        if t + 1 < len(states):
-            with _full_precision(theta):
-                x = rule.read(grad, statistics)
-                if inputs is not None and x is not grad:
-                    inputs[t].copy_(x)
-                step(flat, x, states[t], states[t + 1])
+        grad = grad.to(theta.dtype)
+        for track, step in zip(tracks, steppers, strict=True):
+            track.advance(t, theta, grad, step, Time(time, total_steps))
+        if reads_time:
+            time.add_(1)
     torch.stack(found, out=losses)
 
 
@@ -422,10 +522,10 @@ def _full_precision(theta: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
-def _finite(losses: Tensor, grads: Tensor) -> Tensor:
-    """Which optimizees' losses [T+1, K] and gradients [T+1, K, N] are all finite, [K]."""
+def _finite(losses: Tensor, grads: Sequence[Tensor]) -> Tensor:
+    """Which optimizees' losses [T+1, K] and gradients, [T+1, K, n] of each part, are all finite, [K]."""
     # NaN wins both, and neither needs memory: isfinite of the gradients would take as much as they do.
-    extremes = torch.stack([losses, grads.amax(-1), grads.amin(-1)])
+    extremes = torch.stack([losses, *(found for g in grads for found in (g.amax(-1), g.amin(-1)))])
     return extremes.isfinite().all(0).all(0)
 
 
@@ -444,7 +544,7 @@ def _with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Se
     return cast(Tensor, _KnownGradient.apply(value, len(parameters), *parameters, *gradients))
 
 
-def _key(rule: UpdateRule, task: Task, images: Images | None) -> tuple[Hashable, ...]:
+def _key(rule: Rule, task: Task, images: Images | None) -> tuple[Hashable, ...]:
     """What a recorded inner loop depends on besides its arguments and buffers: objects, and where φ lies."""
     phi = tuple((x.data_ptr(), x.dtype) for x in itertools.chain(rule.parameters(), rule.buffers()))
     return id(rule), id(task), id(images), phi

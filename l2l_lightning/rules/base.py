@@ -3,30 +3,83 @@
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import ABC, ABCMeta, abstractmethod
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from l2l_lightning.rules.contract import check_contract
 from l2l_lightning.rules.features import Features
+from l2l_lightning.rules.layout import Layout, ParameterInfo, Time
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """(θ [n], x_t, s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
 
 
-class UpdateRule(nn.Module, ABC):
+class Rule(nn.Module, ABC):
+    """What is learned, φ its parameters: for every tensor of an optimizee an `UpdateRule` that moves it.
+
+    An `UpdateRule` moves all tensors itself; `Grouped` has one for each kind of tensor.
+    """
+
+    @property
+    @abstractmethod
+    def members(self) -> Sequence[UpdateRule]:
+        """The rules that move tensors, in the order of their parameters in φ."""
+
+    @abstractmethod
+    def member_for(self, tensor: ParameterInfo) -> int:
+        """Which of the members moves a tensor.
+
+        Raises:
+            ValueError: None does; the message names the tensor.
+        """
+
+    @abstractmethod
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws φ anew, from the generator or from torch's global stream."""
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values, so that a checkpoint can name them.
+
+        They are the attributes of the same names; a rule that keeps them otherwise overrides this.
+        """
+        names = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+
+class _Checked(ABCMeta):
+    """Holds every rule to the contract as soon as it has been constructed."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        rule = super().__call__(*args, **kwargs)
+        check_contract(rule)
+        return rule
+
+
+class UpdateRule(Rule, metaclass=_Checked):
     """A learned optimizer m_φ: (x_t, s_t) to (u_t, s_{t+1}), for every coordinate alike; φ its parameters.
 
     What a rule reads is apart from what it carries. Its inputs x_t are gradients g_t [n], or the `features`
     [width, n] that are made of them without φ: along a rollout they are constants, which is what lets the
     meta-gradient skip the unrolled graph (see `rollout`). Its state s_t is what φ has written, and all that
     the backward through time runs through. A rule sees flat coordinates only, so that one launch serves
-    every parameter of every optimizee in the batch.
+    every parameter of every optimizee in the batch; what is known of tensors and time, its features read.
 
     A subclass sets `state_shape` and implements `step`; it sets `features` if it reads any, and overrides
-    `stepper` and `segment_gradient` where it has something faster.
+    `stepper` and `segment_gradient` where it has something faster. The contract is checked on two coordinates
+    when a rule has been constructed:
+
+    - `state_shape` is a tuple of whole numbers.
+    - The features are [width, n], and bring statistics [rows, n] up to date in place.
+    - `step` returns an update [n] and a state [*state_shape, n] in the inputs' dtype.
+    - All are finite where gradients, states and statistics are zero.
+    - The update, or the state that later updates are made of, depends on φ, and is differentiable in it.
+
+    Raises:
+        RuleError: The rule breaks the contract; the message has the sentence that it breaks.
     """
 
     features: Features | None = None
@@ -34,6 +87,15 @@ class UpdateRule(nn.Module, ABC):
 
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
+
+    @property
+    def members(self) -> Sequence[UpdateRule]:
+        """The rule itself."""
+        return [self]
+
+    def member_for(self, tensor: ParameterInfo) -> int:
+        """The rule itself."""
+        return 0
 
     def init_state(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
         """s_0 of n coordinates, [*state_shape, n], on φ's device, in φ's dtype unless another is given."""
@@ -53,9 +115,9 @@ class UpdateRule(nn.Module, ABC):
         dtype = torch.promote_types(dtype or phi.dtype, torch.float32)
         return phi.new_zeros(*self.statistics_shape, n, dtype=dtype)
 
-    def read(self, grad: Tensor, statistics: Tensor) -> Tensor:
+    def read(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
         """x_t: g_t [n] itself, or its features [width, n], which bring the statistics up to date in place."""
-        return grad if self.features is None else self.features(grad, statistics)
+        return grad if self.features is None else self.features(grad, statistics, time, layout)
 
     @abstractmethod
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,15 +176,3 @@ class UpdateRule(nn.Module, ABC):
             for total, part in zip(totals, d_step[1:], strict=True):
                 total.add_(part)
         return totals, d_state
-
-    @abstractmethod
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draws φ anew, from the generator or from torch's global stream."""
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, so that a checkpoint can name them.
-
-        They are the attributes of the same names; a rule that keeps them otherwise overrides this.
-        """
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}

@@ -7,16 +7,23 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from l2l_lightning.rules.layout import Layout, Time
+
 
 class Features(ABC):
-    """Turns a gradient into the numbers x_t that a rule reads, with statistics of the gradients before it.
+    """Turns a gradient into the numbers x_t that a rule reads, with what else is known without φ.
+
+    That is statistics of the gradients before it, how far the optimisation has come, and which coordinates
+    belong to which tensor, of what shape.
 
     Features are free of φ. Along a rollout they are constants as gradients are, so that the meta-gradient's
     derivation holds unchanged (see `rollout`), and a window stores their values. Their statistics are float32
     (float64 where the gradients are) and are never rounded with the rule's state.
 
-    A subclass sets `width` and `rows` and implements `__call__`, each coordinate alone and in operations that
-    are finite at a gradient of zero with statistics of zero; it may not wait for the device.
+    A subclass sets `width` and `rows` and implements `__call__`, in operations that are finite at a gradient
+    of zero with statistics of zero; it may not wait for the device. Coordinates of different tensors, and of
+    different copies of the layout, must have no part in one another's features. One that needs T raises
+    ValueError where `time.total` is None.
     """
 
     width: int
@@ -25,8 +32,15 @@ class Features(ABC):
     """Statistics per coordinate; zero at first."""
 
     @abstractmethod
-    def __call__(self, grad: Tensor, statistics: Tensor) -> Tensor:
-        """g_t [n] to x_t [width, n]; brings the statistics [rows, n] up to date in place."""
+    def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
+        """g_t [n] to x_t [width, n]; brings the statistics [rows, n] up to date in place.
+
+        Args:
+            grad: g_t, [n], n = layout.copies · layout.num_coordinates.
+            statistics: [rows, n], zero at first.
+            time: t, and T where it is known.
+            layout: The tensors that the coordinates belong to.
+        """
 
 
 class NormalisedMoments(Features):
@@ -46,8 +60,9 @@ class NormalisedMoments(Features):
     Source: Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons".
 
     Example:
-        >>> features = NormalisedMoments(beta=0.95)
-        >>> features(torch.tensor([2.0, 0.0]), torch.zeros(3, 2))
+        >>> from l2l_lightning.rules import Layout, ParameterInfo, Time
+        >>> features, layout = NormalisedMoments(beta=0.95), Layout((ParameterInfo("weight", (2,)),))
+        >>> features(torch.tensor([2.0, 0.0]), torch.zeros(3, 2), Time(torch.zeros(()), None), layout)
         tensor([[1., 0.],
                 [1., 0.]])
     """
@@ -63,7 +78,7 @@ class NormalisedMoments(Features):
         self.beta = beta
         self.epsilon = epsilon
 
-    def __call__(self, grad: Tensor, statistics: Tensor) -> Tensor:
+    def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
         """(m̂_t, g_t) / max(√v̂_t, ε), [2, n]; the statistics are m, v and w, [3, n]."""
         news = torch.stack([grad, grad * grad, torch.ones_like(grad)])
         statistics.lerp_(news, 1 - self.beta)

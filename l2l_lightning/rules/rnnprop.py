@@ -29,9 +29,9 @@ class RNNprop(LSTMRule):
     Source: Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons".
 
     Example:
-        >>> rule = RNNprop(hidden_size=4)
-        >>> inputs = rule.read(torch.randn(1000), rule.init_statistics(1000))
-        >>> update, state = rule.step(inputs, rule.init_state(1000))
+        >>> from l2l_lightning import LearnedOptimizer
+        >>> model = torch.nn.Linear(10, 1)
+        >>> optimizer = LearnedOptimizer(model.parameters(), rule=RNNprop(hidden_size=4))
     """
 
     def __init__(

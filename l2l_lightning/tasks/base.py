@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from l2l_lightning.data.images import Images
+from l2l_lightning.rules.layout import ParameterInfo
 
 Batch = Any
 """A pytree of tensors: what one evaluation of the loss is computed on."""
@@ -36,6 +37,11 @@ class Task(ABC):
 
     num_coordinates: int
     """N, the length of θ."""
+
+    @property
+    def tensors(self) -> tuple[ParameterInfo, ...]:
+        """The tensors that θ is made of, in order, which a rule may tell apart; all of it one if unknown."""
+        return (ParameterInfo("theta", (self.num_coordinates,)),)
 
     _one_by_one: Mapping[str, bool] = MappingProxyType({})
     """Whether `losses` loops over optimizees, by type of device; decided at its first call on one."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from l2l_lightning.references import dotted_path, resolve
 from l2l_lightning.tasks.base import Batch, Task
 from l2l_lightning.tasks.checks import check_at_least, check_scalar
-from l2l_lightning.tasks.references import dotted_path, resolve
 
 
 class FunctionTask(Task):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from l2l_lightning.data.data_sets import DATA_SETS
 from l2l_lightning.data.images import Images
+from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
 from l2l_lightning.tasks.checks import check_at_least, need_images
 
@@ -93,6 +94,16 @@ class ImageMLP(Task):
         layers = pairwise([height * width, *hidden_sizes, self.num_classes])
         self.shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
         self.num_coordinates = sum(rows * columns for rows, columns in self.shapes)
+
+    @property
+    def tensors(self) -> tuple[ParameterInfo, ...]:
+        """Every layer's weight [inputs, units] and bias [units], "0.weight", "0.bias", "1.weight" and on."""
+        return tuple(
+            ParameterInfo(f"{index // 2}.bias", shape[1:])
+            if index % 2
+            else ParameterInfo(f"{index // 2}.weight", shape)
+            for index, shape in enumerate(self.shapes)
+        )
 
     def init(self, generator: torch.Generator) -> Tensor:
         """θ0 ~ N(0, init_std²), [N]."""

@@ -15,9 +15,10 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
 from l2l_lightning.data.images import Images
+from l2l_lightning.references import dotted_path, resolve
+from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
 from l2l_lightning.tasks.checks import check_at_least, check_scalar, need_images
-from l2l_lightning.tasks.references import dotted_path, resolve
 
 
 class ModuleTask(Task):
@@ -89,6 +90,11 @@ class ModuleTask(Task):
         if self.num_coordinates == 0:
             raise ValueError("module has no parameters to optimise")
         self.init(torch.Generator())  # fails now rather than at the first rollout
+
+    @property
+    def tensors(self) -> tuple[ParameterInfo, ...]:
+        """The module's parameters, by their names."""
+        return tuple(ParameterInfo(name, tuple(shape)) for name, shape in self.shapes.items())
 
     def _build(self) -> nn.Module:
         if isinstance(self.named_module, nn.Module):

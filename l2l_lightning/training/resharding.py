@@ -25,18 +25,20 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     """
     optimizees = [rollout["optimizees"] for rollout in rollouts]
     theta = torch.cat([saved["theta"] for saved in optimizees])
-    total, num_coordinates = theta.shape
+    total = len(theta)
     if total % world_size:
         raise ValueError(f"{total} optimizees cannot be shared out evenly among {world_size} processes")
     share = total // world_size
     mine = slice(rank * share, (rank + 1) * share)
-    coordinates = slice(mine.start * num_coordinates, mine.stop * num_coordinates)
-    # An older version's rollouts had no statistics.
-    carried: dict[str, Any] = {
-        name: torch.cat([rollout[name] for rollout in rollouts], dim=-1)[..., coordinates].clone()
-        for name in ("state", "statistics")
-        if name in rollouts[0]
-    }
+    carried: dict[str, list[torch.Tensor]] = {}
+    for name in ("state", "statistics"):
+        # Of every part of the rule; an older version's rollouts had one, as a tensor, and no statistics.
+        saved = [
+            [one] if isinstance(one := rollout.get(name, []), torch.Tensor) else one for rollout in rollouts
+        ]
+        carried[name] = [
+            _share(torch.cat(part, dim=-1), total, mine).clone() for part in zip(*saved, strict=True)
+        ]
     return {
         "optimizees": {
             "theta": theta[mine].clone(),
@@ -49,3 +51,9 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
         "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone(),
         "steps_done": rollouts[0]["steps_done"],
     }
+
+
+def _share(carried: torch.Tensor, total: int, mine: slice) -> torch.Tensor:
+    """Of values [..., total · n] those of some optimizees."""
+    n = carried.shape[-1] // total
+    return carried[..., mine.start * n : mine.stop * n]

@@ -133,7 +133,7 @@ class Run:
             gradients = [p.grad.clone() for p in self.rule.parameters()]
             self.adam.step()
             self.seen += [window.meta_loss.detach(), window.losses, optimizees.theta.clone()]
-            self.seen += [rollout.state.clone(), rollout.statistics.clone(), *gradients]
+            self.seen += [rollout.parts[0].state.clone(), rollout.parts[0].statistics.clone(), *gradients]
 
     def validate(self, task, images, K, horizon):
         optimizees = self.optimizees(task, images, range(K), "validation")

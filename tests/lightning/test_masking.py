@@ -107,10 +107,10 @@ def assert_the_others_go_on(rule, second_order, fault, at):
         assert (d_phi - d_expected).norm() <= 1e-12 * d_expected.norm()
         assert_identical(window.losses[:, ~masked], expected.losses)
         assert_identical(ours.optimizees.theta[~masked], others.optimizees.theta)
-        states = ours.state.view(*rule.state_shape, len(indices), -1)[..., ~masked, :]
-        assert_identical(states.flatten(-2), others.state)
-        statistics = ours.statistics.view(-1, *ours.optimizees.theta.shape)[:, ~masked]
-        assert_identical(statistics.flatten(1), others.statistics)
+        states = ours.parts[0].state.view(*rule.state_shape, len(indices), -1)[..., ~masked, :]
+        assert_identical(states.flatten(-2), others.parts[0].state)
+        statistics = ours.parts[0].statistics.view(-1, *ours.optimizees.theta.shape)[:, ~masked]
+        assert_identical(statistics.flatten(1), others.parts[0].statistics)
         if number > 0:
             assert window.losses[:, masked].isnan().all()
     fresh = rollout(rule, Faulty(fault, 99), indices)

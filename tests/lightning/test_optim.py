@@ -14,10 +14,10 @@ from l2l_lightning import (
     CoordinatewiseLSTM,
     LearnedOptimizer,
     load,
-    optim,
     pretrained,
 )
-from l2l_lightning.optim.learned_optimizer import STATE
+from l2l_lightning.optim import learned_optimizer
+from l2l_lightning.optim.pack import STATE
 from l2l_lightning.pretrained import WeightsError
 
 SHAPES = [(3, 4), (), (0,), (7,), (2, 3, 2, 2), (5, 0, 2), (1,)]
@@ -360,7 +360,7 @@ def test_a_state_that_cannot_fit_is_refused_before_anything_changes(monkeypatch)
     before = [parameter.detach().clone() for parameter in parameters]
     groups = [{"params": [parameter]} for parameter in parameters]
     optimizer = LearnedOptimizer(groups, "lstm-mnist")
-    monkeypatch.setattr(optim, "_total_memory", lambda device: 300 * 2**10)
+    monkeypatch.setattr(learned_optimizer, "_total_memory", lambda device: 300 * 2**10)
     with pytest.raises(
         MemoryError, match=r"on cpu takes 0\.3 MiB, and there are 0\.3 MiB: state_dtype=torch\.bfloat16"
     ):
@@ -382,7 +382,7 @@ def test_a_device_that_is_full_says_what_would_help(monkeypatch):
 
 
 def test_the_memory_of_this_machine_is_known():
-    assert 2**28 < optim._total_memory(torch.device("cpu")) < 2**60
+    assert 2**28 < learned_optimizer._total_memory(torch.device("cpu")) < 2**60
 
 
 def sparse_embedding():
@@ -410,7 +410,7 @@ def test_sparse_gradients_are_refused_before_anything_changes():
         ({"state_dtype": torch.float16}, ValueError, r"state_dtype must be one of .* got torch\.float16"),
         ({"rule": "lstm-nothing"}, WeightsError, "there is no rule 'lstm-nothing': choose one of lstm-mnist"),
         ({"rule": "gone.safetensors"}, WeightsError, "gone.safetensors cannot be read"),
-        ({"rule": nn.Linear(1, 1)}, TypeError, "rule must be a name, a path or an UpdateRule, got Linear"),
+        ({"rule": nn.Linear(1, 1)}, TypeError, "rule must be a name, a path or a Rule, got Linear"),
     ],
 )
 def test_arguments_that_cannot_be_meant(arguments, error, message):

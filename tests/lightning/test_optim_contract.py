@@ -103,7 +103,7 @@ def plain(value):
         return all(plain(key) and plain(entry) for key, entry in value.items())
     if isinstance(value, list):
         return all(map(plain, value))
-    return isinstance(value, torch.Tensor | int | float | bool | str)
+    return value is None or isinstance(value, torch.Tensor | int | float | bool | str)
 
 
 @pytest.mark.parametrize("arguments", [{}, {"lr": torch.tensor(0.1)}, OPTIONS[-1]], ids=str)

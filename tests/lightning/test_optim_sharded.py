@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from l2l_lightning import LearnedOptimizer
-from l2l_lightning.optim.learned_optimizer import STATE
+from l2l_lightning.optim.pack import STATE
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo"),

@@ -8,14 +8,15 @@ import json
 import pytest
 import torch
 from learned_momentum import LearnedMomentum
-from mixed_features import MixedLSTM
+from mixed_features import MixedLSTM, TensorwiseMomentum
 from problems import Rosenbrock
 from torch import nn
-from unrolled import assert_windows_are_unrolled
+from unrolled import assert_same_carried, assert_windows_are_unrolled
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
 from l2l_lightning.class_paths import class_config, from_class_config
-from l2l_lightning.rules import RNNprop, UpdateRule
+from l2l_lightning.errors import RuleError
+from l2l_lightning.rules import Features, Layout, ParameterInfo, RNNprop, Time, UpdateRule
 
 RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
@@ -26,6 +27,7 @@ RULES = {
     "RNNprop on the reference": lambda: RNNprop(1, 3, beta=0.5, backend="reference"),
     "one's own": LearnedMomentum,
     "one's own, with features": MixedLSTM,
+    "one's own, of time and tensors": TensorwiseMomentum,
 }
 N = 11
 
@@ -40,10 +42,19 @@ def optimizees(dtype=torch.float64, indices=range(3)):
     return Optimizees(Rosenbrock(), None, 0, "train", indices, dtype=dtype)
 
 
+def layout(n):
+    """Every coordinate is a tensor of its own."""
+    return Layout((ParameterInfo("", (1,)),) * n or (ParameterInfo("", (0,)),))
+
+
 def read(rule, grads):
     """What the rule reads of gradients [steps, n], step by step."""
-    statistics = rule.init_statistics(grads.shape[-1], grads.dtype)
-    return torch.stack([rule.read(grad, statistics) for grad in grads])
+    n = grads.shape[-1]
+    statistics = rule.init_statistics(n, grads.dtype)
+    times = [Time(grads.new_tensor(t), len(grads)) for t in range(len(grads))]
+    return torch.stack(
+        [rule.read(grad, statistics, time, layout(n)) for grad, time in zip(grads, times, strict=True)]
+    )
 
 
 def inputs(rule, n=N, steps=4, seed=0):
@@ -121,17 +132,17 @@ def test_features_are_read_apart_from_the_state(rule):
     if rule.features is None:
         assert rule.init_statistics(N).shape == (0, N)
         grad = torch.randn(N)
-        assert rule.read(grad, rule.init_statistics(N)) is grad
+        assert rule.read(grad, rule.init_statistics(N), Time(torch.zeros(()), None), layout(N)) is grad
         return
     rows = rule.features.rows
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         statistics = rule.float().init_statistics(N, dtype)
         assert (statistics.shape, statistics.dtype) == ((rows, N), torch.promote_types(dtype, torch.float32))
         assert not statistics.any()
-    before = statistics.clone()
-    rule.read(torch.randn(N), statistics)
+    before, time = statistics.clone(), Time(torch.zeros(()), 10)
+    x = rule.read(torch.randn(N), statistics, time, layout(N))
     assert not torch.equal(statistics, before)
-    assert not rule.read(torch.randn(N), statistics).requires_grad
+    assert not x.requires_grad
 
 
 def test_coordinates_are_each_alone(rule):
@@ -193,9 +204,11 @@ def test_the_meta_gradient_of_a_window_is_the_unrolled_graphs(rule):
     """To first and to second order, window after window."""
     for second_order in (False, True):
         ours, theirs = optimizees(), optimizees()
-        rollout, state = assert_windows_are_unrolled(rule, ours, theirs, (4, 1, 3), second_order)
+        rollout, carried = assert_windows_are_unrolled(
+            rule, ours, theirs, (4, 1, 3), second_order, total_steps=9
+        )
+        assert_same_carried(rollout, carried)
         torch.testing.assert_close(ours.theta, theirs.theta, rtol=1e-12, atol=1e-14)
-        torch.testing.assert_close(rollout.state, state, rtol=1e-12, atol=1e-14)
 
 
 def test_a_configuration_rebuilds_the_rule(rule):
@@ -246,7 +259,7 @@ def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
     horizon = 9
     looped, ran, windows = (optimizees(torch.float32) for _ in range(3))
     thetas, losses = [nn.Parameter(theta.clone()) for theta in looped.theta], []
-    optimizer = LearnedOptimizer(thetas, rule)
+    optimizer = LearnedOptimizer(thetas, rule, total_steps=horizon)
     for _ in range(horizon):
         optimizer.zero_grad()
         step = looped.task.losses(torch.stack(list(thetas)), looped.next_batches())
@@ -257,24 +270,134 @@ def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
     torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.stack([t.detach() for t in thetas]), ran.theta, rtol=1e-5, atol=1e-5)
     # A window of T steps evaluates at T + 1 points.
-    window = Rollout(rule, windows).window(horizon - 1)
+    window = Rollout(rule, windows, total_steps=horizon).window(horizon - 1)
     torch.testing.assert_close(window.losses, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_rollout_goes_on_from_its_state_dict(rule):
     """What is carried is all in it; that of a rule without features is refused by one that reads some."""
-    whole, resumed = Rollout(rule, optimizees()), Rollout(rule, optimizees())
+    whole, resumed = (Rollout(rule, optimizees(), total_steps=9) for _ in range(2))
     whole.window(3)
     resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
     for rollout in (whole, resumed):
         rule.zero_grad()
         assert rollout.window(2).meta_loss.isfinite()
     assert torch.equal(resumed.optimizees.theta, whole.optimizees.theta)
-    assert torch.equal(resumed.state, whole.state)
-    assert torch.equal(resumed.statistics, whole.statistics)
+    assert torch.equal(resumed.parts[0].state, whole.parts[0].state)
+    assert torch.equal(resumed.parts[0].statistics, whole.parts[0].statistics)
     older = {key: value for key, value in whole.state_dict().items() if key != "statistics"}
     if rule.features is None:
         resumed.load_state_dict(older)
     else:
-        with pytest.raises(ValueError, match="lacks the statistics"):
+        with pytest.raises(ValueError, match="it has the statistics"):
             resumed.load_state_dict(older)
+
+
+class Constant(Features):
+    """Reads gradients as they are; what is broken is said by the tests."""
+
+    width = 1
+    rows = 0
+
+    def __call__(self, grad, statistics, time, layout):
+        return grad[None]
+
+
+class Scale(UpdateRule):
+    """u_t = -exp(φ) g_t: a whole rule, of which the cases below break one part each."""
+
+    state_shape = ()
+
+    def __init__(self):
+        super().__init__()
+        self.log_rate = nn.Parameter(torch.zeros(()))
+
+    def step(self, inputs, state):
+        return -self.log_rate.exp() * inputs.view(-1), state
+
+    def reset_parameters(self, generator=None):
+        pass
+
+
+def broken(**parts):
+    return type("Broken", (Scale,), parts)
+
+
+def features(**parts):
+    return type("BrokenFeatures", (Constant,), parts)()
+
+
+BROKEN = {
+    "no state_shape": (broken(state_shape=None), "state_shape is a tuple of whole numbers"),
+    "a state_shape of numbers": (broken(state_shape=3), "state_shape is a tuple of whole numbers"),
+    "an update of another shape": (
+        broken(step=lambda self, x, s: (self.log_rate * x.sum(), s)),
+        r"the update is \[n\] in the inputs' dtype, here \[2\]",
+    ),
+    "an update of another dtype": (
+        broken(step=lambda self, x, s: ((self.log_rate * x).half(), s)),
+        r"the update is \[n\] in the inputs' dtype",
+    ),
+    "a state of another shape": (
+        broken(step=lambda self, x, s: (self.log_rate * x, s[None])),
+        r"the new state is \[\*state_shape, n\]",
+    ),
+    "one result": (
+        broken(step=lambda self, x, s: self.log_rate * x),
+        r"step returns the tensors \(update, new state\)",
+    ),
+    "other arguments": (broken(step=lambda self, x: x), r"step takes \(inputs, state\)"),
+    "an update without φ": (
+        broken(step=lambda self, x, s: (-x, s)),
+        "depends on φ, and is differentiable in it; neither has a gradient",
+    ),
+    "a graph that is cut": (
+        broken(step=lambda self, x, s: ((self.log_rate * x).detach(), s)),
+        "depends on φ, and is differentiable in it",
+    ),
+    "NaN at zero": (broken(step=lambda self, x, s: (self.log_rate + x / x.abs(), s)), "all is finite where"),
+    "features without a width": (broken(features=features(width=None)), "features have a width"),
+    "features of another width": (broken(features=features(width=2)), r"features are \[width, n\]"),
+    "features of other arguments": (
+        broken(features=features(__call__=lambda self, grad, statistics: grad[None])),
+        r"features take \(grad, statistics, time, layout\)",
+    ),
+    "NaN features at zero": (
+        broken(features=features(__call__=lambda self, grad, *_: grad[None] / grad)),
+        "all is finite where",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_rule_that_breaks_the_contract_is_told_the_sentence_when_it_is_made(case):
+    make, sentence = BROKEN[case]
+    with pytest.raises(RuleError, match=f"Broken breaks the contract of update rules: .*{sentence}"):
+        make()
+
+
+def test_a_rule_that_keeps_the_contract_is_made_anywhere():
+    """Trying it draws nothing, and needs neither numbers nor a graph."""
+    before = torch.get_rng_state()
+    assert isinstance(Scale(), UpdateRule)
+    assert torch.equal(torch.get_rng_state(), before)
+    with torch.device("meta"):
+        assert Scale().log_rate.is_meta
+    with torch.inference_mode():
+        assert Scale().log_rate.is_inference()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert Scale().log_rate.requires_grad
+
+
+def test_what_has_no_parameters_is_no_rule():
+    class Nothing(UpdateRule):
+        state_shape = ()
+
+        def step(self, inputs, state):
+            return -inputs, state
+
+        def reset_parameters(self, generator=None):
+            pass
+
+    with pytest.raises(RuleError, match="φ is a rule's parameters, and it has at least one; it has none"):
+        Nothing()

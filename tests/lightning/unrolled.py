@@ -4,25 +4,46 @@ import torch
 from torch.utils._pytree import tree_map
 
 from l2l_lightning.rollout.rollout import Rollout
+from l2l_lightning.rules import Layout, Time
 
 
-def unrolled_meta_loss(rule, optimizees, state, T, weights, statistics, second_order):
-    """What a textbook writes: the whole graph, differentiated by autograd."""
-    K, N = optimizees.theta.shape
+def fresh(rule, optimizees):
+    """Every tensor's own state and statistics, of all optimizees."""
+    members = [rule.members[rule.member_for(tensor)] for tensor in optimizees.task.tensors]
+    sizes = [len(optimizees) * tensor.numel for tensor in optimizees.task.tensors]
+    dtype = optimizees.dtype
+    return [
+        (m.init_state(n, dtype), m.init_statistics(n, dtype)) for m, n in zip(members, sizes, strict=True)
+    ]
+
+
+def unrolled_meta_loss(rule, optimizees, carried, T, weights, second_order, first_step=0, total_steps=None):
+    """What a textbook writes: the whole graph, tensor by tensor, differentiated by autograd."""
+    tensors = optimizees.task.tensors
     theta = optimizees.theta.detach().requires_grad_()
+    carried = list(carried)
     total = torch.zeros((), dtype=theta.dtype)
     for t in range(T + 1):
         batches = optimizees.next_batches()
-        rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(K)]
+        rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(theta))]
         per_task = torch.stack([optimizees.task.loss(theta[k], row) for k, row in enumerate(rows)])
         total = total + weights[t] * per_task.mean()
         if t < T:
             (grad,) = torch.autograd.grad(per_task.sum(), theta, create_graph=True)
             grad = grad if second_order else grad.detach()
-            statistics = statistics.clone()
-            update, state = rule.step(rule.read(grad.reshape(-1), statistics), state)
-            theta = theta + update.view(K, N)
-    return total, theta.detach(), state.detach(), statistics.detach()
+            time = Time(theta.new_tensor(first_step + t), total_steps)
+            moved = []
+            for index, (tensor, g) in enumerate(
+                zip(tensors, torch.split(grad, [tensor.numel for tensor in tensors], -1), strict=True)
+            ):
+                state, statistics = carried[index][0], carried[index][1].clone()
+                member = rule.members[rule.member_for(tensor)]
+                x = member.read(g.reshape(-1), statistics, time, Layout((tensor,), len(theta)))
+                update, state = member.step(x, state)
+                carried[index] = state, statistics
+                moved.append(update.view(len(theta), -1))
+            theta = theta + torch.cat(moved, -1)
+    return total, theta.detach(), [(a.detach(), b.detach()) for a, b in carried]
 
 
 def assert_same_gradients(rule, expected, relative=1e-10):
@@ -36,21 +57,33 @@ def assert_windows_are_unrolled(rule, optimizees, twin, lengths, second_order=Fa
     """Window after window in float64, of two alike optimizees: their meta-losses and meta-gradients agree.
 
     Returns:
-        The rollout, which has advanced `optimizees`, and the unrolled graph's last state.
+        The rollout, which has advanced `optimizees`, and what the unrolled graph carries at its end.
     """
-    rollout, state = Rollout(rule, optimizees, **options), rule.init_state(twin.theta.numel())
-    statistics = rule.init_statistics(twin.theta.numel())
+    rollout, carried = Rollout(rule, optimizees, **options), fresh(rule, twin)
     generator = torch.Generator().manual_seed(0)
     for T in lengths:
         weights = torch.rand(T + 1, dtype=torch.float64, generator=generator)
-        expected, twin.theta, state, statistics = unrolled_meta_loss(
-            rule, twin, state, T, weights, statistics, second_order
+        expected, twin.theta, carried = unrolled_meta_loss(
+            *(rule, twin, carried, T, weights, second_order),
+            *(rollout.steps_done, rollout.total_steps),
         )
-        expected_gradients = torch.autograd.grad(expected, list(rule.parameters()))
+        expected_gradients = torch.autograd.grad(expected, list(rule.parameters()), materialize_grads=True)
         rule.zero_grad()
         window = rollout.window(T, weights, second_order)
         window.meta_loss.backward()
         torch.testing.assert_close(window.meta_loss, expected.detach(), rtol=1e-12, atol=0)
         assert_same_gradients(rule, expected_gradients)
-    torch.testing.assert_close(rollout.statistics, statistics, rtol=1e-12, atol=1e-14)
-    return rollout, state
+    return rollout, carried
+
+
+def assert_same_carried(rollout, carried):
+    """Every part's state and statistics are those of its tensors, side by side."""
+    rule, tensors, K = rollout.rule, rollout.optimizees.task.tensors, len(rollout.optimizees)
+    for part in rollout.parts:
+        mine = [i for i, t in enumerate(tensors) if rule.members[rule.member_for(t)] is part.rule]
+        for which, whole in enumerate((part.state, part.statistics)):
+            pieces = [carried[i][which] for i in mine]
+            pieces = [piece.view(*piece.shape[:-1], K, -1) for piece in pieces if piece.numel()]
+            if pieces:
+                expected = torch.cat(pieces, -1).flatten(-2)
+                torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-14)

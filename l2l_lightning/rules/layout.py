@@ -1,0 +1,118 @@
+"""Where coordinates belong and when it is: what features may know besides gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Time(NamedTuple):
+    """How far an optimisation has come."""
+
+    step: Tensor
+    """t, the number of steps before this one: a scalar in the gradients' dtype, on their device."""
+    total: int | None
+    """T, the number of steps that there will be; None if nobody has said."""
+
+
+@dataclass(frozen=True)
+class ParameterInfo:
+    """One tensor of an optimizee, or one parameter of an optimizer.
+
+    Args:
+        name: As `named_parameters` gives it; "" if it is not known.
+        shape: The whole tensor's.
+        group: The index of the optimizer's parameter group; 0 along a rollout.
+        local_shape: What this process holds of it; None is all of it.
+        sum_over_shards: Adds a tensor up over the processes that hold the other shards.
+
+    Example:
+        >>> ParameterInfo("conv.weight", (20, 1, 5, 5)).rank
+        4
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    group: int = 0
+    local_shape: tuple[int, ...] | None = None
+    sum_over_shards: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def rank(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def numel(self) -> int:
+        """Coordinates of the whole tensor."""
+        return torch.Size(self.shape).numel()
+
+    @property
+    def shape_here(self) -> tuple[int, ...]:
+        """The shape of what this process holds."""
+        return self.shape if self.local_shape is None else self.local_shape
+
+    @property
+    def numel_here(self) -> int:
+        """Coordinates that this process holds."""
+        return torch.Size(self.shape_here).numel()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which coordinates belong to which tensor: [copies, N] of them, flat, and each copy's tensors in order.
+
+    Args:
+        tensors: The tensors of one optimizee.
+        copies: K optimizees side by side; an optimizer has one.
+
+    Example:
+        >>> layout = Layout((ParameterInfo("weight", (2, 2)), ParameterInfo("bias", (2,))))
+        >>> layout.mean(torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0, 20.0]))
+        tensor([ 2.5000,  2.5000,  2.5000,  2.5000, 15.0000, 15.0000])
+    """
+
+    tensors: tuple[ParameterInfo, ...]
+    copies: int = 1
+
+    @property
+    def num_coordinates(self) -> int:
+        """N, the coordinates of one copy on this process."""
+        return sum(tensor.numel_here for tensor in self.tensors)
+
+    def split(self, values: Tensor) -> list[Tensor]:
+        """Each tensor's part of values [..., copies · N], as a view: [..., copies, *shape here]."""
+        return [
+            part.view(*part.shape[:-1], *tensor.shape_here)
+            for part, tensor in zip(self._parts(values), self.tensors, strict=True)
+        ]
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over each tensor of each copy, at all its coordinates: [..., copies · N] to the same.
+
+        Of a sharded tensor it is the mean over all shards, for which its processes wait for one another.
+        """
+        means = []
+        for part, tensor in zip(self._parts(values), self.tensors, strict=True):
+            total = part.sum(-1, keepdim=True)
+            if tensor.sum_over_shards is not None:
+                total = tensor.sum_over_shards(total)
+            means.append((total / tensor.numel).expand_as(part))
+        return torch.cat(means, -1).flatten(-2)
+
+    def _parts(self, values: Tensor) -> Sequence[Tensor]:
+        whole = values.view(*values.shape[:-1], self.copies, self.num_coordinates)
+        return torch.split(whole, [tensor.numel_here for tensor in self.tensors], dim=-1)
+
+    def select(self, chosen: Sequence[int]) -> Layout:
+        """The layout of some of the tensors, by their positions."""
+        return Layout(tuple(self.tensors[index] for index in chosen), self.copies)
+
+    def columns(self, chosen: Sequence[int]) -> Tensor:
+        """Where the coordinates of some of the tensors are in a copy: int64 [their number]."""
+        parts = torch.split(torch.arange(self.num_coordinates), [t.numel_here for t in self.tensors])
+        return torch.cat([parts[index] for index in chosen])
