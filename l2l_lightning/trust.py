@@ -23,6 +23,9 @@ from l2l_lightning.class_paths import is_dotted_path
 PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
 """Options whose texts name a folder or a file, and never code."""
 
+BY_PATTERN = ("rules",)
+"""Options whose mappings' keys are patterns of tensors' names (`Grouped`), and never code."""
+
 
 @functools.cache
 def _own() -> frozenset[str]:
@@ -31,7 +34,7 @@ def _own() -> frozenset[str]:
     All paths of all of them, and no others: a path that is not one of these is not followed.
     """
     functional = torch.nn.functional
-    kinds = (rules.UpdateRule, tasks.Task, torch.nn.Module)
+    kinds = (rules.Rule, tasks.Task, torch.nn.Module)
     found: set[str] = set()
     for module in (rules, tasks, torch.nn, functional):
         for name, target in vars(module).items():
@@ -78,7 +81,11 @@ def foreign_references(config: Any, trust: Sequence[str] = ()) -> list[str]:
             rest += part
         elif isinstance(part, dict):
             rest += part
-            rest += [value for key, value in part.items() if not (key in PATHS and isinstance(value, str))]
+            for key, value in part.items():
+                if key in BY_PATTERN and isinstance(value, dict):
+                    rest += value.values()
+                elif not (key in PATHS and isinstance(value, str)):
+                    rest.append(value)
             if "class_path" in part and not may_name(part["class_path"], trust):
                 found.add(
                     part["class_path"] if isinstance(part["class_path"], str) else "a class without a name"

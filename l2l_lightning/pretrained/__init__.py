@@ -1,7 +1,8 @@
 """Trained rules that come with the package, and rules of your own, as files of plain numbers.
 
-A rule is a safetensors file: φ's tensors and, as text, the constructor's arguments and a digest of both.
-Loading it executes nothing. Beside each of the package's own lies a card: what it was trained on, what it
+A rule is a safetensors file: φ's tensors and, as text, the rule's class, its constructor's arguments and a
+digest of all. Loading it executes nothing but this package and, if you say that you trust it, the class that
+is named. Beside each of the package's own lies a card: what it was trained on, what it
 does, where it fails. The rules in `experiments/` have none: they are an ablation's settings and early
 snapshots, for `reproduce`.
 """
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ import safetensors
 import torch
 from safetensors.torch import save as as_safetensors
 
+from l2l_lightning.class_paths import class_config, from_class_config, is_dotted_path, without_backend
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.files import write_atomically
-from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop, UpdateRule
+from l2l_lightning.rules import CoordinatewiseLSTM, Grouped, RNNprop, Rule
+from l2l_lightning.trust import foreign_references
 
 FORMAT = "l2l_lightning rule, version 2"
 """What a file says that it is; a file of another format is refused."""
@@ -29,8 +33,8 @@ FORMAT = "l2l_lightning rule, version 2"
 FORMAT_WITHOUT_DIGEST = "l2l_lightning rule, version 1"
 """Of an older version of this program; such a file is read with a warning."""
 
-RULES: dict[str, type[UpdateRule]] = {rule.__name__: rule for rule in (CoordinatewiseLSTM, RNNprop)}
-"""What a file may hold: a name in it is looked up here, and never imported."""
+RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (CoordinatewiseLSTM, Grouped, RNNprop)}
+"""The package's own rules, which a file names in short: a name in it is looked up here, and not imported."""
 
 _FOLDER = Path(__file__).parent
 
@@ -57,13 +61,18 @@ def card(name: str) -> dict[str, Any]:
     return content
 
 
-def load(name: str | Path) -> UpdateRule:
+def load(name: str | Path, trust: Sequence[str] = ()) -> Rule:
     """A trained rule, on the CPU: one of the package's by its name, or a file by its path.
+
+    Args:
+        name: "lstm-mnist", or a path that ends in .safetensors.
+        trust: Modules of yours, such as "my_rules", that may be imported if the file names one of their
+            classes. Nothing but this package is imported without.
 
     Raises:
         WeightsError: There is no such rule or file; or the file is no safetensors file or of another format,
-            or has a tensor too many, too few, of another shape or dtype, or a number that is not finite, or
-            not the digest that it was saved with.
+            names a class that is not trusted or cannot be made, or has a tensor too many, too few, of another
+            shape or dtype, or a number that is not finite, or not the digest that it was saved with.
 
     Example:
         >>> rule = load("lstm-mnist")
@@ -75,10 +84,10 @@ def load(name: str | Path) -> UpdateRule:
         raise WeightsError(f"{path} cannot be read as safetensors: there is no such file")
     # Whatever the caller computes with: a file's numbers are what they are.
     with torch.inference_mode(False), torch.device("cpu"):
-        return _load(path)
+        return _load(path, trust)
 
 
-def _load(path: Path) -> UpdateRule:
+def _load(path: Path, trust: Sequence[str]) -> Rule:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -86,27 +95,43 @@ def _load(path: Path) -> UpdateRule:
     # The last: a device, a damaged length or an unknown dtype.
     except (OSError, safetensors.SafetensorError, ValueError, KeyError, AttributeError) as error:
         raise WeightsError(f"{path} cannot be read as safetensors: {error}") from error
-    rule = _make_rule(path, metadata)
+    rule = _make_rule(path, metadata, trust)
     _check(path, tensors, rule.state_dict())
     _check_digest(path, tensors, metadata)
     rule.load_state_dict(tensors, assign=True)
     return rule
 
 
-def save(rule: UpdateRule, path: str | Path) -> None:
+def save(rule: Rule, path: str | Path) -> None:
     """Writes a rule so that `load(path)` gives it back; an interruption leaves the old file or the new one.
 
+    A rule of yours is named by its class's dotted path, and loaded where its module is trusted.
+
     Raises:
-        ValueError: The path does not end in .safetensors, or the rule's class is not one that load knows.
+        ValueError: The path does not end in .safetensors, φ is not in float32, the rule's class has no dotted
+            path, or its `config()` is not of plain values.
+        TypeError: rule is no Rule.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
-    if RULES.get(type(rule).__name__) is not type(rule):
-        raise ValueError(f"rule must be one of {', '.join(RULES)}, got {type(rule).__name__}")
-    config = rule.config() | {"backend": None}  # which machine runs it is not the rule's
-    metadata = {"format": FORMAT, "rule": type(rule).__name__, "config": json.dumps(config)}
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a Rule, got {rule!r}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in rule.state_dict().items()}
+    if any(value.is_floating_point() and value.dtype != torch.float32 for value in tensors.values()):
+        raise ValueError("rule must be in float32 to be saved: rule.float()")
+    config = class_config(rule)
+    name = type(rule).__name__
+    if RULES.get(name) is not type(rule):
+        name = config["class_path"]
+        if not is_dotted_path(name):
+            raise ValueError(f"rule must be of a class at a module's top level, which {name} is not")
+    try:
+        # Which machine runs it is not the rule's.
+        text = json.dumps(without_backend(config["init_args"]))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"rule.config() must be of plain values: {error}") from error
+    metadata = {"format": FORMAT, "rule": name, "config": text}
     metadata["sha256"] = _digest(tensors, metadata)
     write_atomically(path, _in_order(as_safetensors(tensors, metadata)))
 
@@ -143,17 +168,30 @@ def _package_file(name: str, suffix: str) -> Path:
     return _FOLDER / f"{name}{suffix}"
 
 
-def _make_rule(path: Path, metadata: dict[str, str]) -> UpdateRule:
-    """The rule that a file describes, without weights."""
+def _make_rule(path: Path, metadata: dict[str, str], trust: Sequence[str]) -> Rule:
+    """The rule that a file describes, without its weights."""
     if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_DIGEST):
         raise WeightsError(f"{path} says it is {metadata.get('format')!r}, not {FORMAT!r}")
-    if metadata.get("rule") not in RULES:
-        raise WeightsError(f"{path} holds a {metadata.get('rule')!r}, not one of {', '.join(RULES)}")
+    name = metadata.get("rule", "")
     try:
-        with torch.device("meta"):
-            return RULES[metadata["rule"]](**json.loads(metadata["config"]))
-    except (KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} describes no {metadata['rule']}: {error}") from error
+        arguments = json.loads(metadata["config"])
+        ours = RULES.get(name)
+        config = {"class_path": name if ours is None else f"{ours.__module__}.{name}", "init_args": arguments}
+        if foreign := foreign_references(config, trust):
+            raise WeightsError(
+                f"{path} holds a {name!r}, not one of {', '.join(RULES)} alone: it names "
+                f"{', '.join(foreign)}. If you trust its module: load(path, trust=[...])"
+            )
+        if ours is not None:
+            with torch.device("meta"):
+                return ours(**arguments)
+        with torch.random.fork_rng(devices=[]):  # drawing φ, which is then replaced, must not be noticed
+            rule: Rule = from_class_config(config, Rule)
+        return rule
+    except WeightsError:
+        raise
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} describes no {name}: {error}") from error
 
 
 def _check_digest(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -175,7 +213,8 @@ def _check(path: Path, found: dict[str, torch.Tensor], expected: dict[str, torch
     if left_over := found.keys() - expected.keys():
         raise WeightsError(f"{path} has tensors that the rule has not: {', '.join(sorted(left_over))}")
     for key, tensor in found.items():
-        for what, ours in (("shape", expected[key].shape), ("dtype", torch.float32)):
+        dtype = torch.float32 if expected[key].is_floating_point() else expected[key].dtype
+        for what, ours in (("shape", expected[key].shape), ("dtype", dtype)):
             if (theirs := getattr(tensor, what)) != ours:
                 raise WeightsError(f"{path}: the {what} of {key} is {theirs}, not {ours}")
         if not tensor.isfinite().all():

@@ -38,7 +38,7 @@ from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import Report, meta_train
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
-from l2l_lightning.rules import UpdateRule
+from l2l_lightning.rules import Rule
 from l2l_lightning.tasks import MNISTMLP
 from l2l_lightning.tasks.base import Task
 
@@ -165,7 +165,7 @@ class Bench:
                 cost = 75e-9 if optimizer not in BASELINES else 16e-9
                 return 0.05 + task.num_coordinates * horizon * number * cost * scale
 
-    def rule(self, name: str, report: Report = lambda fraction, text: None) -> UpdateRule:
+    def rule(self, name: str, report: Report = lambda fraction, text: None) -> Rule:
         """A trained rule.
 
         Raises:
@@ -263,7 +263,7 @@ class Bench:
             "num_optimizees": request.num_optimizees,
             "seed": self.settings.seed,
         }
-        rule: UpdateRule | None = None
+        rule: Rule | None = None
         if request.optimizer in BASELINES:
             tuned = self.baseline(request)
             identity["optimizer"] = {
@@ -341,7 +341,7 @@ def _shipped_table() -> dict[str, list[dict[str, Any]]]:
     return table
 
 
-def _phi_digest(rule: UpdateRule) -> str:
+def _phi_digest(rule: Rule) -> str:
     digest = hashlib.sha256(json.dumps(rule.config(), sort_keys=True).encode())
     for value in rule.state_dict().values():
         digest.update(value.cpu().contiguous().numpy().tobytes())

@@ -16,7 +16,7 @@ from l2l_lightning.cli.lightning_cli import MetaLearningCLI
 from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.files import write_json
 from l2l_lightning.provenance import commit, device_name, versions
-from l2l_lightning.rules import UpdateRule
+from l2l_lightning.rules import Rule
 from l2l_lightning.training import checkpoints
 from l2l_lightning.training.callbacks import PhiAveraging, RuleSnapshots
 from l2l_lightning.training.meta_learner import MetaLearner
@@ -66,7 +66,7 @@ def meta_train(
     report: Report,
     arguments: Sequence[str] = (),
     snapshots: Sequence[int] = (),
-) -> UpdateRule:
+) -> Rule:
     """The rule that a preset's meta-training gives: its best φ by validation.
 
     The folder keeps `rule.safetensors`, `training.json` (settings, seed, seconds, commit, device, data), the

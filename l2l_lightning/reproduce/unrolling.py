@@ -10,6 +10,7 @@ from l2l_lightning.reproduce.bench import Bench, Request, Train
 from l2l_lightning.reproduce.experiment import Experiment, Finding, Outcome
 from l2l_lightning.reproduce.graph import graph_experiment
 from l2l_lightning.reproduce.training import Report
+from l2l_lightning.rules import UpdateRule
 from l2l_lightning.tasks import MNISTMLP
 
 
@@ -29,10 +30,12 @@ class GraphExperiment(Experiment):
         """Writes the event file and the pictures; their numbers."""
         splits = bench.splits("mnist")
         windows = (2, 3) if bench.settings.quick else (10, 20, 100)
+        rule = bench.rule("lstm-mnist")
+        assert isinstance(rule, UpdateRule)
         results = graph_experiment(
             folder,
             task=MNISTMLP([3], batch_size=4) if bench.settings.quick else MNISTMLP(),
-            rule=bench.rule("lstm-mnist"),
+            rule=rule,
             images=None if splits is None else splits.train,
             seed=bench.settings.seed,
             windows=windows,

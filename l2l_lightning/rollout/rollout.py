@@ -274,6 +274,8 @@ class Rollout:
         else:
             with _full_precision(theta):
                 value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / len(theta))
+                # Members that move nothing have a derivative too: DDP waits for every parameter's.
+                value = value + 0 * torch.stack([p.sum() for p in self.rule.parameters()]).sum()
         optimizees.theta, self.masked = theta, masked
         for part, (state, statistics) in zip(self.parts, carried, strict=True):
             part.state, part.statistics = state, statistics

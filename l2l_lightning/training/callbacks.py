@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from l2l_lightning import pretrained
 from l2l_lightning.errors import MetaTrainingError
 from l2l_lightning.rollout.optimizees import derive_generator
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import Rule
 from l2l_lightning.training import checkpoints
 from l2l_lightning.training.data_module import WindowIndex
 
@@ -45,10 +45,10 @@ class PhiAveraging(EMAWeightAveraging):
         super().setup(trainer, pl_module, stage)
 
     @property
-    def rule(self) -> UpdateRule:
+    def rule(self) -> Rule:
         """The rule with the averaged φ̄."""
         assert self._average_model is not None
-        averaged: UpdateRule = self._average_model.module.rule  # type: ignore[assignment]
+        averaged: Rule = self._average_model.module.rule  # type: ignore[assignment]
         return averaged
 
     def restart(self) -> None:

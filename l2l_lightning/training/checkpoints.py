@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from l2l_lightning.class_paths import from_class_config
 from l2l_lightning.errors import CheckpointError
 from l2l_lightning.files import replacing
-from l2l_lightning.rules import UpdateRule
+from l2l_lightning.rules import Rule
 from l2l_lightning.trust import foreign_references
 
 VERSION = 2
@@ -395,14 +395,14 @@ def _check_weights(checkpoint: dict[str, Any]) -> None:
             )
 
 
-def _make_rule(checkpoint: dict[str, Any]) -> UpdateRule | None:
+def _make_rule(checkpoint: dict[str, Any]) -> Rule | None:
     """The checkpoint's rule without weights; None for one of the user's own, which is not imported here."""
     config = checkpoint[SECTION]["model"]["rule"]
     if foreign_references(config):
         return None
     try:
         with torch.device("meta"):
-            rule: UpdateRule = from_class_config(config, UpdateRule)
+            rule: Rule = from_class_config(config, Rule)
     except (TypeError, ValueError) as error:
         raise _WrongError(f"describes no rule (model.rule): {error}") from error
     return rule
@@ -457,7 +457,6 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
     """Every process's rollout in progress, or None: K optimizees, one random stream for each."""
     message = "holds a rollout in progress that does not fit its settings (rollouts)"
     count = checkpoint[SECTION]["model"].get("num_tasks")
-    rule = _make_rule(checkpoint)
     try:
         rollouts = checkpoint["rollouts"]
         fits = isinstance(rollouts, list) and len(rollouts) > 0
@@ -466,7 +465,7 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
         for rollout in rollouts:
             if rollout is None:
                 continue
-            theta, state = rollout["optimizees"]["theta"], rollout["state"]
+            theta = rollout["optimizees"]["theta"]
             generators = rollout["optimizees"]["generators"]
             # Version 1 had no masks.
             masked = rollout.setdefault("masked", torch.zeros(len(theta), dtype=torch.bool))
@@ -474,10 +473,7 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
                 fits
                 and theta.is_floating_point()
                 and theta.dim() == 2
-                and state.is_floating_point()
-                and state.shape[-1] == theta.numel()
-                and (rule is None or state.shape[:-1] == rule.state_shape)
-                and (rule is None or _fits(rollout.get("statistics"), rule.statistics_shape, theta.numel()))
+                and all(_fits(rollout.get(name, []), len(theta)) for name in ("state", "statistics"))
                 and len(theta) == len(generators) == len(rollout["optimizees"]["instances"])
                 and (count is None or len(theta) == count)
                 and masked.dtype == torch.bool
@@ -492,11 +488,12 @@ def _check_rollouts(checkpoint: dict[str, Any]) -> None:
     _require(fits, message)
 
 
-def _fits(statistics: Tensor | None, shape: tuple[int, ...], n: int) -> bool:
-    """Whether a rollout's statistics are of this shape; an older version's rules had none."""
-    if statistics is None:
-        return shape == (0,)
-    return statistics.is_floating_point() and statistics.shape == (*shape, n)
+def _fits(carried: Any, count: int) -> bool:
+    """Whether what a rollout carries is of so many optimizees; an older version's is one tensor."""
+    return all(
+        part.is_floating_point() and part.shape[-1] % count == 0
+        for part in (carried if isinstance(carried, list) else [carried])
+    )
 
 
 def _check_position(checkpoint: dict[str, Any]) -> None:

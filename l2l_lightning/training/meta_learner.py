@@ -27,7 +27,7 @@ from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.history import HistoryDtype, check_history
 from l2l_lightning.rollout.optimizees import Optimizees, check_evaluable
 from l2l_lightning.rollout.rollout import Rollout, Window, run_rule
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import Rule
 from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training import checkpoints, resume
@@ -137,7 +137,7 @@ class MetaLearner(LightningModule):
     def __init__(
         self,
         task: Task,
-        rule: UpdateRule,
+        rule: Rule,
         horizon: int | list[int] = 100,
         unroll: int | list[int] = 20,
         num_tasks: int = 8,
@@ -154,7 +154,7 @@ class MetaLearner(LightningModule):
         history_dtype: HistoryDtype = "float32",
     ) -> None:
         super().__init__()
-        for name, argument, kind in (("task", task, Task), ("rule", rule, UpdateRule)):
+        for name, argument, kind in (("task", task, Task), ("rule", rule, Rule)):
             if not isinstance(argument, kind):
                 raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
         check_settings(
@@ -219,7 +219,7 @@ class MetaLearner(LightningModule):
         settings = dict(saved["model"])
         try:
             task: Task = from_class_config(settings.pop("task"), Task)
-            rule: UpdateRule = from_class_config(settings.pop("rule"), UpdateRule)
+            rule: Rule = from_class_config(settings.pop("rule"), Rule)
             model = cls(task, rule, **settings, seed=saved["seed_everything"])
             model.load_phi(checkpoint)
         except CheckpointError:
@@ -266,8 +266,9 @@ class MetaLearner(LightningModule):
         # Before a checkpoint is restored, which Lightning would round to float32.
         self.trainer.precision_plugin.convert_module(self)
         device = self.trainer.strategy.root_device
-        backend = self.rule.backend if isinstance(self.rule, LSTMRule) else "reference"
-        if self._dtype_of_optimizees == torch.float64 and choose(device, backend) == "triton":
+        backends = [member.backend for member in self.rule.members if isinstance(member, LSTMRule)]
+        in_float64 = self._dtype_of_optimizees == torch.float64
+        if in_float64 and "triton" in [choose(device, backend) for backend in backends]:
             raise MisconfigurationException(
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "
                 "kernels compute in float32"
@@ -321,6 +322,7 @@ class MetaLearner(LightningModule):
             self.cuda_graphs,
             self.checkpoint_every,
             self.history_dtype,
+            self.horizon_of(index),
         )
 
     def abandon_rollout(self) -> None:

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from exactness import assert_identical
+from mixed_features import TensorwiseMomentum
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -20,8 +21,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-from l2l_lightning import LearnedOptimizer
+from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
 from l2l_lightning.optim.pack import STATE
+from l2l_lightning.rules import Grouped
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo"),
@@ -99,6 +101,15 @@ def train_without_the_first_layer(model):
     return snapshot(model, optimizer)
 
 
+def train_by_tensors(model):
+    """With a rule whose features are of whole tensors and of time, and another one for biases."""
+    torch.manual_seed(2)
+    rule = Grouped({"weight": TensorwiseMomentum(), "bias": CoordinatewiseLSTM(1, 4)})
+    optimizer = LearnedOptimizer(model.named_parameters(), rule, total_steps=STEPS)
+    train(model, optimizer, range(STEPS))
+    return snapshot(model, optimizer)
+
+
 def fully_sharded(folder):
     """Trains, saves, resumes one process's checkpoint, and resumes its own."""
     model = shard(make_model())
@@ -133,6 +144,7 @@ def fully_sharded(folder):
         results["refused"] = str(error)
     model = shard(make_model())
     results["missing"] = train_without_the_first_layer(model)
+    results["by tensors"] = train_by_tensors(shard(make_model()))
     return results
 
 
@@ -272,6 +284,15 @@ def test_shards_without_a_gradient_stay_as_they_are(results):
     expected = train_without_the_first_layer(make_model())
     for found in results:
         assert_equal(found["sharded"]["missing"], expected)
+
+
+def test_what_a_rule_reads_of_tensors_is_of_whole_tensors(results):
+    expected = train_by_tensors(make_model())
+    for found in results:
+        for name, pair in expected.items():
+            for ours, theirs in zip(found["sharded"]["by tensors"][name], pair, strict=True):
+                # The sum over a tensor is taken shard by shard.
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_every_placement_gives_the_same_numbers(results):

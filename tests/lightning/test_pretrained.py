@@ -11,20 +11,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from learned_momentum import LearnedMomentum
+from mixed_features import MixedLSTM, TensorwiseMomentum
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import make_pretrained
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, pretrained, rules, run_rule
-from l2l_lightning.class_paths import from_class_config
+from l2l_lightning.class_paths import from_class_config, without_backend
 from l2l_lightning.comparison.baselines import BASELINES, final_losses
 from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
 from l2l_lightning.reproduce.generalise import AIM
 from l2l_lightning.reproduce.recipes import ABLATIONS
-from l2l_lightning.rules import UpdateRule
+from l2l_lightning.rules import Grouped, RNNprop, UpdateRule
 from l2l_lightning.tasks import Task
 
 
@@ -129,14 +132,64 @@ def test_names_that_are_none_list_those_that_are(tmp_path):
         pretrained.load(tmp_path / "absent.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("make", "trust"),
+    [
+        (lambda: RNNprop(1, 3, beta=0.8, backend="reference"), []),
+        (lambda: Grouped({"conv.weight|fc": RNNprop(1, 2), "": CoordinatewiseLSTM(1, 3)}), []),
+        (lambda: Grouped({"a": CoordinatewiseLSTM(1, 3), "b|c": LearnedMomentum()}), ["learned_momentum"]),
+        (MixedLSTM, ["mixed_features"]),
+        (TensorwiseMomentum, ["mixed_features.TensorwiseMomentum"]),
+    ],
+)
+def test_any_rule_is_saved_and_comes_back_where_it_is_trusted(make, trust, tmp_path):
+    path, rule = tmp_path / "rule.safetensors", make()
+    for parameter in rule.parameters():
+        nn.init.normal_(parameter)
+    pretrained.save(rule, path)
+    before = torch.get_rng_state()
+    loaded = pretrained.load(path, trust=trust)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert type(loaded) is type(rule)
+    assert without_backend(loaded.config()) == without_backend(rule.config())
+    for name, value in rule.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    if trust:
+        with pytest.raises(WeightsError, match=f"names {trust[0]}.*load\\(path, trust="):
+            pretrained.load(path)
+    named = [(name, nn.Parameter(torch.ones(2, 2))) for name in ("conv.weight", "a", "b")]
+    LearnedOptimizer(named, loaded, total_steps=10).step()
+
+
+def test_a_module_that_is_not_trusted_is_not_imported(tmp_path, monkeypatch, file):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "hostile.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\n")
+    inside = {"rules": {"a": {"class_path": "hostile.Rule", "init_args": {}}}}
+    for name, config in (
+        ("hostile.Rule", {}),
+        ("Grouped", inside),
+        ("Grouped", inside | {"by": "hostile.f"}),
+    ):
+        file(rule=name, config=json.dumps(config))
+        with pytest.raises(WeightsError, match=r"names hostile\."):
+            pretrained.load(file.path)
+    assert not (tmp_path / "mark").exists()
+
+
 def test_only_what_can_be_loaded_is_saved(rule, tmp_path):
     class Mine(CoordinatewiseLSTM):
         pass
 
-    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
-        pretrained.save(rule, tmp_path / "rule.pt")
-    with pytest.raises(ValueError, match=r"rule must be one of CoordinatewiseLSTM, .*got Mine"):
-        pretrained.save(Mine(hidden_size=2), tmp_path / "rule.safetensors")
+    path = tmp_path / "rule.safetensors"
+    for saved, to, error, message in (
+        (rule, tmp_path / "rule.pt", ValueError, r"must end in \.safetensors"),
+        (Mine(hidden_size=2), path, ValueError, "must be of a class at a module's top level, .*Mine is not"),
+        (nn.Linear(1, 1), path, TypeError, "rule must be a Rule, got Linear"),
+        (CoordinatewiseLSTM().double(), path, ValueError, r"float32 to be saved: rule\.float\(\)"),
+    ):
+        with pytest.raises(error, match=message):
+            pretrained.save(saved, to)
+    assert not path.exists()
 
 
 @pytest.mark.slow
