@@ -19,6 +19,7 @@ import yaml
 
 from l2l_lightning import rules, tasks
 from l2l_lightning.class_paths import is_dotted_path
+from l2l_lightning.errors import CheckpointError
 
 PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
 """Options whose texts name a folder or a file, and never code."""
@@ -92,6 +93,27 @@ def foreign_references(config: Any, trust: Sequence[str] = ()) -> list[str]:
                 )
         seen[id(part)] = part
     return sorted(found)
+
+
+def foreign_modules(config: Any, trust: Sequence[str] = ()) -> list[str]:
+    """The modules of what a configuration may not name of its own accord: what --trust would have to say.
+
+    Example:
+        >>> foreign_modules({"task": {"init_args": {"f": "my_problem.rosenbrock"}}})
+        ['my_problem']
+    """
+    found = {path.rpartition(".")[0].partition(".<")[0] for path in foreign_references(config, trust)}
+    return sorted(found - {""})
+
+
+def refuse_foreign(path: object, config: Any, trust: Sequence[str]) -> None:
+    """Raises CheckpointError if a file's configuration names code that it may not and that is not trusted."""
+    if foreign := foreign_references(config, trust):
+        modules = foreign_modules(config, trust)
+        raise CheckpointError(
+            f"{path} names {', '.join(foreign)}: code that is not this package's, and that is not imported "
+            f"on a file's word. If you trust it: --trust {','.join(modules)}, in Python trust={modules}"
+        )
 
 
 def parsed(text: str) -> Any:

@@ -13,7 +13,7 @@ import yaml
 
 from l2l_lightning.cli.run_folder import last_checkpoint, newest_config
 from l2l_lightning.errors import CommandLineError
-from l2l_lightning.trust import foreign_references
+from l2l_lightning.trust import foreign_references, refuse_foreign
 
 LIGHTNING_COMMANDS = {
     "fit": "meta-train a rule, and compare it with tuned baselines at the end",
@@ -154,10 +154,12 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
     # Here, for they import Lightning, which takes seconds that a mistyped command need not wait for.
     from l2l_lightning.cli.stored_options import resumed_options
     from l2l_lightning.training import checkpoints
+    from l2l_lightning.training.meta_learner import read_section, stored_rule
 
-    checkpoint = checkpoints.read(path)
-    checkpoints.check_trusted(path, checkpoint, trust)
-    config = {key: checkpoint[checkpoints.SECTION][key] for key in ("seed_everything", "model", "data")}
+    section = read_section(path, checkpoints.read(path))
+    refuse_foreign(path, {name: section["model"][name] for name in ("task", "rule")}, trust)
+    stored_rule(path, section)
+    config = {key: section[key] for key in ("seed_everything", "model", "data")}
     saved = newest_config(Path(path).resolve().parent.parent)
     if subcommand == "fit" and saved:
         # Resuming: the run's own trainer settings as well.

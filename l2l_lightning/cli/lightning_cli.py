@@ -302,12 +302,11 @@ class MetaLearningCLI(LightningCLI):
         Raises:
             CommandLineError: The run is limited to no meta-step.
         """
-        limit = self.trainer.limit_train_batches  # of overfit_batches too
-        whole_run = len(self.datamodule.windows(self.model))
-        windows = min(whole_run, limit) if isinstance(limit, int) else int(whole_run * limit)
+        windows = self.datamodule.num_windows(self.model, self.trainer)
         if not windows:
             raise CommandLineError(
-                f"--trainer.limit_train_batches {limit} leaves none of the run's {whole_run} meta-steps"
+                f"--trainer.limit_train_batches {self.trainer.limit_train_batches} leaves none of the run's "
+                f"{len(self.datamodule.windows(self.model))} meta-steps"
             )
         interval = getattr(self.trainer, "val_check_interval", None)  # there is none if it is a time
         if isinstance(interval, int) and interval > windows:

@@ -14,8 +14,7 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from l2l_lightning.errors import CheckpointError
-from l2l_lightning.training.checkpoints import refuse_foreign
-from l2l_lightning.trust import foreign_references, may_name
+from l2l_lightning.trust import foreign_references, may_name, refuse_foreign
 
 NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", "trust")
 """What a resumed run takes from its checkpoint or from the command line."""

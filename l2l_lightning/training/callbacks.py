@@ -17,7 +17,6 @@ from l2l_lightning import pretrained
 from l2l_lightning.errors import MetaTrainingError
 from l2l_lightning.rollout.optimizees import derive_generator
 from l2l_lightning.rules.base import Rule
-from l2l_lightning.training import checkpoints
 from l2l_lightning.training.data_module import WindowIndex
 
 
@@ -221,18 +220,11 @@ class CollapseGuard(Callback):
 
     def _restore_phi(self, trainer: Trainer, pl_module: LightningModule) -> str:
         model: Any = pl_module
-        best = self._best_checkpoint(trainer)
-        if best is None:
+        checkpointing = trainer.checkpoint_callback
+        best = checkpointing.best_model_path if isinstance(checkpointing, ModelCheckpoint) else ""
+        # The best of a run that was always at chance is at chance.
+        if not (best and self._ever_better):
             model.rule.reset_parameters(derive_generator(model.seed, "phi", self.restarts))
             return "a fresh draw"
-        pl_module.load_state_dict(best["state_dict"])
+        model.load_phi(best)
         return "the best checkpoint"
-
-    def _best_checkpoint(self, trainer: Trainer) -> dict[str, Any] | None:
-        """The best checkpoint so far, unless even that one was at chance."""
-        checkpointing = trainer.checkpoint_callback
-        if not self._ever_better or not isinstance(checkpointing, ModelCheckpoint):
-            return None
-        if not checkpointing.best_model_path:
-            return None
-        return checkpoints.read(checkpointing.best_model_path)

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -94,12 +94,13 @@ def _download_lock(root: str) -> AbstractContextManager[Any]:
     return FileLock(folder / ".download.lock") if os.access(folder, os.W_OK) else nullcontext()
 
 
-def check_data_settings(root: Any, download: Any, num_rollouts: Any) -> None:
-    """Raises TypeError or ValueError for what MetaData's constructor does not take."""
+def check_data_settings(settings: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for settings that MetaData's constructor does not take."""
+    root = settings["root"]
     if root is not None and not isinstance(root, str | os.PathLike):
         raise TypeError(f"root must be a folder's path or None, got {root!r}")
-    check_switches(download=download)
-    check_whole_numbers(1, 10**7, num_rollouts=num_rollouts)
+    check_switches(download=settings["download"])
+    check_whole_numbers(1, 10**7, num_rollouts=settings["num_rollouts"])
 
 
 class MetaData(LightningDataModule):
@@ -121,8 +122,8 @@ class MetaData(LightningDataModule):
     """
 
     def __init__(self, root: str | None = None, download: bool = False, num_rollouts: int = 100) -> None:
+        check_data_settings(locals())
         super().__init__()
-        check_data_settings(root, download, num_rollouts)
         self.root = root
         self.download = download
         self.num_rollouts = num_rollouts
@@ -173,6 +174,11 @@ class MetaData(LightningDataModule):
     def windows(self, model: Any) -> WindowLoader:
         """Every window of a run of this length on a MetaLearner."""
         return WindowLoader(self.num_rollouts, model.horizons, model.unrolls)
+
+    def num_windows(self, model: Any, trainer: Any) -> int:
+        """Windows of a run on a MetaLearner, as many as a trainer is limited to."""
+        whole_run, limit = len(self.windows(model)), trainer.limit_train_batches  # of overfit_batches too
+        return min(whole_run, limit) if isinstance(limit, int) else int(whole_run * limit)
 
     def val_dataloader(self) -> list[int]:
         """One step: all validation optimizees run side by side."""

@@ -17,9 +17,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.errors import RunStoppedError
-from l2l_lightning.training.checkpoints import foreign_modules
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
+from l2l_lightning.trust import foreign_modules
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,8 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.optim import Adam
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._pytree import tree_map
 from torchmetrics import MeanMetric
 
@@ -31,55 +35,61 @@ from l2l_lightning.rules.base import Rule
 from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training import checkpoints, resume
-from l2l_lightning.training.checkpoints import CheckpointFiles
-from l2l_lightning.training.data_module import MetaData, WindowIndex, rollout_horizon
+from l2l_lightning.training.checkpoints import CheckpointFiles, check_state, refusing
+from l2l_lightning.training.data_module import MetaData, WindowIndex, check_data_settings, rollout_horizon
 from l2l_lightning.training.resharding import reshard
+from l2l_lightning.trust import refuse_foreign
+
+VERSION = 3
+"""Version of what MetaLearner adds to Lightning's checkpoints.
+
+1 and 2 hold the same, and 2 with a digest: a program that reads up to 2 takes a file without for damaged,
+where it should say that it is to be updated.
+"""
+
+SECTION = "l2l_lightning"
+"""Where in a checkpoint MetaLearner's own entries are."""
+
+ELSEWHERE = {"seed", "start_from"}
+"""Arguments of the constructor that a checkpoint holds beside the settings."""
 
 
 def _on_cpu(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def check_settings(
-    *,
-    horizon: Any,
-    unroll: Any,
-    num_tasks: Any,
-    learning_rate: Any,
-    warmup_steps: Any,
-    lr_schedule: Any,
-    loss_weights: Any,
-    second_order: Any,
-    cuda_graphs: Any,
-    num_validation_optimizees: Any,
-    seed: Any,
-    checkpoint_every: Any,
-    history_dtype: Any,
-) -> None:
-    """Raises TypeError or ValueError for what MetaLearner's constructor does not take; see there.
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises TypeError or ValueError for settings that MetaLearner's constructor does not take; see there.
 
     The upper limits are far beyond any use: they keep a slip, or a file, from claiming the machine's memory.
     """
-    unrolls, horizons = (value if isinstance(value, list | tuple) else [value] for value in (unroll, horizon))
-    for name, lengths in (("horizon", horizons), ("unroll", unrolls)):
-        if not lengths:
-            raise ValueError(f"{name} must be at least 1, got {lengths}")
-        for length in lengths:
-            check_whole_numbers(1, 10**7, **{name: length})
-    check_whole_numbers(1, 10**6, num_tasks=num_tasks, num_validation_optimizees=num_validation_optimizees)
-    check_whole_numbers(0, 10**9, warmup_steps=warmup_steps)
-    check_whole_numbers(0, 2**32 - 1, seed=seed)
-    if max(unrolls) > min(horizons):
-        raise ValueError(f"unroll ({unroll}) must not exceed horizon ({horizon})")
-    check_positive(learning_rate=learning_rate)
-    check_choice(["constant", "cosine"], lr_schedule=lr_schedule)
-    check_choice(["uniform", "final"], loss_weights=loss_weights)
-    check_switches(second_order=second_order)
-    if cuda_graphs is not None:
-        check_switches(cuda_graphs=cuda_graphs)
-    if second_order and cuda_graphs:
+
+    def some(*names: str) -> dict[str, Any]:
+        return {name: settings[name] for name in names}
+
+    lengths = {
+        name: value if isinstance(value, list | tuple) else [value]
+        for name, value in some("horizon", "unroll").items()
+    }
+    for name, values in lengths.items():
+        if not values:
+            raise ValueError(f"{name} must be at least 1, got {values}")
+        for value in values:
+            check_whole_numbers(1, 10**7, **{name: value})
+    check_whole_numbers(1, 10**6, **some("num_tasks", "num_validation_optimizees"))
+    check_whole_numbers(0, 10**9, **some("warmup_steps"))
+    check_whole_numbers(0, 2**32 - 1, **some("seed"))
+    if max(lengths["unroll"]) > min(lengths["horizon"]):
+        raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")
+    check_positive(**some("learning_rate"))
+    check_choice(["constant", "cosine"], **some("lr_schedule"))
+    check_choice(["uniform", "final"], **some("loss_weights"))
+    check_switches(**some("second_order"))
+    if settings["cuda_graphs"] is not None:
+        check_switches(**some("cuda_graphs"))
+    if settings["second_order"] and settings["cuda_graphs"]:
         raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
-    check_history(checkpoint_every, history_dtype, second_order)
+    check_history(**some("checkpoint_every", "history_dtype", "second_order"))
 
 
 class MetaLearner(LightningModule):
@@ -153,27 +163,13 @@ class MetaLearner(LightningModule):
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
     ) -> None:
+        check_settings(locals())
         super().__init__()
         for name, argument, kind in (("task", task, Task), ("rule", rule, Rule)):
             if not isinstance(argument, kind):
                 raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
-        check_settings(
-            horizon=horizon,
-            unroll=unroll,
-            num_tasks=num_tasks,
-            learning_rate=learning_rate,
-            warmup_steps=warmup_steps,
-            lr_schedule=lr_schedule,
-            loss_weights=loss_weights,
-            second_order=second_order,
-            cuda_graphs=cuda_graphs,
-            num_validation_optimizees=num_validation_optimizees,
-            seed=seed,
-            checkpoint_every=checkpoint_every,
-            history_dtype=history_dtype,
-        )
-        self.horizons = [horizon] if isinstance(horizon, int) else list(horizon)
-        self.unrolls = [unroll] if isinstance(unroll, int) else list(unroll)
+        self.horizons = list(horizon) if isinstance(horizon, list | tuple) else [horizon]
+        self.unrolls = list(unroll) if isinstance(unroll, list | tuple) else [unroll]
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -214,27 +210,30 @@ class MetaLearner(LightningModule):
             >>> rule = MetaLearner.from_checkpoint("best-2800.ckpt").rule  # doctest: +SKIP
         """
         checkpoint = checkpoints.read(path)
-        checkpoints.check_trusted(path, checkpoint, trust)
-        saved = checkpoint[checkpoints.SECTION]
-        settings = dict(saved["model"])
-        try:
+        section = read_section(path, checkpoint)
+        refuse_foreign(path, {name: section["model"][name] for name in ("task", "rule")}, trust)
+        settings = dict(section["model"])
+        with refusing(path, "model.task"):
             task: Task = from_class_config(settings.pop("task"), Task)
-            rule: Rule = from_class_config(settings.pop("rule"), Rule)
-            model = cls(task, rule, **settings, seed=saved["seed_everything"])
-            model.load_phi(checkpoint)
-        except CheckpointError:
-            raise
-        except (TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} holds no learner that can be made again: {error}") from error
+        rule = stored_rule(path, section)
+        del settings["rule"]
+        with refusing(path, "model"):
+            model = cls(task, rule, **settings, seed=section["seed_everything"])
+            model._load_phi(path, checkpoint, section)
         return model
 
-    def load_phi(self, checkpoint: dict[str, Any]) -> None:
-        """Takes φ from what `checkpoints.read` gave.
+    def load_phi(self, path: str | Path) -> None:
+        """Takes φ from a checkpoint.
 
         Raises:
-            CheckpointMismatchError: The checkpoint's rule has another shape.
+            CheckpointError: There is none that can be used, or (CheckpointMismatchError) its rule has another
+                shape.
         """
-        self._check_phi(checkpoint)
+        checkpoint = checkpoints.read(path)
+        self._load_phi(path, checkpoint, read_section(path, checkpoint))
+
+    def _load_phi(self, path: object, checkpoint: dict[str, Any], section: dict[str, Any]) -> None:
+        self._check_phi(path, checkpoint, section)
         self.load_state_dict(checkpoint["state_dict"])
 
     def _copy_phi(self, name: str) -> None:
@@ -334,12 +333,13 @@ class MetaLearner(LightningModule):
         if window.start == 0 or self._rollout is None:
             self._rollout = self.start_rollout(window.rollout)
             if self._carried is not None:
-                try:
+                ours = self._rollout.state_dict()
+                if not self._carried["statistics"]:  # an older version's rules had none
+                    del ours["statistics"]
+                with refusing(self.trainer.ckpt_path, "rollouts"):
+                    # A masked optimizee's numbers may be NaN.
+                    check_state(self._carried, ours, "the rollout in progress", finite=False)
                     self._rollout.load_state_dict(self._carried)
-                except ValueError as error:
-                    raise CheckpointError(
-                        f"the checkpoint (--ckpt_path) holds a rollout that does not fit its task: {error}"
-                    ) from error
         self._carried = None
         result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):
@@ -395,10 +395,13 @@ class MetaLearner(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Adam on φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
-        optimizer = torch.optim.Adam(self.rule.parameters(), lr=self.learning_rate)
-        factor = functools.partial(self.rate_factor, total=self.meta_steps())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        optimizer, scheduler = self.meta_optimizer(self.rule.parameters())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def meta_optimizer(self, phi: Iterable[Tensor]) -> tuple[Adam, LambdaLR]:
+        """Adam on some φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
+        optimizer = Adam(phi, lr=self.learning_rate)
+        return optimizer, LambdaLR(optimizer, functools.partial(self.rate_factor, total=self.meta_steps()))
 
     def rate_factor(self, step: int, total: int) -> float:
         """What the learning rate is multiplied by at a meta-step of `total`."""
@@ -419,23 +422,18 @@ class MetaLearner(LightningModule):
         return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
 
     def settings(self) -> dict[str, Any]:
-        """The constructor's arguments, but for the seed and start_from, as plain values."""
-        return {
+        """The constructor's arguments, but for the seed and start_from, as plain values.
+
+        They are the attributes of the same names, but for lists of one and objects.
+        """
+        others = {
             "task": class_config(self.task),
             "rule": class_config(self.rule),
             "horizon": self.horizons if len(self.horizons) > 1 else self.horizon,
             "unroll": self.unrolls,
-            "num_tasks": self.num_tasks,
-            "learning_rate": self.learning_rate,
-            "warmup_steps": self.warmup_steps,
-            "lr_schedule": self.lr_schedule,
-            "loss_weights": self.loss_weights,
-            "second_order": self.second_order,
-            "cuda_graphs": self.cuda_graphs,
-            "checkpoint_every": self.checkpoint_every,
-            "history_dtype": self.history_dtype,
-            "num_validation_optimizees": self.num_validation_optimizees,
         }
+        names = inspect.signature(MetaLearner).parameters.keys() - ELSEWHERE
+        return {name: others[name] if name in others else getattr(self, name) for name in sorted(names)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the settings (plain values: nothing is ever unpickled) and the rollouts in progress.
@@ -449,8 +447,8 @@ class MetaLearner(LightningModule):
             # Only the first process writes the file.
             torch.distributed.gather_object(carried, everyone if self.trainer.is_global_zero else None)
         checkpoint["rollouts"] = everyone
-        checkpoint[checkpoints.SECTION] = {
-            "version": checkpoints.VERSION,
+        checkpoint[SECTION] = {
+            "version": VERSION,
             "seed_everything": self.seed,
             "model": self.settings(),
             "data": self.data.settings(),
@@ -464,42 +462,104 @@ class MetaLearner(LightningModule):
         """Checks that φ fits; a fit that resumes takes up this process's share of the rollouts in progress.
 
         Raises:
+            CheckpointError: An entry is not what a run writes.
             CheckpointMismatchError: The checkpoint's rule has another shape, or a run that resumes is
                 configured in a way that it cannot go on with; the message names the options.
         """
-        self._check_phi(checkpoint)
+        path = "the checkpoint" if self._trainer is None else self.trainer.ckpt_path
+        section = read_section(path, checkpoint)
+        self._check_phi(path, checkpoint, section)
         # Whoever validates or compares needs φ only.
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
-        if different := resume.disagreements(self, checkpoint):
+        with refusing(path, "the course of its run"):
+            resume.check_course(self, checkpoint)
+        if different := resume.disagreements(self, checkpoint, section):
             raise CheckpointMismatchError(
                 f"the run cannot be resumed (--ckpt_path) with other options: {'; '.join(different)}. "
                 "Leave them out, or begin a new run; --model.start_from begins it with a trained rule"
             )
-        resume.apply_options(self, checkpoint)
-        self.start_from = checkpoint[checkpoints.SECTION].get("start_from")
+        resume.apply_options(self, checkpoint, section)
+        self.start_from = section.get("start_from")
         rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
-        self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
+        with refusing(path, "rollouts"):
+            self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
 
-    def _check_phi(self, checkpoint: dict[str, Any]) -> None:
-        section = checkpoint.get(checkpoints.SECTION)
-        if section is None:
-            raise CheckpointError("the checkpoint (--ckpt_path) is not one of a MetaLearner")
+    def _check_phi(self, path: object, checkpoint: dict[str, Any], section: dict[str, Any]) -> None:
         if self.start_from not in (None, section.get("start_from")):
             raise CheckpointMismatchError(
                 f"φ comes from the checkpoint (--ckpt_path), not from --model.start_from {self.start_from}: "
                 "give one of the two"
             )
-        saved = {name: value.shape for name, value in checkpoint["state_dict"].items()}
-        ours = {name: value.shape for name, value in self.state_dict().items()}
-        if saved == ours:
-            return
-        options = resume.differing_options("rule", self.settings(), section["model"])
-        weights = [name for name in saved.keys() | ours.keys() if saved.get(name) != ours.get(name)]
-        raise CheckpointMismatchError(
-            "the checkpoint's rule does not fit the one configured: "
-            + "; ".join(options or [f"{name} has another shape" for name in sorted(weights)])
+        ours = self.state_dict()
+        try:
+            # An average of φ is kept beside the φ of the last meta-step.
+            for name in ["state_dict", *({"current_model_state"} & checkpoint.keys())]:
+                check_state(checkpoint.get(name), ours, name)
+                if left_over := sorted(checkpoint[name].keys() - ours.keys()):
+                    raise ValueError(f"{name} holds what the rule has not: {', '.join(left_over)}")
+        except ValueError as error:
+            options = resume.differing_options("rule", self.settings(), section["model"])
+            if not options:
+                raise CheckpointError(f"{path} (--ckpt_path) cannot be used: {error}") from error
+            raise CheckpointMismatchError(
+                f"the checkpoint's rule does not fit the one configured: {'; '.join(options)}"
+            ) from error
+
+
+def read_section(path: object, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What a MetaLearner has added to a checkpoint: its settings, as the constructors take them.
+
+    Args:
+        path: The checkpoint's, for messages.
+        checkpoint: What `checkpoints.read` gave.
+
+    Raises:
+        CheckpointError: A setting is missing, unknown or out of its range, or it is a newer version's file.
+    """
+    section: Any = checkpoint.get(SECTION)
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this program (--ckpt_path): it has no settings of a MetaLearner"
         )
+    with refusing(path, SECTION):
+        version = section["version"]
+        check_whole_numbers(1, 10**6, version=version)
+        if version > VERSION:
+            raise CheckpointError(
+                f"{path} was written by a newer version of this program: it has version {version}, and "
+                f" this one reads up to {VERSION}. Update l2l-lightning"
+            )
+        check_whole_numbers(0, 2**32 - 1, seed_everything=section["seed_everything"])
+        check_whole_numbers(1, 2**62, meta_steps=section.get("meta_steps", 1))
+    for name, cls, check in (("model", MetaLearner, check_settings), ("data", MetaData, check_data_settings)):
+        with refusing(path, name):
+            settings = section[name]
+            arguments = inspect.signature(cls).parameters
+            if unknown := sorted(settings.keys() - (arguments.keys() - ELSEWHERE)):
+                raise ValueError(f"this version does not know the settings {', '.join(unknown)}")
+            # An older version's may lack an argument: it is at its default.
+            defaults = {key: argument.default for key, argument in arguments.items()}
+            check(defaults | settings)
+            json.dumps(settings, allow_nan=False)
+    for name in ("task", "rule"):
+        with refusing(path, f"model.{name}"):
+            config = section["model"][name]
+            if not (config.keys() <= {"class_path", "init_args"} and isinstance(config["class_path"], str)):
+                raise ValueError(f"it is no {name}")
+            dict(**config.get("init_args", {}))
+    return section
+
+
+def stored_rule(path: object, section: dict[str, Any]) -> Rule:
+    """A checkpoint's rule, without its weights. It imports what the checkpoint names.
+
+    Raises:
+        CheckpointError: There is no such rule.
+    """
+    with refusing(path, "model.rule"):
+        rule: Rule = from_class_config(section["model"]["rule"], Rule)
+    return rule
 
 
 def check_precision(precision: str) -> None:

@@ -48,7 +48,10 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
             },
         },
         **carried,
-        "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone(),
+        # Nor had the first version's any masks.
+        "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone()
+        if "masked" in rollouts[0]
+        else torch.zeros(share, dtype=torch.bool),
         "steps_done": rollouts[0]["steps_done"],
     }
 

@@ -5,26 +5,90 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from torch import Tensor
 
 from l2l_lightning.errors import CheckpointError
-from l2l_lightning.training import checkpoints
+from l2l_lightning.training.checkpoints import check_state
 from l2l_lightning.training.data_module import WindowLoader
 
 if TYPE_CHECKING:
     from l2l_lightning.training.meta_learner import MetaLearner
 
 SCHEDULE = ("learning_rate", "warmup_steps", "lr_schedule")
+"""Settings that a meta-step's learning rate follows from."""
 
 
-def disagreements(model: MetaLearner, checkpoint: dict[str, Any]) -> list[str]:
+def check_course(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
+    """Refuses what Lightning would restore, and fail on later in the run.
+
+    Raises:
+        CheckpointError: The checkpoint holds weights alone.
+        ValueError: An entry cannot take the place of the run's own, by its name.
+        LookupError: An entry is missing.
+    """
+    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
+        raise CheckpointError(
+            "the checkpoint (--ckpt_path) holds weights only, from which no run can be resumed: take one "
+            "that was written without --checkpoint.save_weights_only"
+        )
+    trainer: Any = model.trainer
+    check_state(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict(), "loops.fit_loop")
+    check_state([_position(checkpoint), checkpoint["epoch"], checkpoint["global_step"]], [0, 0, 0], "loops")
+    check_state(checkpoint["rollouts"], [None] * len(checkpoint["rollouts"]), "rollouts")
+    if len({rollout is None for rollout in checkpoint["rollouts"]}) != 1:
+        raise ValueError("rollouts: some processes are in the middle of one, and others between two")
+    _check_optimizer(model, checkpoint)
+    for callback in trainer.callbacks:
+        saved = checkpoint.get("callbacks", {}).get(callback.state_key)
+        # A callback of the user's own knows what its state may be.
+        if saved is None or not type(callback).__module__.startswith(("lightning.", "l2l_lightning.")):
+            continue
+        name = f"callbacks.{type(callback).__name__}"
+        check_state(saved, callback.state_dict(), name)
+        if isinstance(callback, ModelCheckpoint):
+            best, worst = saved["best_k_models"], saved["kth_best_model_path"]
+            check_state(best, dict.fromkeys(best, torch.tensor(torch.inf)), f"{name}.best_k_models")
+            if worst and worst not in best:
+                raise ValueError(f"{name}.kth_best_model_path is {worst}, none of best_k_models")
+
+
+def _check_optimizer(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
+    """Holds the meta-optimizer's state against that of a fresh one after a step."""
+    optimizer, scheduler = model.meta_optimizer([torch.zeros_like(phi) for phi in model.rule.parameters()])
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    ours = optimizer.state_dict()
+    check_state(checkpoint["optimizer_states"], [{"state": {}, "param_groups": [{}]}], "optimizer_states")
+    (state,) = checkpoint["optimizer_states"]
+    (group,) = state["param_groups"]
+    # A restart empties the moments, and another version's torch has other options.
+    expected = {index: ours["state"][index] for index in state["state"]}
+    check_state(state["state"], expected, "optimizer_states.0.state")
+    fresh = ours["param_groups"][0]
+    options = {key: fresh[key] for key in fresh.keys() & {*group, "params", "lr"}}
+    check_state(group, options, "optimizer_states.0.param_groups.0")
+    group.update({key: None for key, value in options.items() if value is None})  # how Adam is computed
+    check_state(checkpoint["lr_schedulers"], [{}], "lr_schedulers")
+    (saved,), ours = checkpoint["lr_schedulers"], scheduler.state_dict()
+    needed = {"base_lrs", "last_epoch", "_last_lr"}
+    check_state(saved, {key: ours[key] for key in ours.keys() & {*saved, *needed}}, "lr_schedulers.0")
+    # Its entries become the scheduler's attributes.
+    checkpoint["lr_schedulers"] = [{key: value for key, value in saved.items() if key in ours}]
+
+
+def disagreements(model: MetaLearner, checkpoint: dict[str, Any], section: dict[str, Any]) -> list[str]:
     """What keeps a learner from going on with a checkpoint's run: "--model.num_tasks is 4, …" each.
 
     Task, rule, horizon and seed say what was learned and validated so far: they are the run's. The windows
     that have been run, and the rollout in progress, must be those of the run as it is configured now.
+
+    Args:
+        model: The learner, in a trainer.
+        checkpoint: The checkpoint, which `check_course` has passed.
+        section: Its learner's settings.
     """
-    section = checkpoint[checkpoints.SECTION]
     theirs, ours = section["model"], model.settings()
     found = differing_options("task", ours, theirs) + differing_options("rule", ours, theirs, but=["backend"])
     if _listed(ours["horizon"]) != _listed(theirs.get("horizon", ours["horizon"])):
@@ -42,19 +106,18 @@ def disagreements(model: MetaLearner, checkpoint: dict[str, Any]) -> list[str]:
             f"{processes} (choose --trainer.devices, --trainer.num_nodes and --model.num_tasks so that their "
             "product is the same)"
         )
-    return found + _other_windows(model, checkpoint)
+    return found + _other_windows(model, checkpoint, section)
 
 
-def _other_windows(model: MetaLearner, checkpoint: dict[str, Any]) -> list[str]:
-    section = checkpoint[checkpoints.SECTION]
-    unroll, num_rollouts = (
-        section["model"].get("unroll", model.unrolls),
-        section["data"].get("num_rollouts", 100),
-    )
+def _other_windows(model: MetaLearner, checkpoint: dict[str, Any], section: dict[str, Any]) -> list[str]:
+    unroll = section["model"].get("unroll", model.unrolls)
+    num_rollouts = section["data"].get("num_rollouts", 100)
     before = WindowLoader(num_rollouts, model.horizons, _listed(unroll))
     now = model.data.windows(model)
-    done = checkpoints.position(checkpoint)
-    carried = any(rollout is not None for rollout in checkpoint["rollouts"])
+    done, wanted = _position(checkpoint), model.data.num_windows(model, model.trainer)
+    if _is_over(model, checkpoint) and done < wanted:
+        return [f"the run is over after {done} windows, and is to have {wanted}"]
+    carried = checkpoint["rollouts"][0] is not None
     known = done <= min(len(before), len(now)) and (not carried or done < len(now))
     if known and all(before[index] == now[index] for index in range(done)):
         return []
@@ -64,6 +127,20 @@ def _other_windows(model: MetaLearner, checkpoint: dict[str, Any]) -> list[str]:
     if model.data.num_rollouts != num_rollouts:
         found.append(_differs("--data.num_rollouts", model.data.num_rollouts, num_rollouts))
     return [f"{', '.join(found)}, and {done} windows have been run, which would have been others"]
+
+
+def _position(checkpoint: dict[str, Any]) -> Any:
+    """Windows of the run's current epoch that had begun when the checkpoint was written."""
+    loaders = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader", [])
+    return loaders[0]["next"] if loaders else 0
+
+
+def _is_over(model: MetaLearner, checkpoint: dict[str, Any]) -> bool:
+    """Whether Lightning takes a checkpoint to be of the end of its run, and would go on with nothing."""
+    fit_loop, epochs = checkpoint["loops"]["fit_loop"], model.trainer.max_epochs
+    ended = fit_loop["epoch_progress"]["current"]["processed"]
+    ended += not ended and fit_loop["epoch_loop.batch_progress"]["is_last_batch"]
+    return epochs is not None and 0 < epochs <= ended
 
 
 def differing_options(
@@ -90,23 +167,12 @@ def differing_options(
     ]
 
 
-def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
+def apply_options(model: MetaLearner, checkpoint: dict[str, Any], section: dict[str, Any]) -> None:
     """Puts what is configured over what a checkpoint would restore.
 
-    That is the meta-learning rate with its schedule, the length of the run, and the patience of early
-    stopping. A rate that a restart has halved stays the same fraction of the one configured.
-
-    Raises:
-        CheckpointError: The checkpoint holds weights alone, or counts that are none, and a run cannot be
-            resumed from it.
+    That is the meta-learning rate with its schedule, and the patience of early stopping. A rate that a
+    restart has halved stays the same fraction of the one configured.
     """
-    if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
-        raise CheckpointError(
-            "the checkpoint (--ckpt_path) holds weights only, from which no run can be resumed: take one "
-            "that was written without --checkpoint.save_weights_only"
-        )
-    _check_progress(model, checkpoint)
-    section = checkpoint[checkpoints.SECTION]
     theirs, ours, total = section["model"], model.settings(), model.meta_steps()
     other_schedule = any(key in theirs and ours[key] != theirs[key] for key in SCHEDULE)
     if other_schedule or section.get("meta_steps", total) != total:
@@ -119,53 +185,10 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
         factor = model.rate_factor(state["last_epoch"], total)
         state["_last_lr"] = [rate * factor for rate in state["base_lrs"]]
         (group["lr"],) = state["_last_lr"]
-    if checkpoints.position(checkpoint) < len(model.data.windows(model)):
-        _reopen_epoch(checkpoint["loops"]["fit_loop"])
     for callback in model.trainer.callbacks:  # type: ignore[attr-defined]
-        saved = checkpoint.get("callbacks", {}).get(getattr(callback, "state_key", None))
+        saved = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, EarlyStopping) and saved is not None:
             saved["patience"] = callback.patience
-
-
-def _check_progress(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
-    """Refuses what Lightning would restore, and fail on later in the run."""
-    wrong = []
-    trainer: Any = model.trainer
-    if not _fits(checkpoint["loops"]["fit_loop"], trainer.fit_loop.state_dict()):
-        wrong.append("loops")
-    for callback in trainer.callbacks:
-        saved = checkpoint.get("callbacks", {}).get(callback.state_key)
-        if saved is None:
-            continue
-        own = callback.state_dict()
-        fits = _fits(saved, {key: value for key, value in own.items() if isinstance(value, int | Tensor)})
-        if fits and isinstance(callback, ModelCheckpoint):
-            best, worst = saved.get("best_k_models"), saved.get("kth_best_model_path")
-            scores = best.values() if isinstance(best, dict) else [None]
-            fits = all(isinstance(score, Tensor) and score.ndim == 0 for score in scores)
-            fits = fits and isinstance(worst, str) and (not worst or worst in best)
-        if not fits:
-            wrong.append(callback.state_key)
-    if wrong:
-        raise CheckpointError(
-            f"the checkpoint (--ckpt_path) does not hold the course of a run ({', '.join(wrong)})"
-        )
-
-
-def _fits(saved: Any, ours: Any) -> bool:
-    """Whether saved counts and scores, in dicts of dicts, can take the place of our own."""
-    if isinstance(ours, dict):
-        return isinstance(saved, dict) and all(_fits(saved.get(key, own), own) for key, own in ours.items())
-    if isinstance(ours, Tensor):
-        return isinstance(saved, Tensor) and saved.shape == ours.shape
-    return isinstance(saved, int)
-
-
-def _reopen_epoch(fit_loop: dict[str, Any]) -> None:
-    """Has the run's one epoch not be over, as it was if the run was shorter or its steps were limited."""
-    for counts in fit_loop["epoch_progress"].values():
-        counts["processed"] = counts["completed"] = counts["started"] - 1
-    fit_loop["epoch_loop.batch_progress"]["is_last_batch"] = False
 
 
 def _listed(value: Any) -> list[Any]:

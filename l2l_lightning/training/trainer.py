@@ -26,7 +26,6 @@ from l2l_lightning.comparison.compare import (
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tasks.base import Task
-from l2l_lightning.training import checkpoints
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.meta_learner import MetaLearner
 
@@ -140,7 +139,7 @@ class MetaTrainer(Trainer):
         comparison = comparison or ComparisonSettings()
         task = _one_kind(task or model.task)
         if ckpt_path:
-            model.load_phi(checkpoints.read(ckpt_path))
+            model.load_phi(ckpt_path)
         tuned = self.tune(model, datamodule, comparison, tuning_dir, task)
         device = self.strategy.root_device
         model.to(device).eval()

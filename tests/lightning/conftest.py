@@ -1,8 +1,12 @@
 """Fixtures for tests that run the command line in this process."""
 
+import copy
+
 import pytest
+from meta_training import cut_run
 
 from l2l_lightning.cli import main
+from l2l_lightning.training import checkpoints
 
 TINY = [
     "--data.num_rollouts=2",
@@ -49,5 +53,24 @@ def fails(capsys):
             main(list(arguments))
         assert stopped.value.code not in (0, None)
         return capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """Written in the second rollout of four."""
+    return cut_run(tmp_path_factory.mktemp("written"))
+
+
+@pytest.fixture
+def rewrite(checkpoint, tmp_path):
+    """Writes the checkpoint anew with a change."""
+
+    def run(change):
+        content = copy.deepcopy(checkpoints.read(checkpoint))
+        change(content)
+        checkpoints.write(content, tmp_path / "changed.ckpt")
+        return tmp_path / "changed.ckpt"
 
     return run

@@ -2,29 +2,30 @@
 
 import contextlib
 import copy
-import importlib
 import inspect
 import io
 import math
 import pickle
 import random
+import re
 import sys
-import typing
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from meta_training import fit
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from meta_training import fit, make_small, watchers
 
-from l2l_lightning import CoordinatewiseLSTM, MetaLearner, Quadratic
+from l2l_lightning import MetaLearner, Quadratic
+from l2l_lightning.cli import main
 from l2l_lightning.cli.stored_options import NOT_RESUMED, SECTIONS, SINGLE, resumed_options
+from l2l_lightning.tasks import FunctionTask, Mixture, SimpleSquare
 from l2l_lightning.training import checkpoints
-from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
 from l2l_lightning.training.checkpoints import CheckpointError
-from l2l_lightning.trust import PATHS, foreign_references
+from l2l_lightning.trust import foreign_references
 
 POPEN = "lightning.pytorch.strategies.launchers.subprocess_script.subprocess.Popen"
 
@@ -92,47 +93,6 @@ def test_there_is_no_other_way_in(where):
         resumed_options("config.yaml", ELSEWHERE[where], ["lightning.pytorch"])
 
 
-def takes_objects(annotation):
-    """Whether a parameter can be given an object of some class: it has another type than plain values."""
-    plain = (int, float, bool, str, bytes, Path, type(None))
-    if annotation in plain or typing.get_origin(annotation) is typing.Literal:
-        return False
-    return not (typing.get_args(annotation) and not any(map(takes_objects, typing.get_args(annotation))))
-
-
-def reachable():
-    """Every parameter of Lightning's loggers, callbacks, strategies, plugins, profilers and accelerators."""
-    for kind in ("accelerators", "callbacks", "loggers", "plugins", "profilers", "strategies"):
-        module = importlib.import_module(f"lightning.pytorch.{kind}")
-        for name in module.__all__:
-            cls = getattr(module, name)
-            if isinstance(cls, type):
-                for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
-                    if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                        yield kind, f"{module.__name__}.{name}", parameter
-
-
-def test_no_argument_of_lightnings_classes_is_a_way_in(tmp_path):
-    """With and without trust in Lightning: an argument's type is not asked."""
-    mark, count, objects = tmp_path / "mark", 0, 0
-    for kind, path, parameter in reachable():
-        option = (
-            kind if kind in ("callbacks", "plugins") else kind.rstrip("s").replace("strategie", "strategy")
-        )
-        objects += takes_objects(parameter.annotation)
-        for value in (popen(mark), POPEN, [popen(mark)], str(popen(mark))):
-            if isinstance(value, str) and parameter.name in PATHS:
-                continue  # a text, and nothing else
-            spec = {"class_path": path, "init_args": {parameter.name: value}}
-            for trust in ((), ("lightning.pytorch",)):
-                with pytest.raises(CheckpointError, match=r"subprocess\.Popen"):
-                    resumed_options("config.yaml", {"trainer": {option: [spec]}}, trust)
-                count += 1
-    assert count > 1000
-    assert objects > 40
-    assert not mark.exists()
-
-
 def test_what_is_defined_in_a_trusted_module_is_taken():
     """And what it has imported from elsewhere is not."""
     spec = {
@@ -156,14 +116,9 @@ def test_what_a_run_writes_is_taken_whole(tiny_fit):
     assert set(config) - set(NOT_RESUMED) == {*SECTIONS, *SINGLE}
     taken = resumed_options("config.yaml", config)
     assert taken == {key: value for key, value in config.items() if key not in NOT_RESUMED}
-    names = {
-        "accelerator": "cpu",
-        "strategy": "ddp",
-        "profiler": "simple",
-        "max_time": {"hours": 1},
-        "devices": [0],
-    }
-    assert resumed_options("c", {"trainer": names}) == {"trainer": names}
+    names = {"accelerator": "cpu", "strategy": "ddp", "profiler": "simple", "devices": [0]}
+    plain = {"trainer": names | {"max_time": {"hours": 1}}}
+    assert resumed_options("c", plain) == plain
 
 
 def test_a_configuration_that_repeats_itself_is_read_in_time():
@@ -173,97 +128,30 @@ def test_a_configuration_that_repeats_itself_is_read_in_time():
         resumed_options("c", yaml.safe_load("\n".join(lines)))
 
 
-# Checkpoints.
+@pytest.mark.parametrize(
+    "content", ["trainer: [", "- 1\n", "!!python/object/apply:os.system [true]", b"\xff\xfe"]
+)
+def test_a_configuration_that_is_none_is_named(content, checkpoint, fails):
+    config = checkpoint.parent.parent / "config.yaml"
+    config.write_bytes(content if isinstance(content, bytes) else content.encode())
+    try:
+        printed = fails("fit", f"--ckpt_path={checkpoint}", "--wandb=off")
+    finally:
+        config.unlink()
+    assert f"error: {config}, which a resumed run reads, is not" in printed
+    assert printed.count("\n") == 1
 
 
-def make_model(task=None):
-    rule = CoordinatewiseLSTM(num_layers=1, hidden_size=2, preprocessing="identity")
-    return MetaLearner(
-        task or Quadratic(dim=2), rule, horizon=4, unroll=2, num_tasks=2, num_validation_optimizees=2
-    )
-
-
-def callbacks(folder):
-    stopping = EarlyStopping("meta_loss", patience=3, check_on_train_epoch_end=True)
-    best = ModelCheckpoint(folder / "kept", monitor="meta_loss", every_n_train_steps=1)
-    return [PhiAveraging(0.5), CollapseGuard(), stopping, best]
-
-
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """A run that was cut in its second rollout, and its folder."""
-    folder = tmp_path_factory.mktemp("written")
-    trainer = fit(make_model(), folder, *callbacks(folder), max_steps=3, num_rollouts=4, limit_val_batches=0)
-    path = folder / "run" / "checkpoints" / "cut.ckpt"
-    trainer.save_checkpoint(path)
-    return path, folder
-
-
-@pytest.fixture
-def sealed(written, tmp_path):
-    """Writes a changed checkpoint with its digest: whoever changes it can compute that."""
-
-    def write(change):
-        content = copy.deepcopy(checkpoints.read(written[0]))
-        change(content)
-        checkpoints.write(content, tmp_path / "changed.ckpt")
-        return tmp_path / "changed.ckpt"
-
-    return write
-
-
-TASK = {
-    "class": {"class_path": POPEN, "init_args": {"args": "touch", "shell": True}},
-    "torch's imports": {"class_path": "torch.nn.os.system", "init_args": {}},
-    "the package's imports": {
-        "class_path": "l2l_lightning.tasks.base.importlib.import_module",
-        "init_args": {},
-    },
-    "another class of the package": {"class_path": "l2l_lightning.cli.main", "init_args": {}},
-    "a short name": {"class_path": "Quadratic", "init_args": {}},
-    "function": {
-        "class_path": "l2l_lightning.tasks.FunctionTask",
-        "init_args": {"f": "torch.nn.functional.importlib.import_module", "dim": 2},
-    },
-    "YAML": {
-        "class_path": "l2l_lightning.tasks.ModuleTask",
-        "init_args": {"module": f"{{class_path: {POPEN}, init_args: {{args: touch}}}}"},
-    },
-    "member": {"class_path": "l2l_lightning.tasks.Mixture", "init_args": {"tasks": [{"class_path": POPEN}]}},
-    "member's path": {"class_path": "l2l_lightning.tasks.Mixture", "init_args": {"tasks": [POPEN]}},
-}
-
-
-@pytest.mark.parametrize("where", TASK)
-def test_a_task_of_anything_but_the_packages_is_refused(where, sealed, fails):
-    path = sealed(lambda c: c["l2l_lightning"]["model"].update(task=TASK[where]))
-    with pytest.raises(CheckpointError, match=r"changed\.ckpt names .*--trust"):
-        MetaLearner.from_checkpoint(path)
-    assert "--trust" in fails("compare", f"--ckpt_path={path}")
-
-
-def test_a_file_that_a_task_names_is_not_read_as_one(sealed, fails, tmp_path, monkeypatch):
-    mark = tmp_path / "mark"
-    monkeypatch.chdir(tmp_path)
-    Path("evil").write_text(yaml.safe_dump(popen(mark)), encoding="utf-8")
-    mixture = {"class_path": "l2l_lightning.tasks.Mixture", "init_args": {"tasks": ["evil"]}}
-    path = sealed(lambda c: c["l2l_lightning"]["model"].update(task=mixture))
-    assert fails("compare", f"--ckpt_path={path}").count("\n") == 1
-    assert not mark.exists()
-
-
-def test_a_command_runs_nothing_of_a_file(written, fails, tmp_path):
+def test_a_command_runs_nothing_of_a_configuration(checkpoint, fails, tmp_path):
     """From end to end, as somebody who was given a run's folder goes on with it."""
-    path, _ = written
-    config, mark = path.parent.parent / "config.yaml", tmp_path / "mark"
+    config, mark = checkpoint.parent.parent / "config.yaml", tmp_path / "mark"
     strategy = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {}}
     strategy["init_args"]["ddp_comm_state"] = popen(mark)
     for content in ({"trainer": {"strategy": strategy}}, {"trainer.strategy": strategy}, *ELSEWHERE.values()):
         config.write_text(yaml.safe_dump(content), encoding="utf-8")
+        options = [f"--ckpt_path={checkpoint}", "--wandb=off", f"--trainer.default_root_dir={tmp_path}"]
         try:
-            printed = fails(
-                "fit", f"--ckpt_path={path}", "--wandb=off", f"--trainer.default_root_dir={tmp_path}"
-            )
+            printed = fails("fit", *options)
         finally:
             config.unlink()
         assert printed.startswith(f"error: {config} ")
@@ -271,32 +159,116 @@ def test_a_command_runs_nothing_of_a_file(written, fails, tmp_path):
     assert not mark.exists()
 
 
-def deflated(path):
-    """The checkpoint compressed, with a long entry more, under a digest of its own."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as new:
-        for entry in old.infolist():
-            new.writestr(entry.filename, old.read(entry))
-        new.writestr("archive/data/99", bytes(50 * 2**20))
-    return content.getvalue()
+# Code that a checkpoint names.
 
 
-def repacked(path, change=lambda name, content: content, also=()):
-    """The checkpoint's archive with other entries."""
-    content = io.BytesIO()
-    with zipfile.ZipFile(path) as old, zipfile.ZipFile(content, "w") as new:
-        for entry in old.infolist():
-            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
-        for name, more in also:
-            new.writestr(name, more)
-    return content.getvalue()
+@pytest.fixture
+def evil(tmp_path, monkeypatch):
+    """A module whose import leaves a mark; returns the mark's path."""
+    mark = tmp_path / "mark"
+    (tmp_path / "evil_module.py").write_text(
+        f"from pathlib import Path\nPath({str(mark)!r}).touch()\n"
+        "from l2l_lightning import CoordinatewiseLSTM, Quadratic\n"
+        "class Task(Quadratic): pass\n"
+        "class Rule(CoordinatewiseLSTM): pass\n"
+        "def f(theta): return theta.square().sum()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield mark
+    sys.modules.pop("evil_module", None)
 
 
-def seal(content):
-    content = content[:-2] + (len(b"l2l_lightning sha256 ") + 64).to_bytes(2, "little")
-    import hashlib
+def named(name, class_path, **init_args):
+    config = {"class_path": class_path, "init_args": init_args}
+    return lambda c: c["l2l_lightning"]["model"].update({name: config})
 
-    return content + b"l2l_lightning sha256 " + hashlib.sha256(content).hexdigest().encode()
+
+FUNCTION, MODULE = "l2l_lightning.tasks.FunctionTask", "l2l_lightning.tasks.ModuleTask"
+MIXTURE = "l2l_lightning.tasks.Mixture"
+NAMED = {
+    "task": named("task", "evil_module.Task"),
+    "rule": named("rule", "evil_module.Rule", num_layers=1, hidden_size=2, preprocessing="identity"),
+    "f": named("task", FUNCTION, f="evil_module.f", dim=2),
+    "init": named("task", FUNCTION, f="torch.nn.functional.relu", dim=2, init="evil_module.f"),
+    "nested": named("task", FUNCTION, f="evil_module.<locals>.f", dim=2),
+    "module": named("task", MODULE, module="evil_module.f"),
+    "sample": named("task", MODULE, module="torch.nn.Linear", sample="evil_module.f"),
+    "member": named("task", MIXTURE, tasks=[{"class_path": "evil_module.Task", "init_args": {}}]),
+    "member's path": named("task", MIXTURE, tasks=[POPEN]),
+    "elsewhere in the package": named("task", FUNCTION, f="l2l_lightning.cli.main", dim=2),
+    "standard library": named("task", FUNCTION, f="os.system", dim=2),
+    "class": named("task", POPEN, args="touch", shell=True),
+    "torch's imports": named("task", "torch.nn.os.system"),
+    "the package's imports": named("task", "l2l_lightning.tasks.base.importlib.import_module"),
+    "a short name": named("task", "Quadratic"),
+    "YAML": named("task", MODULE, module=f"{{class_path: {POPEN}, init_args: {{args: touch}}}}"),
+}
+
+
+@pytest.mark.parametrize("where", NAMED)
+def test_code_that_a_checkpoint_names_is_not_imported(where, rewrite, evil, fails):
+    path = rewrite(NAMED[where])
+    message = r"changed\.ckpt names .*: code that is not this package's.*--trust .*trust="
+    with pytest.raises(CheckpointError, match=message):
+        MetaLearner.from_checkpoint(path)
+    for command in ("test", "compare", "fit"):
+        assert re.search(message, fails(command, f"--ckpt_path={path}", "--wandb=off"))
+    assert not evil.exists()
+    assert "evil_module" not in sys.modules
+
+
+@pytest.mark.parametrize("path", ["evil_module./X", "0evil_module.Rule", "./evil_module.Rule"])
+def test_what_is_no_dotted_path_is_not_imported(path, rewrite, evil, tmp_path):
+    """An import would take more than Python's names."""
+    (tmp_path / "0evil_module.py").write_bytes((tmp_path / "evil_module.py").read_bytes())
+    for where in ("task", "rule"):
+        changed = rewrite(named(where, path))
+        for trust in ([], ["evil_module", "0evil_module"]):
+            with pytest.raises(CheckpointError, match=re.escape(path)):
+                MetaLearner.from_checkpoint(changed, trust=trust)
+    assert not evil.exists()
+
+
+def test_code_that_is_trusted_is_imported(rewrite, evil, tmp_path, capsys):
+    path = rewrite(NAMED["task"])
+    with pytest.raises(CheckpointError, match=r"names evil_module\.Task"):
+        MetaLearner.from_checkpoint(path, trust=["evil"])  # a module's name, not how one begins
+    assert type(MetaLearner.from_checkpoint(path, trust=["evil_module"]).task).__name__ == "Task"
+    path = rewrite(NAMED["f"])
+    arguments = [f"--ckpt_path={path}", f"--trainer.default_root_dir={tmp_path}", "--trainer.accelerator=cpu"]
+    for trust in ("--trust=other,evil_module", "--trust=evil_module.f"):  # a module, or one function
+        main(["test", *arguments, trust])
+        assert "test/final_loss" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "task",
+    [FunctionTask(torch.nn.functional.gelu, dim=1), Mixture([Quadratic(dim=2), SimpleSquare(dim=2)])],
+    ids=["function of torch", "mixture"],
+)
+def test_torchs_functions_and_the_packages_tasks_need_no_trust(task, tmp_path):
+    path = tmp_path / "ours.ckpt"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FunctionTask, "loss", lambda self, theta, batch: self.f(theta).sum())
+        fit(make_small(task), tmp_path, limit_val_batches=0).save_checkpoint(path)
+    assert MetaLearner.from_checkpoint(path).task.config() == task.config()
+
+
+def test_a_file_that_a_task_names_is_not_read_as_one(rewrite, fails, tmp_path, monkeypatch):
+    mark = tmp_path / "mark"
+    monkeypatch.chdir(tmp_path)
+    Path("evil").write_text(yaml.safe_dump(popen(mark)), encoding="utf-8")
+    path = rewrite(named("task", MIXTURE, tasks=["evil"]))
+    assert fails("compare", f"--ckpt_path={path}").count("\n") == 1
+    assert not mark.exists()
+
+
+# Files that are no checkpoints.
+
+
+class Bomb:
+    def __reduce__(self):
+        return pytest.fail, ("something was unpickled",)
 
 
 def pickled(call, *arguments):
@@ -307,29 +279,61 @@ def pickled(call, *arguments):
     return pickle.dumps({"l2l_lightning": Reduced()}, protocol=2)
 
 
-def archives(path):
-    """Files with a valid digest, by what is wrong with them."""
-    in_place = lambda data: lambda name, content: data if name.endswith("/data.pkl") else content  # noqa: E731
-    whole = repacked(path)
+def saved(content, **options):
+    file = io.BytesIO()
+    torch.save(content, file, **options)
+    return file.getvalue()
+
+
+def repacked(path, change=lambda name, content: content, also=(), compression=zipfile.ZIP_STORED):
+    """The checkpoint's archive with other entries."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(content, "w", compression) as new:
+        for entry in old.infolist():
+            new.writestr(entry.filename, change(entry.filename, old.read(entry)))
+        for name, more in also:
+            new.writestr(name, more)
+    return content.getvalue()
+
+
+def files(path):
+    """Files by what is wrong with them."""
+
+    def in_place(data):
+        return repacked(path, lambda name, content: data if name.endswith("/data.pkl") else content)
+
+    bomb = [("archive/data/99", bytes(50 * 2**20))]
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_progress_bar=False)
+    trainer.fit(BoringModel())
     return {
-        "compressed": deflated(path),
+        "empty": b"",
+        "text": b"learning_rate: 0.1\n" * 50,
+        "pickle": pickle.dumps(Bomb()),
+        "pickle as torch writes it": saved({"state_dict": Bomb()}),
+        "old format of torch": saved({"state_dict": Bomb()}, _use_new_zipfile_serialization=False),
+        "weights of another model": saved(torch.nn.Linear(3, 2).state_dict()),
+        "tensor": saved(torch.ones(3)),
+        "checkpoint of another module": saved(trainer._checkpoint_connector.dump_checkpoint()),
+        "compressed": repacked(path, also=bomb, compression=zipfile.ZIP_DEFLATED),
         "two pickles": repacked(path, also=[("archive/other/data.pkl", b"N.")]),
         "an entry twice": repacked(path, also=[("archive/data/0", bytes(96))]),
-        "a pickle before the archive": pickle.dumps({"a": 1}, protocol=2) + whole,
-        "a huge bytearray": repacked(path, in_place(pickled(bytearray, 10**10))),
-        "a class of torch": repacked(path, in_place(pickled(torch.Tensor, 3))),
-        "a function": repacked(path, in_place(pickled(eval, "1"))),
-        "no pickle": repacked(path, in_place(b"\x00\x01")),
-        "cut pickle": repacked(path, lambda name, c: c[:-20] if name.endswith("/data.pkl") else c),
+        "a pickle before the archive": pickle.dumps({"a": 1}, protocol=2) + path.read_bytes(),
+        "a huge bytearray": in_place(pickled(bytearray, 10**10)),
+        "a class of torch": in_place(pickled(torch.Tensor, 3)),
+        "a function": in_place(pickled(eval, "1")),
+        "no pickle": in_place(b"\x00\x01"),
     }
 
 
-def test_an_archive_that_torch_would_not_write_is_refused(written, tmp_path):
-    for content in archives(written[0]).values():
-        path = tmp_path / "changed.ckpt"
-        path.write_bytes(seal(content))
-        with pytest.raises(CheckpointError, match=r"changed\.ckpt is not a checkpoint"):
-            checkpoints.read(path)
+@pytest.mark.filterwarnings("ignore")
+def test_a_file_that_no_run_has_written_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "changed.ckpt"
+    for content in files(checkpoint).values():
+        path.write_bytes(content)
+        message = r"changed\.ckpt is not a checkpoint of this program.*--ckpt_path"
+        with pytest.raises(CheckpointError, match=message):
+            MetaLearner.from_checkpoint(path)
 
 
 def nested(depth):
@@ -367,31 +371,13 @@ CONTENTS = {
 
 
 @pytest.mark.parametrize("kind", CONTENTS)
-def test_what_unfolds_beyond_the_file_or_is_not_dense_is_refused(kind, sealed):
-    for place in ("state_dict", "callbacks", "rollouts", "unknown"):
+def test_what_unfolds_beyond_the_file_or_is_not_dense_is_refused(kind, rewrite):
+    for place in ("state_dict", "unknown"):
         with pytest.raises(CheckpointError, match=r"changed\.ckpt"):
-            checkpoints.read(sealed(lambda c, place=place: c.update({place: CONTENTS[kind]()})))
+            checkpoints.read(rewrite(lambda c, place=place: c.update({place: CONTENTS[kind]()})))
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seed_everything": 2**40}, "seed_everything"),
-        ({"seed_everything": -1}, "seed_everything"),
-        ({"meta_steps": 0}, "meta_steps"),
-        ({"meta_steps": "x"}, "meta_steps"),
-    ],
-)
-def test_settings_that_no_run_can_have_are_refused(change, message, sealed):
-    with pytest.raises(CheckpointError, match=message):
-        checkpoints.read(sealed(lambda c: c["l2l_lightning"].update(change)))
-
-
-def test_a_path_that_no_file_system_takes_is_named(tmp_path):
-    for path in ("x" * 5000, "a/" * 3000, str(tmp_path), "nul\0.ckpt"):
-        with pytest.raises(CheckpointError, match="no checkpoint at"):
-            checkpoints.read(path)
-
+# Entries of a checkpoint.
 
 HOSTILE = [None, "os.system", math.nan, -1, [], {}, torch.zeros(3)]
 
@@ -413,24 +399,25 @@ def replaced(content, place, value):
     return content
 
 
-def test_a_checkpoint_with_any_entry_replaced_is_refused_or_read(written, tmp_path):
+def test_a_checkpoint_with_any_entry_replaced_is_refused_or_read(checkpoint, tmp_path):
     """Of every entry one hostile value, drawn; `slow` goes on from what is read."""
     draw, path = random.Random(0), tmp_path / "changed.ckpt"
-    original = checkpoints.read(written[0])
+    original = checkpoints.read(checkpoint)
+    entries = {name: original[name] for name in ("state_dict", "current_model_state", "l2l_lightning")}
     refused = 0
-    for place in list(places(original)):
+    for place in places(entries):
         checkpoints.write(replaced(original, place, draw.choice(HOSTILE)), path)
         with contextlib.suppress(CheckpointError):
-            checkpoints.read(path)
+            MetaLearner.from_checkpoint(path)
             continue
         refused += 1
-    assert refused > 100
+    assert refused > 25
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_a_checkpoint_with_any_entry_replaced_or_refuses(written, tmp_path):
-    path, folder = tmp_path / "changed.ckpt", written[1]
-    original = checkpoints.read(written[0])
+def test_a_run_goes_on_from_a_checkpoint_with_any_entry_replaced_or_refuses(checkpoint, tmp_path):
+    path, folder = tmp_path / "changed.ckpt", checkpoint.parents[2]
+    original = checkpoints.read(checkpoint)
     names = ("loops", "callbacks", "optimizer_states", "lr_schedulers", "rollouts", "l2l_lightning")
     unnamed = []
     for place in places({name: original[name] for name in names}):
@@ -438,7 +425,7 @@ def test_a_run_goes_on_from_a_checkpoint_with_any_entry_replaced_or_refuses(writ
             checkpoints.write(replaced(original, place, value), path)
             try:
                 options = {"num_rollouts": 4, "limit_val_batches": 0, "ckpt_path": path}
-                fit(make_model(), tmp_path / "again", *callbacks(folder), **options)
+                fit(make_small(), tmp_path / "again", *watchers(folder), **options)
             except CheckpointError:
                 continue
             except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -449,16 +436,10 @@ def test_a_run_goes_on_from_a_checkpoint_with_any_entry_replaced_or_refuses(writ
     assert unnamed == []
 
 
-def test_a_hostile_checkpoint_ends_a_command_in_one_line(sealed, fails, tmp_path):
+def test_a_hostile_checkpoint_ends_a_command_in_one_line(rewrite, fails, tmp_path):
     """What Lightning itself refuses while it restores a run."""
-    path = sealed(lambda c: c.update(averaging_state={"n_averaged": "x"}))
-    options = [
-        "--averaging.decay=0.5",
-        "--wandb=off",
-        "--trainer.accelerator=cpu",
-        "--trainer.val_check_interval=2",
-    ]
+    path = rewrite(lambda c: c.update(averaging_state={"n_averaged": "x"}))
+    options = ["--averaging.decay=0.5", "--wandb=off", "--trainer.val_check_interval=2"]
     printed = fails("fit", f"--ckpt_path={path}", f"--trainer.default_root_dir={tmp_path}", *options)
     assert "--ckpt_path" in printed.splitlines()[-1]
     assert "Traceback" not in printed
-    assert "evil" not in sys.modules

@@ -74,11 +74,10 @@ def test_a_folder_in_which_nothing_was_written_goes_with_its_run(tmp_path):
 
 def test_a_run_that_goes_on_is_the_same_run_in_wandb(tiny_fit, tmp_path, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    folder = tiny_fit(wandb="offline")
+    folder = tiny_fit("--trainer.max_steps=2", wandb="offline")
     identity = (folder / "wandb-id.txt").read_text(encoding="utf-8")
-    rest = [argument for argument in TINY if "num_rollouts" not in argument]
-    arguments = ["--data.num_rollouts=3", "--wandb=offline", f"--trainer.default_root_dir={tmp_path}"]
-    main(["fit", f"--run_folder={folder}", *rest, *arguments])
+    arguments = ["--data.num_rollouts=3", "--wandb=offline", "--trainer.max_steps=-1"]
+    main(["fit", f"--run_folder={folder}", *TINY, f"--trainer.default_root_dir={tmp_path}", *arguments])
     begun = sorted((folder / "wandb").glob("offline-run-*"))
     assert len(begun) == 2
     # offline-run-TIME-ID, and a number if both began in one second
