@@ -47,11 +47,10 @@ class RunConfig(SaveConfigCallback):
     """Writes a run's options into its folder once they have been accepted: when training begins."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Nothing yet: a checkpoint may still refuse to go on with them."""
+        pass  # Nothing yet: a checkpoint may still refuse to go on with them.
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes them, whole or not at all: a run that goes on reads them."""
         path = Path(trainer.default_root_dir) / self.config_filename
         write_atomically(path, self.parser.dump(self.config, skip_none=False))
         for logger in trainer.loggers:
@@ -66,7 +65,6 @@ class _Parser(LightningArgumentParser):
     """
 
     def add_class_arguments(self, *arguments: Any, **options: Any) -> Any:
-        """As jsonargparse's."""
         return super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
 
 
@@ -110,7 +108,6 @@ class MetaLearningCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Fit, validate and test as in Lightning; tune and compare are MetaTrainer's."""
         loaders = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
         return {
             "fit": loaders,
@@ -121,7 +118,6 @@ class MetaLearningCLI(LightningCLI):
         }
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Adds the callbacks' and the comparison's options."""
         parser.add_argument(
             "--wandb",
             type=Literal["offline", "online", "off"] | None,
@@ -165,14 +161,12 @@ class MetaLearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parses the arguments that `main` prepared (Lightning would warn that they are not sys.argv's)."""
         self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
-        """A checkpoint's configuration was put before the user's own options (see `main`), not over them."""
+        pass  # A checkpoint's configuration was put before the user's own options (see `main`), not over them.
 
     def before_instantiate_classes(self) -> None:
-        """Gives a fit a run folder of its own, or that of the run that it continues."""
         config = self._options
         _check_trainer_options(config)
         self.root = Path(config.trainer.default_root_dir or "runs")
@@ -202,7 +196,6 @@ class MetaLearningCLI(LightningCLI):
             self.save_config_callback = None
 
     def instantiate_classes(self) -> None:
-        """Turns a constructor's complaint about a value into a message for the user."""
         try:
             super().instantiate_classes()
         except (TypeError, ValueError, MisconfigurationException) as error:
@@ -268,7 +261,6 @@ class MetaLearningCLI(LightningCLI):
         return loggers
 
     def before_fit(self) -> None:
-        """Finds out what could go wrong before anything is written, and says what runs on what."""
         self._try_task()
         device = self.trainer.strategy.root_device
         choose(device, getattr(self.model.rule, "backend", None))
@@ -284,7 +276,6 @@ class MetaLearningCLI(LightningCLI):
             print(f"The run goes on from {checkpoint}")
 
     def before_validate(self) -> None:
-        """Finds out whether the task can be evaluated."""
         self._try_task()
 
     before_test = before_tune = before_compare = before_validate
@@ -314,7 +305,6 @@ class MetaLearningCLI(LightningCLI):
             self.trainer.val_check_interval = windows
 
     def after_fit(self) -> None:
-        """Ends a run with the comparison that it is about."""
         trainer: Any = self.trainer
         if not trainer.is_global_zero or trainer.interrupted:
             return

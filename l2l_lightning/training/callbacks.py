@@ -39,7 +39,6 @@ class PhiAveraging(EMAWeightAveraging):
         super().__init__(use_buffers=False, decay=decay)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Has φ̄ be of the trainer's precision: of a coarser one it would round φ in every validation."""
         trainer.precision_plugin.convert_module(pl_module)
         super().setup(trainer, pl_module, stage)
 
@@ -73,7 +72,6 @@ class RuleSnapshots(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: WindowIndex, batch_idx: int
     ) -> None:
-        """Writes one if the window ends the rollout."""
         ended = batch.start + batch.length >= pl_module.horizon_of(batch.rollout)  # type: ignore[operator]
         if ended and batch.rollout + 1 in self.rollouts and trainer.is_global_zero:
             pretrained.save(self.averaging.rule, self.folder / f"after-{batch.rollout + 1}.safetensors")
@@ -130,7 +128,6 @@ class CollapseGuard(Callback):
         self._not_finite = False
 
     def state_dict(self) -> dict[str, Any]:
-        """Counters, for resuming."""
         return {
             "restarts": self.restarts,
             "at_chance": self._at_chance,
@@ -138,7 +135,6 @@ class CollapseGuard(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continues counting."""
         self.restarts, self._at_chance = state_dict["restarts"], state_dict["at_chance"]
         self._ever_better = state_dict["ever_better"]
 
@@ -157,7 +153,6 @@ class CollapseGuard(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Looks at the meta-gradient; one that is not finite must not reach φ or Adam's moments."""
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         pl_module.log("meta_gradient_norm", norm, batch_size=1)
@@ -171,13 +166,11 @@ class CollapseGuard(Callback):
                 gradient.zero_()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Acts on a meta-gradient that was not finite."""
         if self._not_finite:
             self._not_finite = False
             self._collapsed(trainer, pl_module, "the meta-gradient is NaN or infinite")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Counts validations at chance."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         metrics = trainer.callback_metrics

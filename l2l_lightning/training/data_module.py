@@ -77,11 +77,9 @@ class WindowLoader:
         self._next = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The position."""
         return {"next": self._next}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a position."""
         self._next = state["next"]
 
 
@@ -162,12 +160,10 @@ class MetaData(LightningDataModule):
         return self._on_device[key]
 
     def setup(self, stage: str) -> None:
-        """Loads the images if the model's task needs them."""
         assert self.trainer is not None
         self.load(self.trainer.lightning_module.task)  # type: ignore[arg-type]
 
     def train_dataloader(self) -> WindowLoader:
-        """Every window of the run."""
         assert self.trainer is not None
         return self.windows(self.trainer.lightning_module)
 
@@ -181,9 +177,7 @@ class MetaData(LightningDataModule):
         return min(whole_run, limit) if isinstance(limit, int) else int(whole_run * limit)
 
     def val_dataloader(self) -> list[int]:
-        """One step: all validation optimizees run side by side."""
         return [0]
 
     def test_dataloader(self) -> list[int]:
-        """One step: all test optimizees run side by side."""
         return [0]

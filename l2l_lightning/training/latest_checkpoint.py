@@ -56,11 +56,9 @@ class LatestCheckpoint(Checkpoint):
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Settles where the file lies."""
         self.path = trainer.strategy.broadcast(Path(trainer.default_root_dir) / self._given_path)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begins to count, trims the log to where the run is, and takes the signals over from here."""
         self._saved_step = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, MetricsLog):
@@ -97,14 +95,12 @@ class LatestCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """What was logged before is complete: puts a new checkpoint in place, and stops if that was asked."""
         self._put_in_place_and_stop(trainer)
         self._step_before = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Writes one if it is time, unless a validation is still to come."""
         if self._is_whole(trainer):
             self._agreed = self._agree(trainer)
         validates = trainer.should_stop or (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
@@ -112,12 +108,10 @@ class LatestCheckpoint(Checkpoint):
             self._write_if_due(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes one if it is time."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._write_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Puts the run's last one in place; a comparison is not begun if a signal has come."""
         received = self._agree(trainer)
         if received in STOP_SIGNALS:  # since the last meta-step
             self._agreed = received
@@ -127,11 +121,9 @@ class LatestCheckpoint(Checkpoint):
         self._give_signals_back()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leaves signals as they were."""
         self._give_signals_back()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leaves signals as they were, drops what was not yet in place, and says what is."""
         self._give_signals_back()
         if not trainer.is_global_zero:
             return

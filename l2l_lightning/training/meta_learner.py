@@ -329,7 +329,6 @@ class MetaLearner(LightningModule):
         self._rollout = None
 
     def training_step(self, window: WindowIndex, batch_idx: int) -> Tensor:
-        """One window of the current rollout; returns its meta-loss."""
         if window.start == 0 or self._rollout is None:
             self._rollout = self.start_rollout(window.rollout)
             if self._carried is not None:
@@ -386,11 +385,9 @@ class MetaLearner(LightningModule):
         self.log(f"{prefix}/sum_loss", self.sum_loss, prog_bar=True)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Runs the rule on fresh optimizees from the validation images, always the same ones."""
         self._evaluate("validation")
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Runs the rule on fresh optimizees from the test images."""
         self._evaluate("test")
 
     def configure_optimizers(self) -> Any:

@@ -17,7 +17,7 @@ class _Writer(ExperimentWriter):
     """Lightning's, but for what it does to a file that is there already: it would delete it."""
 
     def _check_log_dir_exists(self) -> None:
-        """Nothing is deleted."""
+        pass  # Nothing is deleted.
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self.replace(fieldnames, self.read())
@@ -52,7 +52,6 @@ class MetricsLog(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer; a stand-in on all processes but the first."""
         if self._experiment is None:
             os.makedirs(self.root_dir, exist_ok=True)
             self._experiment = _Writer(log_dir=self.log_dir)
