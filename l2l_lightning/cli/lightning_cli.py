@@ -47,7 +47,7 @@ class RunConfig(SaveConfigCallback):
     """Writes a run's options into its folder once they have been accepted: when training begins."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass  # Nothing yet: a checkpoint may still refuse to go on with them.
+        pass  # not yet: a checkpoint may still refuse to go on with them
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,10 +161,10 @@ class MetaLearningCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        self.config = parser.parse_args(args)
+        self.config = parser.parse_args(args)  # Lightning would warn that they are not sys.argv's
 
     def _parse_ckpt_path(self) -> None:
-        pass  # A checkpoint's configuration was put before the user's own options (see `main`), not over them.
+        pass  # `prepare` puts a checkpoint's options before the user's own, not over them
 
     def before_instantiate_classes(self) -> None:
         config = self._options

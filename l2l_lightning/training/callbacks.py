@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning import pretrained
+from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.errors import MetaTrainingError
 from l2l_lightning.rollout.optimizees import derive_generator
 from l2l_lightning.rules.base import Rule
@@ -39,6 +40,7 @@ class PhiAveraging(EMAWeightAveraging):
         super().__init__(use_buffers=False, decay=decay)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # φ̄ in a coarser precision than the trainer's would round φ in every validation.
         trainer.precision_plugin.convert_module(pl_module)
         super().setup(trainer, pl_module, stage)
 
@@ -105,16 +107,12 @@ class CollapseGuard(Callback):
         chance: float = 0.97,
         max_restarts: int = 3,
     ) -> None:
-        if action not in ("restart", "stop"):
-            raise ValueError(f"collapse.action must be 'restart' or 'stop', got {action!r}")
-        least = {
-            "patience": (patience, 1),
-            "start_patience": (start_patience, 1),
-            "max_restarts": (max_restarts, 0),
-        }
-        for name, (value, minimum) in least.items():
-            if value < minimum:
-                raise ValueError(f"collapse.{name} must be at least {minimum}, got {value}")
+        check_choice(["restart", "stop"], **{"collapse.action": action})
+        most = 10**9
+        check_whole_numbers(
+            1, most, **{"collapse.patience": patience, "collapse.start_patience": start_patience}
+        )
+        check_whole_numbers(0, most, **{"collapse.max_restarts": max_restarts})
         if not 0 < chance <= 1:
             raise ValueError(f"collapse.chance must be in (0, 1], got {chance}")
         self.action = action
@@ -161,7 +159,7 @@ class CollapseGuard(Callback):
         if self._not_finite and scaler is not None and scaler.get_scale() > 1:
             # 16-mixed's factor was too large: the scaler leaves this step out, and takes half of it.
             self._not_finite = False
-        if self._not_finite:
+        if self._not_finite:  # it must reach neither φ nor Adam's moments
             for gradient in gradients:
                 gradient.zero_()
 

@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_info
 
+from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
@@ -44,8 +45,7 @@ class LatestCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_meta_steps: int = 50, dirpath: str | None = None) -> None:
-        if every_n_meta_steps < 1:
-            raise ValueError(f"latest.every_n_meta_steps must be at least 1, got {every_n_meta_steps}")
+        check_whole_numbers(1, 10**9, **{"latest.every_n_meta_steps": every_n_meta_steps})
         self.every_n_meta_steps = every_n_meta_steps
         self.path = self._given_path = Path(dirpath or "checkpoints") / "last.ckpt"
         self._saved_step = 0
@@ -95,6 +95,7 @@ class LatestCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        # Now what was logged up to the last meta-step is complete.
         self._put_in_place_and_stop(trainer)
         self._step_before = trainer.global_step
 
@@ -112,6 +113,7 @@ class LatestCheckpoint(Checkpoint):
             self._write_if_due(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A comparison is not begun if a signal has come.
         received = self._agree(trainer)
         if received in STOP_SIGNALS:  # since the last meta-step
             self._agreed = received

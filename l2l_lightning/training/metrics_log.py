@@ -17,7 +17,7 @@ class _Writer(ExperimentWriter):
     """Lightning's, but for what it does to a file that is there already: it would delete it."""
 
     def _check_log_dir_exists(self) -> None:
-        pass  # Nothing is deleted.
+        pass
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         self.replace(fieldnames, self.read())

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text, tune
 from l2l_lightning.comparison.compare import (
     LEARNED,
@@ -51,16 +52,12 @@ class ComparisonSettings:
 
     def __post_init__(self) -> None:
         for name in ("num_optimizees", "num_tuning_optimizees", "horizon"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"comparison.{name} must be at least 1, got {value}")
+            if (value := getattr(self, name)) is not None:
+                check_whole_numbers(1, 10**7, **{f"comparison.{name}": value})
         if not self.baselines:
             raise ValueError(f"comparison.baselines must name at least one of {', '.join(BASELINES)}")
-        unknown = sorted(set(self.baselines) - set(BASELINES))
-        if unknown:
-            raise ValueError(
-                f"unknown comparison.baselines {', '.join(unknown)}: choose from {', '.join(BASELINES)}"
-            )
+        for name in self.baselines:
+            check_choice(list(BASELINES), **{"comparison.baselines": name})
 
 
 class MetaTrainer(Trainer):

@@ -26,83 +26,32 @@ SECONDS, BYTES = 20, 2**30
 def mutants(original, count):
     """(what was done, the bytes) of `count` seeded mutations, none of which leaves the bytes as they are."""
     draw = random.Random(0)
-    size = len(original)
-    kinds = [flip, flip_many, truncate, zero, duplicate, insert, swap, overwrite, concatenate, drop]
     made = 0
     while made < count:
-        kind = kinds[made % len(kinds)]
-        content = bytearray(original)
-        what = kind(content, draw, size)
-        if content != original:
+        start, other = draw.randrange(len(original)), draw.randrange(len(original))
+        length = draw.choice([1, 8, 64, 1000])
+        before, block, after = original[:start], original[start : start + length], original[start + length :]
+        flipped = bytearray(block)
+        for _ in range(draw.choice([1, 5])):
+            flipped[draw.randrange(len(block))] ^= 1 << draw.randrange(8)
+        kind, mutant = draw.choice(
+            [
+                ("flip", before + bytes(flipped) + after),
+                ("zero", before + bytes(len(block)) + after),
+                ("overwrite", before + draw.randbytes(len(block)) + after),
+                ("copy", before + original[other : other + len(block)] + after),
+                ("drop", before + after),
+                ("duplicate", before + block + block + after),
+                ("insert", before + draw.randbytes(length) + block + after),
+                ("truncate", before),
+                ("shorten", original[: -draw.randint(1, 200)]),
+                ("append", original + before),
+                ("prepend", block + original),
+            ]
+        )
+        if mutant != original:
             made += 1
-            yield f"{kind.__name__} {what}", bytes(content)
-
-
-def flip(content, draw, size):
-    at, bit = draw.randrange(size), draw.randrange(8)
-    content[at] ^= 1 << bit
-    return at, bit
-
-
-def flip_many(content, draw, size):
-    places = [draw.randrange(size) for _ in range(draw.randint(2, 50))]
-    for at in places:
-        content[at] ^= 1 << draw.randrange(8)
-    return places
-
-
-def truncate(content, draw, size):
-    length = draw.choice([draw.randrange(size), size - draw.randint(1, 200)])
-    del content[length:]
-    return length
-
-
-def block(draw, size):
-    start = draw.randrange(size)
-    return start, min(size, start + draw.choice([1, 8, 64, 1000]))
-
-
-def zero(content, draw, size):
-    start, end = block(draw, size)
-    content[start:end] = bytes(end - start)
-    return start, end
-
-
-def duplicate(content, draw, size):
-    start, end = block(draw, size)
-    content[start:start] = content[start:end]
-    return start, end
-
-
-def insert(content, draw, size):
-    start, end = block(draw, size)
-    content[start:start] = draw.randbytes(end - start)
-    return start, end
-
-
-def overwrite(content, draw, size):
-    start, end = block(draw, size)
-    content[start:end] = draw.randbytes(end - start)
-    return start, end
-
-
-def drop(content, draw, size):
-    start, end = block(draw, size)
-    del content[start:end]
-    return start, end
-
-
-def swap(content, draw, size):
-    length = draw.choice([1, 8, 64])
-    a, b = (draw.randrange(size - length) for _ in range(2))
-    content[a : a + length], content[b : b + length] = content[b : b + length], content[a : a + length]
-    return a, b, length
-
-
-def concatenate(content, draw, size):
-    at = draw.choice([0, size])
-    content[at:at] = content[: draw.randint(1, size)]
-    return at
+            yield f"{kind} {start} {length} {other}", mutant
 
 
 def same(a, b):

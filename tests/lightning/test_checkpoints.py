@@ -100,7 +100,7 @@ def without(*keys):
         (without("l2l_lightning", "model", "task"), r"model\.task: there is no 'task'"),
         (model(task="Quadratic"), r"model\.task"),
         (model(rule={"class_path": 1}), r"model\.rule: it is no rule"),
-        (model(rule={"class_path": "l2l_lightning.tasks.Quadratic"}), r"model\.rule: .*not a UpdateRule"),
+        (model(rule={"class_path": "l2l_lightning.tasks.Quadratic"}), r"model\.rule: .*not a Rule"),
         (rule(hidden_size=4096), r"model\.rule: hidden_size must be 1 to 64, got 4096"),
         (rule(colour=1), r"model\.rule: .*colour"),
         (rule(gradient_scale=math.inf), "model: Out of range float values are not JSON compliant"),
