@@ -61,19 +61,16 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
         return arguments, "run"
     subcommand, *rest = arguments
     expanded, configs = _expand_configs(rest)
-    checkpoint = _option(rest, "--ckpt_path")
-    folder = _option(rest, "--run_folder")
+    checkpoint, folder = _option(rest, "--ckpt_path"), _option(rest, "--run_folder")
     interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
-    wants_help = any(argument in ("-h", "--help") for argument in rest)
-    base: list[str] = []
-    trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
-    trust += _named_code(expanded)
     if interrupted:
-        base = ["--config", json.dumps(_checkpoint_config(str(interrupted), subcommand, trust))]
-        configs = configs or [DEFAULT_PRESET]
-    elif checkpoint is not None:
+        checkpoint, configs = str(interrupted), configs or [DEFAULT_PRESET]
+    base: list[str] = []
+    if checkpoint is not None:
+        trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
+        trust += _named_code(expanded)
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
-    elif subcommand in NEEDS_CHECKPOINT and not wants_help:
+    elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help"} & {*rest}:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
     elif not configs:
         base, configs = _expand_configs(["--config", DEFAULT_PRESET])
@@ -84,30 +81,23 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
 def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
     """The arguments with every preset and file of options replaced by its contents, and their names."""
     shipped, expanded, configs = presets(), [], []
-    position = 0
-    while position < len(arguments):
-        flag, given, value = arguments[position].partition("=")
-        if flag in ("--config", "-c"):
-            if not given:
-                position += 1
-                if position == len(arguments):
-                    raise CommandLineError("--config needs the name of a preset or a path")
-                value = arguments[position]
-            if value in shipped:
-                path = shipped[value]
-            elif Path(value).is_file():
-                path = Path(value)
-            else:
-                raise CommandLineError(
-                    f"--config {value}: no such file or preset; the presets are {', '.join(shipped)}"
-                )
-            content = _read_yaml(path, f"--config {value}")
-            configs.append(value)
-            # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
-            expanded += ["--config", json.dumps(content, default=str)]
-        else:
-            expanded.append(arguments[position])
-        position += 1
+    rest = iter(arguments)
+    for argument in rest:
+        flag, given, value = argument.partition("=")
+        if flag not in ("--config", "-c"):
+            expanded.append(argument)
+            continue
+        config = value if given else next(rest, None)
+        if config is None:
+            raise CommandLineError("--config needs the name of a preset or a path")
+        path = shipped.get(config, Path(config))
+        if not path.is_file():
+            raise CommandLineError(
+                f"--config {config}: no such file or preset; the presets are {', '.join(shipped)}"
+            )
+        configs.append(config)
+        # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
+        expanded += ["--config", json.dumps(_read_yaml(path, f"--config {config}"), default=str)]
     return expanded, configs
 
 

@@ -19,17 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from l2l_lightning.cli.run_folder import (
-    RunLock,
-    folder_of_run,
-    last_checkpoint,
-    missing,
-    new_run_folder,
-)
-from l2l_lightning.errors import (
-    CommandLineError,
-    TaskError,
-)
+from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint, missing, new_run_folder
+from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.rollout.cuda_graphs import check_available
 from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
@@ -109,13 +100,8 @@ class MetaLearningCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         loaders = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule"}
-        return {
-            "fit": loaders,
-            "validate": loaders,
-            "test": loaders,
-            "tune": {*loaders, "comparison", "task"},
-            "compare": {*loaders, "comparison", "task"},
-        }
+        ours = {*loaders, "comparison", "task"}
+        return {"fit": loaders, "validate": loaders, "test": loaders, "tune": ours, "compare": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -343,44 +329,44 @@ class MetaLearningCLI(LightningCLI):
 def _check_trainer_options(config: Any) -> None:
     """Refuses what Lightning takes and fails on later, or takes in silence."""
     trainer = config.trainer
-    least = {
-        "trainer.gradient_clip_val": (trainer.gradient_clip_val, 0),
-        "trainer.log_every_n_steps": (trainer.log_every_n_steps, 0),
-        "trainer.accumulate_grad_batches": (trainer.accumulate_grad_batches, 1),
-        "early_stopping.patience": (config.early_stopping.patience, 0),
-    }
-    for name, (value, minimum) in least.items():
-        if value is not None and value < minimum:
-            raise CommandLineError(f"--{name} must be at least {minimum}, got {value}")
-    if trainer.check_val_every_n_epoch not in (None, 1):
+    interval = trainer.val_check_interval
+    kept = "a run is compared with the best φ that it has kept, and goes on from its newest"
+    one_batch = "a validation is one batch, whose size is --model.num_validation_optimizees"
+    refused = [
+        ("gradient_clip_val", (trainer.gradient_clip_val or 0) < 0, "be at least 0", ""),
+        ("log_every_n_steps", (trainer.log_every_n_steps or 0) < 0, "be at least 0", ""),
+        ("accumulate_grad_batches", trainer.accumulate_grad_batches < 1, "be at least 1", ""),
+        ("max_epochs", trainer.max_epochs == 0, "be at least 1", "-1 is no limit"),
+        ("max_steps", trainer.max_steps == 0, "be at least 1", "-1 is no limit"),
+        ("val_check_interval", isinstance(interval, int | float) and interval <= 0, "be positive", ""),
+        (
+            "check_val_every_n_epoch",
+            trainer.check_val_every_n_epoch not in (None, 1),
+            "be 1",
+            "a run is one epoch; --trainer.val_check_interval says how often it is validated",
+        ),
+        *(
+            (name, isinstance(trainer[name], float) and trainer[name] % 1 > 0, "be a whole number", one_batch)
+            for name in ("overfit_batches", "limit_val_batches", "limit_test_batches")
+        ),
+        ("enable_checkpointing", trainer.enable_checkpointing is False, "not be false", kept),
+        ("barebones", trainer.barebones is True, "not be true", kept),
+        (
+            "strategy",
+            re.search("spawn|forkserver", str(trainer.strategy)),
+            "not start its processes by pickling the run (spawn)",
+            "ddp runs on any number of devices",
+        ),
+    ]
+    for name, is_wrong, what, why in refused:
+        if is_wrong:
+            reason = f": {why}" if why else ""
+            raise CommandLineError(f"--trainer.{name} must {what}, got {trainer[name]}{reason}")
+    if config.early_stopping.patience < 0:
         raise CommandLineError(
-            f"--trainer.check_val_every_n_epoch must be 1, got {trainer.check_val_every_n_epoch}: a run is "
-            "one epoch; --trainer.val_check_interval says how often it is validated"
-        )
-    for name in ("max_epochs", "max_steps"):
-        if trainer[name] == 0:
-            raise CommandLineError(f"--trainer.{name} must be at least 1, or -1 for no limit, got 0")
-    for name in ("overfit_batches", "limit_val_batches", "limit_test_batches"):
-        if isinstance(trainer[name], float) and 0 < trainer[name] < 1:
-            raise CommandLineError(
-                f"--trainer.{name} must be a whole number, got {trainer[name]}: a validation is one batch, "
-                "whose size is --model.num_validation_optimizees"
-            )
-    for name, needed in (("enable_checkpointing", True), ("barebones", False)):
-        if trainer[name] is (not needed):
-            raise CommandLineError(
-                f"--trainer.{name} must not be {str(not needed).lower()}: a run is compared with the best φ "
-                "that it has kept, and goes on from its newest"
-            )
-    if re.search("spawn|forkserver", str(trainer.strategy)):
-        raise CommandLineError(
-            "--trainer.strategy must not start its processes by pickling the run (spawn): ddp runs on any "
-            "number of devices"
+            f"--early_stopping.patience must be at least 0, got {config.early_stopping.patience}"
         )
     check_precision(str(trainer.precision))
-    interval = trainer.val_check_interval
-    if isinstance(interval, int | float) and interval <= 0:
-        raise CommandLineError(f"--trainer.val_check_interval must be positive, got {interval}")
 
 
 def _wandb_mode_of_environment() -> str:

@@ -289,6 +289,11 @@ class MetaLearner(LightningModule):
         return module
 
     @property
+    def _ckpt_path(self) -> object:
+        """What is being restored, for messages; Lightning names no file where it resumes a SLURM job."""
+        return (self._trainer is not None and self.trainer.ckpt_path) or "the checkpoint"
+
+    @property
     def _dtype_of_optimizees(self) -> torch.dtype:
         """θ's: float64 if φ's is."""
         phi = next(self.rule.parameters())
@@ -335,7 +340,7 @@ class MetaLearner(LightningModule):
                 ours = self._rollout.state_dict()
                 if not self._carried["statistics"]:  # an older version's rules had none
                     del ours["statistics"]
-                with refusing(self.trainer.ckpt_path, "rollouts"):
+                with refusing(self._ckpt_path, "rollouts"):
                     # A masked optimizee's numbers may be NaN.
                     check_state(self._carried, ours, "the rollout in progress", finite=False)
                     self._rollout.load_state_dict(self._carried)
@@ -463,7 +468,7 @@ class MetaLearner(LightningModule):
             CheckpointMismatchError: The checkpoint's rule has another shape, or a run that resumes is
                 configured in a way that it cannot go on with; the message names the options.
         """
-        path = "the checkpoint" if self._trainer is None else self.trainer.ckpt_path
+        path = self._ckpt_path
         section = read_section(path, checkpoint)
         self._check_phi(path, checkpoint, section)
         # Whoever validates or compares needs φ only.

@@ -95,7 +95,7 @@ FIT = [
     (["--trainer.accelerator=cpu", "--trainer.devices=two"], r"devices.*--trainer\.devices"),
     (["--trainer.precision=16-true"], r"--trainer\.precision must not be 16-true.*use 32-true"),
     (["--trainer.plugins=HalfPrecision"], r"--trainer\.precision must not be 16-true.*use 32-true"),
-    (["--trainer.strategy=ddp_spawn"], r"--trainer\.strategy must not .*\(spawn\): ddp runs"),
+    (["--trainer.strategy=ddp_spawn"], r"--trainer\.strategy must not .*\(spawn\).*: ddp runs"),
     (["--trainer.strategy=deepspeed"], r"install -U deepspeed.*\(--trainer\.strategy\)"),
     (["--trainer.enable_checkpointing=false"], r"--trainer\.enable_checkpointing must not be false"),
     (["--trainer.barebones=true"], r"--trainer\.barebones must not be true"),
