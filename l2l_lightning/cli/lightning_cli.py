@@ -50,7 +50,7 @@ class RunConfig(SaveConfigCallback):
 
 
 class _Parser(LightningArgumentParser):
-    """Lightning's, but that an object is never read from a file which an option of its type happens to name.
+    """Lightning's parser, which never reads an object from a file that an option of its type happens to name.
 
     A checkpoint's task could name one. Files of options are given with --config.
     """
@@ -64,7 +64,7 @@ class MetaLearningCLI(LightningCLI):
 
     run_name = "run"
     lock: RunLock | None = None
-    """Of the fit that is running, in its first process."""
+    """What the first process holds of the fit that is running."""
 
     @classmethod
     def build(cls, arguments: list[str], *, run: bool = True) -> MetaLearningCLI:
@@ -370,7 +370,7 @@ def _check_trainer_options(config: Any) -> None:
 
 
 def _wandb_mode_of_environment() -> str:
-    """What W&B's own variables ask for; offline if they are silent."""
+    """The mode that W&B's own variables ask for: offline if they are silent."""
     disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
     mode = "disabled" if disabled else os.environ.get("WANDB_MODE", "offline").lower()
     return {"disabled": "off", "offline": "offline", "dryrun": "offline"}.get(mode, "online")

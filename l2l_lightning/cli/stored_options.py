@@ -27,7 +27,7 @@ SINGLE = ("wandb", "run_folder")
 
 
 def _names() -> dict[str, tuple[str, ...]]:
-    """The trainer's options that take objects, and the names that Lightning has for some of them."""
+    """Names the trainer's options that take objects, with the names that Lightning has for some of them."""
     return {
         "accelerator": ("auto", "gpu", *AcceleratorRegistry.available_accelerators()),
         "strategy": ("auto", *StrategyRegistry.available_strategies()),

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 
 class _Writer(ExperimentWriter):
-    """Lightning's, but for what it does to a file that is there already: it would delete it."""
+    """Lightning's writer, which would delete a file that is there already: this one adds to it."""
 
     def _check_log_dir_exists(self) -> None:
         pass

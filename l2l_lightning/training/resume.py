@@ -116,7 +116,7 @@ def _other_windows(model: MetaLearner, checkpoint: dict[str, Any], section: dict
     now = model.data.windows(model)
     done, wanted = _position(checkpoint), model.data.num_windows(model, model.trainer)
     if _is_over(model, checkpoint) and done < wanted:
-        return [f"the run is over after {done} windows, and is to have {wanted}"]
+        return [f"the run is over after {done} windows, and is to have {wanted} (--data.num_rollouts)"]
     carried = checkpoint["rollouts"][0] is not None
     known = done <= min(len(before), len(now)) and (not carried or done < len(now))
     if known and all(before[index] == now[index] for index in range(done)):

@@ -368,7 +368,10 @@ def test_a_finished_run_is_not_made_longer(tmp_path):
     trainer = fit(make_small(), tmp_path, kept, num_rollouts=2, limit_val_batches=0)
     trainer.save_checkpoint(tmp_path / "after.ckpt")
     for path in (kept.last_model_path, tmp_path / "after.ckpt"):
-        with pytest.raises(CheckpointMismatchError, match=r"over after 4 windows.* 8.*--model\.start_from"):
+        with pytest.raises(
+            CheckpointMismatchError,
+            match=r"over after 4 windows.* 8 .--data.num_rollouts.*--model\.start_from",
+        ):
             fit(make_small(), tmp_path, num_rollouts=4, limit_val_batches=0, ckpt_path=path)
         again = make_small()
         fit(again, tmp_path, num_rollouts=2, limit_val_batches=0, ckpt_path=path)
