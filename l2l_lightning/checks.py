@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -21,6 +21,19 @@ def check_whole_numbers(minimum: int, maximum: int, **values: Any) -> None:
             raise ValueError(f"{name} must {least}, got {value}")
         if value > maximum:
             raise ValueError(f"{name} must be at most {maximum}, got {value}")
+
+
+def check_at_least(minimum: float, **values: Any) -> None:
+    """Raises TypeError for the first value that is no number, ValueError for one not finite or too small.
+
+    Example:
+        >>> check_at_least(1, dim=10, batch_size=128)
+    """
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+        if not (value >= minimum and math.isfinite(value)):
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def check_finite(**values: Any) -> None:
@@ -59,7 +72,7 @@ def check_switches(**values: Any) -> None:
             raise TypeError(f"{name} must be true or false, got {value!r}")
 
 
-def check_choice(choices: Sequence[str], **values: Any) -> None:
+def check_choice(choices: Iterable[str], **values: Any) -> None:
     """Raises ValueError for the first value that is none of the choices.
 
     Example:

@@ -1,37 +1,50 @@
-"""Tasks and rules as plain values, and back: what a checkpoint stores instead of a pickled object."""
+"""Objects and functions by their dotted paths: what a checkpoint stores instead of a pickled object."""
 
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol
+import inspect
+from typing import Any
+
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-class Configurable(Protocol):
-    """A class whose constructor arguments can be written down."""
+class Configurable:
+    """An object that its class and its constructor's arguments describe: a task or a rule."""
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values."""
+        """Returns the constructor's arguments as plain values: the attributes of the same names.
+
+        A class that keeps an argument in another way overrides this.
+
+        Raises:
+            TypeError: An argument is not kept.
+        """
+        parameters = inspect.signature(type(self)).parameters.values()
+        names = [parameter.name for parameter in parameters if parameter.kind not in VARIADIC]
+        if lost := [name for name in names if not hasattr(self, name)]:
+            raise TypeError(
+                f"{type(self).__name__} does not keep its arguments {', '.join(lost)} as attributes of these "
+                "names, and so cannot be written down: keep them, or override config()"
+            )
+        return {name: getattr(self, name) for name in names}
 
 
 def class_config(instance: Configurable) -> dict[str, Any]:
-    """{"class_path", "init_args"}: jsonargparse's form of an object."""
-    cls = type(instance)
-    return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": instance.config()}
+    """Returns {"class_path", "init_args"}, jsonargparse's form of an object."""
+    return {"class_path": dotted_path(type(instance)), "init_args": instance.config()}
 
 
 def from_class_config(config: dict[str, Any], base: type) -> Any:
-    """The object that `class_config` described. It imports what the description names.
+    """Builds the object that `class_config` described. It imports what the description names.
 
     Raises:
         ValueError: There is no such class, or it is not one of `base`'s.
         TypeError: The class takes other arguments.
     """
     path = str(config.get("class_path"))
-    module, _, name = path.rpartition(".")
     try:
-        if not is_dotted_path(path):
-            raise ValueError("it is no dotted path")  # before anything is imported
-        cls = getattr(importlib.import_module(module), name)
+        cls = _imported(path)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"there is no class {path}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, base)):
@@ -39,8 +52,50 @@ def from_class_config(config: dict[str, Any], base: type) -> Any:
     return cls(**config.get("init_args", {}))
 
 
+def dotted_path(target: Any) -> str:
+    """Returns the path that `resolve` takes, "package.module.name"; of what has none, a description.
+
+    Example:
+        >>> from statistics import mean
+        >>> dotted_path(mean), resolve("statistics.mean", "f") is mean
+        ('statistics.mean', True)
+    """
+    try:
+        return f"{target.__module__}.{target.__qualname__}"
+    except AttributeError:  # an object that is not a function or a class
+        return " ".join(repr(target).split())
+
+
+def resolve(target: Any, argument: str) -> Any:
+    """Returns the callable itself, or the one that a dotted path names.
+
+    Raises:
+        ValueError: Nothing can be imported under that path; the message names the argument.
+        TypeError: It is not callable.
+    """
+    if isinstance(target, str):
+        path = target
+        try:
+            target = _imported(path)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"{argument}={path!r} cannot be imported ({error}). It must be the dotted path of something "
+                "at a module's top level: a lambda, a nested function or an object has none."
+            ) from error
+    if not callable(target):
+        raise TypeError(f"{argument} must be callable or the dotted path of a callable, got {target!r}")
+    return target
+
+
+def _imported(path: str) -> Any:
+    if not is_dotted_path(path):
+        raise ValueError("it is no dotted path")  # before anything is imported
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
 def is_dotted_path(text: str) -> bool:
-    """Whether a text is a path of Python names: nothing else may be handed to an import.
+    """Tells whether a text is a path of Python names: nothing else may be handed to an import.
 
     Example:
         >>> [is_dotted_path(text) for text in ("torch.nn.Linear", "./evil", "evil./x", "evil-er.x")]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from collections.abc import Callable
 from functools import cache
-from types import ModuleType
 from typing import Protocol, cast
 
 import torch
@@ -21,27 +22,16 @@ class BackendUnavailableError(RuntimeError):
 
 
 class Backend(Protocol):
-    """What an implementation provides: a module with these two functions."""
+    """An implementation: a module with these two functions."""
 
-    def step_(
-        self, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
-    ) -> None:
-        """Adds u_t to θ [N] in place and writes s_{t+1} into new_state [L, 2, H, N] (may be state itself)."""
-
-    def bptt(
-        self,
-        inputs: Tensor,
-        history: Tensor,
-        d_updates: Tensor,
-        d_final_state: Tensor | None,
-        phi: Tensor,
-        spec: LSTMSpec,
-    ) -> tuple[Tensor, Tensor]:
-        """As reference.bptt: (d_phi [P], d_initial_state [L, 2, H, N])."""
+    step_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, LSTMSpec], None]
+    """Does what `reference.step_` does; new_state [L, 2, H, N] may be state itself."""
+    bptt: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, LSTMSpec], tuple[Tensor, Tensor]]
+    """Does what `reference.bptt` does."""
 
 
 def choose(device: torch.device, backend: str | None = None) -> str:
-    """The backend's name for tensors on a device.
+    """Returns the name of the backend for tensors on a device.
 
     The argument wins over the variable L2L_KERNELS_BACKEND, which wins over the device's own:
     "triton" on CUDA and ROCm, "cpu" on the CPU, "reference" elsewhere.
@@ -64,7 +54,7 @@ def choose(device: torch.device, backend: str | None = None) -> str:
 
 
 def why_not(name: str, device: torch.device) -> str | None:
-    """Why a backend cannot run on a device, or None if it can."""
+    """Says why a backend cannot run on a device; None if it can."""
     if name == "cpu" and device.type != "cpu":
         return "its tensors must be on the CPU"
     if name == "triton":
@@ -79,12 +69,6 @@ def why_not(name: str, device: torch.device) -> str | None:
 
 @cache
 def load(name: str) -> Backend:
-    """The implementation behind a name, imported when first used."""
-    module: ModuleType
-    if name == "triton":
-        import l2l_kernels.triton as module
-    elif name == "cpu":
-        import l2l_kernels.cpu as module
-    else:
-        import l2l_kernels._reference_backend as module
-    return cast(Backend, module)
+    """Imports the implementation behind a name when it is first used."""
+    modules = {"triton": "l2l_kernels.triton", "cpu": "l2l_kernels.cpu", "reference": "l2l_kernels.reference"}
+    return cast(Backend, importlib.import_module(modules[name]))

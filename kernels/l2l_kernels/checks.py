@@ -1,4 +1,4 @@
-"""What the operators' tensors must be: checked here, for all backends alike, before a pointer is taken."""
+"""Checks of the operators' tensors, for all backends alike, before a pointer is taken."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DTYPES = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64)
 def check_step(
     spec: LSTMSpec, phi: Tensor, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor | None = None
 ) -> None:
-    """Raises ValueError unless θ is [N], the inputs [N] or [width, N], states [L, 2, H, N], φ [P], and so on.
+    """Raises ValueError unless θ is [N], the inputs are [N] or [width, N], states [L, 2, H, N] and φ [P].
 
-    All of them must be dense and on one device.
+    All must be dense, of a floating dtype and on one device.
     """
     _check_kinds(phi, theta=theta, inputs=inputs, state=state, new_state=new_state)
     if theta.ndim != 1 or inputs.shape != spec.input_shape(theta.shape[0]):
@@ -38,7 +38,10 @@ def check_bptt(
     d_updates: Tensor,
     d_final_state: Tensor | None,
 ) -> None:
-    """Raises ValueError unless d_updates are [T, N], the history [T+1, L, 2, H, N], φ [P], and so on."""
+    """Raises ValueError unless d_updates are [T, N], inputs [T, N] or [T, width, N], φ is [P], and so on.
+
+    The history must be [T+1, L, 2, H, N] and d_final_state, if given, [L, 2, H, N].
+    """
     _check_kinds(phi, inputs=inputs, history=history, d_updates=d_updates, d_final_state=d_final_state)
     if d_updates.ndim != 2 or inputs.shape != (len(d_updates), *spec.input_shape(d_updates.shape[1])):
         expected = "[T, width, N]" if spec.preprocessing == "features" else "[T, N]"
@@ -90,12 +93,11 @@ def _check_shapes(spec: LSTMSpec, phi: Tensor, shape: Sequence[int], **tensors: 
     for name, tensor in tensors.items():
         if tensor is not None and tuple(tensor.shape) != tuple(shape):
             raise ValueError(f"{name} must have shape {list(shape)} for {spec}, got {list(tensor.shape)}")
-    if phi.shape != (spec.num_parameters,):
-        raise ValueError(f"phi must have shape [{spec.num_parameters}] for {spec}, got {list(phi.shape)}")
+    spec.check_length(phi)
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The addresses of a tensor's first byte and of the one after its last."""
+    """Returns the addresses of a tensor's first byte and of the one after its last."""
     start = tensor.data_ptr()
     if tensor.is_contiguous():
         return start, start + tensor.nbytes
@@ -106,7 +108,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
 
 
 def _has_distinct_elements(tensor: Tensor) -> bool:
-    """Whether each index has an address of its own: every stride reaches beyond all that smaller ones do."""
+    """Tells whether each index has its own address: every stride reaches beyond all that smaller ones do."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size > 1:

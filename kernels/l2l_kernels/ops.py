@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, library
@@ -17,39 +17,38 @@ from l2l_kernels import backends
 from l2l_kernels.checks import check_bptt, check_overlap, check_step
 from l2l_kernels.spec import LSTMSpec
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
 
 @functools.lru_cache
 def _known_spec(whole: tuple[int, ...], floating: tuple[float, ...]) -> LSTMSpec:
     return LSTMSpec.from_lists(whole, floating)
 
 
-def _spec(whole: Sequence[int], floating: Sequence[float]) -> LSTMSpec:
-    """The spec of an operator's lists, checked when it is first seen: small steps come by thousands."""
+def _spec(whole: Sequence[int], floating: Sequence[float], _: str) -> LSTMSpec:
+    """Builds the spec of an operator's lists, and checks it the first time only: steps come by thousands."""
     return _known_spec(tuple(whole), tuple(floating))
 
 
-def _implementation(phi: Tensor, backend: str) -> backends.Backend:
-    return backends.load(backends.choose(phi.device, backend or None))
+def _implementation(phi: Tensor, *constants: Any) -> backends.Backend:
+    return backends.load(backends.choose(phi.device, constants[-1] or None))
 
 
-def _register(
-    name: str, fake: Callable[..., Any], mutates_args: Sequence[str] = ()
-) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Makes a function the operator l2l_kernels::name for every device, its schema read off its annotations.
+def _register(name: str, schema: str, fake: Callable[..., Any]) -> Callable[..., Callable[..., Any]]:
+    """Registers a function as the operator l2l_kernels::name, for every device.
 
-    As PyTorch's custom_op without that one's layers of Python, which a small optimizee's step would wait
-    for. `fake` gives the outputs' shapes from the arguments.
+    PyTorch's own custom_op has layers of Python that a small optimizee's step would wait for.
+
+    Args:
+        name: The operator's name.
+        schema: Its tensors and results, in PyTorch's notation; the spec and the backend come after them.
+        fake: Computes the shapes of its results.
     """
 
-    def register(function: Callable[P, R]) -> Callable[P, R]:
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
         qualified = f"l2l_kernels::{name}"
-        library.define(qualified, library.infer_schema(function, mutates_args=mutates_args))
+        library.define(qualified, schema.replace(") ->", ", int[] whole, float[] floating, str backend) ->"))
         library.impl(qualified, "CompositeExplicitAutograd", function)
         library.register_fake(qualified, fake)
-        operator: Callable[P, R] = getattr(torch.ops.l2l_kernels, name).default
+        operator: Callable[..., Any] = getattr(torch.ops.l2l_kernels, name).default
         return operator
 
     return register
@@ -58,76 +57,60 @@ def _register(
 def _step__fake(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
 ) -> None:
-    check_step(_spec(*constants[:2]), phi, theta, inputs, state, new_state)
+    check_step(_spec(*constants), phi, theta, inputs, state, new_state)
 
 
-@_register("step_", _step__fake, mutates_args=("theta", "new_state"))
+@_register(
+    "step_",
+    "(Tensor(a!) theta, Tensor inputs, Tensor state, Tensor(b!) new_state, Tensor phi) -> ()",
+    _step__fake,
+)
 def _step_(
-    theta: Tensor,
-    inputs: Tensor,
-    state: Tensor,
-    new_state: Tensor,
-    phi: Tensor,
-    whole: Sequence[int],
-    floating: Sequence[float],
-    backend: str,
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
 ) -> None:
-    spec = _spec(whole, floating)
+    spec = _spec(*constants)
     check_step(spec, phi, theta, inputs, state, new_state)
     check_overlap({"theta": theta, "new_state": new_state}, {"inputs": inputs, "state": state, "phi": phi})
-    _implementation(phi, backend).step_(theta, inputs, state, new_state, phi, spec)
+    _implementation(phi, *constants).step_(theta, inputs, state, new_state, phi, spec)
 
 
 def _step_fake(
     theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    check_step(_spec(*constants[:2]), phi, theta, inputs, state)
+    check_step(_spec(*constants), phi, theta, inputs, state)
     return torch.empty_like(theta), torch.empty_like(state)
 
 
-@_register("step", _step_fake)
+@_register("step", "(Tensor theta, Tensor inputs, Tensor state, Tensor phi) -> (Tensor, Tensor)", _step_fake)
 def _step(
-    theta: Tensor,
-    inputs: Tensor,
-    state: Tensor,
-    phi: Tensor,
-    whole: Sequence[int],
-    floating: Sequence[float],
-    backend: str,
+    theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    spec = _spec(whole, floating)
+    spec = _spec(*constants)
     check_step(spec, phi, theta, inputs, state)
     new_theta, new_state = theta.clone(), torch.empty_like(state)
-    _implementation(phi, backend).step_(new_theta, inputs, state, new_state, phi, spec)
+    _implementation(phi, *constants).step_(new_theta, inputs, state, new_state, phi, spec)
     return new_theta, new_state
 
 
 def _bptt_fake(
-    inputs: Tensor,
-    history: Tensor,
-    d_updates: Tensor,
-    d_final_state: Tensor | None,
-    phi: Tensor,
-    *constants: Any,
+    inputs: Tensor, history: Tensor, d_updates: Tensor, d_final: Tensor | None, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    check_bptt(_spec(*constants[:2]), phi, inputs, history, d_updates, d_final_state)
+    check_bptt(_spec(*constants), phi, inputs, history, d_updates, d_final)
     return torch.empty_like(phi), history.new_empty(history.shape[1:], dtype=phi.dtype)
 
 
-@_register("bptt", _bptt_fake)
+@_register(
+    "bptt",
+    "(Tensor inputs, Tensor history, Tensor d_updates, Tensor? d_final_state, Tensor phi) "
+    "-> (Tensor, Tensor)",
+    _bptt_fake,
+)
 def _bptt(
-    inputs: Tensor,
-    history: Tensor,
-    d_updates: Tensor,
-    d_final_state: Tensor | None,
-    phi: Tensor,
-    whole: Sequence[int],
-    floating: Sequence[float],
-    backend: str,
+    inputs: Tensor, history: Tensor, d_updates: Tensor, d_final: Tensor | None, phi: Tensor, *constants: Any
 ) -> tuple[Tensor, Tensor]:
-    spec = _spec(whole, floating)
-    check_bptt(spec, phi, inputs, history, d_updates, d_final_state)
-    return _implementation(phi, backend).bptt(inputs, history, d_updates, d_final_state, phi, spec)
+    spec = _spec(*constants)
+    check_bptt(spec, phi, inputs, history, d_updates, d_final)
+    return _implementation(phi, *constants).bptt(inputs, history, d_updates, d_final, phi, spec)
 
 
 def _step_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -166,11 +149,11 @@ def step_(
     spec: LSTMSpec,
     backend: str | None = None,
 ) -> None:
-    """One update of every coordinate in place: θ += u_t, new_state = s_{t+1}, in one launch.
+    """Updates every coordinate in place and in one launch: θ += u_t, new_state = s_{t+1}.
 
     Args:
         theta: θ, [N]; updated in place.
-        inputs: ∇f(θ), [N]; or features, [width, N], with preprocessing "features".
+        inputs: ∇f(θ), [N], or features, [width, N], with preprocessing "features".
         state: s_t, [L, 2, H, N].
         new_state: Where s_{t+1} goes, [L, 2, H, N]: a slot of a history, or `state` itself.
         phi: φ, [P]; arithmetic is done in its dtype.
@@ -187,10 +170,10 @@ def step_(
 def step(
     theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec, backend: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One update of every coordinate, functional and differentiable: (θ + u_t [N], s_{t+1} [L, 2, H, N]).
+    """Updates every coordinate without changing its arguments: returns θ + u_t [N] and s_{t+1} [L, 2, H, N].
 
-    Differentiable in θ, the state and φ; the inputs are constants (first order), and asking for their
-    derivative raises. Arguments and errors as `step_`.
+    It is differentiable in θ, the state and φ; the inputs are constants (first order), and a RuntimeError
+    refuses their derivative. Arguments and other errors are those of `step_`.
 
     Example:
         >>> spec = LSTMSpec(num_layers=1, hidden_size=4)
@@ -212,13 +195,9 @@ def bptt(
     spec: LSTMSpec,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Backward through a window of T steps: d_phi [P] and d_initial_state [L, 2, H, N].
+    """Runs backward through a window of T steps: returns d_phi [P] and d_initial_state [L, 2, H, N].
 
-    Arguments as reference.bptt, plus `backend`.
-
-    Raises:
-        ValueError: A tensor's shape, dtype, device or layout does not fit, or one that is written overlaps.
-        BackendUnavailableError: The backend asked for cannot run here.
+    Arguments are those of `reference.bptt`, and a backend; errors are those of `step_`.
     """
     d_phi, d_state = _bptt(inputs, history, d_updates, d_final_state, phi, *_constants(spec, backend))
     return d_phi, d_state

@@ -16,7 +16,7 @@ from l2l_kernels.spec import LSTMSpec, Weights
 
 
 def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
-    """Gradients [N], or features [width, N], to what the LSTM reads, [num_inputs, N].
+    """Turns gradients [N], or features [width, N], into what the LSTM reads, [num_inputs, N].
 
     "log_sign": (max(log|g| / p, -1), clamp(e^p g, -1, 1)): above |g| = e^{-p} this is (log|g| / p, sign g),
     below it (-1, e^p g). Source: Andrychowicz et al. 2016, appendix A.
@@ -34,7 +34,15 @@ def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
 def lstm_cell(
     weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """One layer's new (h, c) [H, N] and its activated gates (i, f, g, o), each [H, N]."""
+    """Computes one layer's new h and c and its activated gates (i, f, g, o), each [H, N].
+
+    Args:
+        weight: W, [4H, K + H], K the layer's inputs.
+        bias: b, [4H].
+        x: The layer's inputs, [K, N].
+        h: Its output at the step before, [H, N].
+        c: Its cell at the step before, [H, N].
+    """
     z = weight @ torch.cat([x, h]) + bias[:, None]  # [4H, N]
     i, f, g, o = z.chunk(4)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
@@ -43,16 +51,20 @@ def lstm_cell(
 
 
 def head(weights: Weights, h: Tensor, spec: LSTMSpec) -> Tensor:
-    """out(w_out · h + b_out) [N] of the top layer's h [H, N]."""
+    """Computes out(w_out · h + b_out) [N] of the top layer's h [H, N]."""
     output = weights.head_weight @ h + weights.head_bias
     return output.tanh() if spec.output == "tanh" else output
 
 
 def step(theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSpec) -> tuple[Tensor, Tensor]:
-    """One update of every coordinate: (θ [N], inputs, s_t [L, 2, H, N]) to (θ + u_t, s_{t+1}).
+    """Updates every coordinate: returns θ + u_t [N] and s_{t+1} [L, 2, H, N], differentiable in every tensor.
 
-    The inputs are ∇f [N], or features [width, N] (see LSTMSpec). Differentiable by autograd in
-    every argument; that is what the tests use as the oracle.
+    Args:
+        theta: θ, [N].
+        inputs: ∇f(θ), [N], or features, [width, N] (see LSTMSpec).
+        state: s_t, [L, 2, H, N].
+        phi: φ, [P].
+        spec: The LSTM's shape and constants.
 
     Example:
         >>> spec = LSTMSpec(num_layers=1, hidden_size=4)
@@ -72,6 +84,15 @@ def step(theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSp
     return theta + update.to(theta.dtype), torch.stack(new_state).to(state.dtype)
 
 
+def step_(
+    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
+) -> None:
+    """Does `step` in place, as the backends do: θ [N] += u_t, and new_state [L, 2, H, N] becomes s_{t+1}."""
+    new_theta, updated = step(theta, inputs, state, phi, spec)
+    theta.copy_(new_theta)
+    new_state.copy_(updated)
+
+
 def bptt(
     inputs: Tensor,
     history: Tensor,
@@ -80,12 +101,12 @@ def bptt(
     phi: Tensor,
     spec: LSTMSpec,
 ) -> tuple[Tensor, Tensor]:
-    """Backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
+    """Runs backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
 
-    Gates are recomputed from the stored states; inputs are constants (first-order meta-gradient).
+    Gates are recomputed from the stored states, and inputs are constants (first-order meta-gradient).
 
     Args:
-        inputs: g_t, [T, N], or features, [T, width, N].
+        inputs: Gradients g_t, [T, N], or features, [T, width, N].
         history: s_0 … s_T, [T+1, L, 2, H, N].
         d_updates: Cotangents of u_t, [T, N].
         d_final_state: Cotangent of s_T, [L, 2, H, N]; None is zero.
@@ -93,7 +114,7 @@ def bptt(
         spec: The LSTM's shape.
 
     Returns:
-        The gradients with respect to φ [P] and to s_0 [L, 2, H, N], in φ's dtype.
+        The derivatives in φ [P] and in s_0 [L, 2, H, N], in φ's dtype.
     """
     dtype, T, L, H = phi.dtype, inputs.shape[0], spec.num_layers, spec.hidden_size
     weights = spec.unpack(phi)

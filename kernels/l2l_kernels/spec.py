@@ -17,7 +17,7 @@ MAX_WIDTH = 32
 
 
 class Weights(NamedTuple):
-    """Views into φ: what each layer and the output head multiply with."""
+    """The weights of each layer and of the output head: views into φ."""
 
     layers: list[tuple[Tensor, Tensor]]
     """Per layer (weight [4H, K], bias [4H]); K = inputs + H, columns [input | h]; gate rows i, f, g, o."""
@@ -67,30 +67,25 @@ class LSTMSpec:
     output: Output = "linear"
 
     def __post_init__(self) -> None:
-        for name in ("num_layers", "hidden_size", "width"):
-            if type(getattr(self, name)) is not int:
-                raise TypeError(f"{name} must be a whole number, got {getattr(self, name)!r}")
-        if not 1 <= self.num_layers <= MAX_LAYERS:
-            raise ValueError(f"num_layers must be 1 to {MAX_LAYERS}, got {self.num_layers}")
-        if not 1 <= self.hidden_size <= MAX_HIDDEN_SIZE:
-            raise ValueError(f"hidden_size must be 1 to {MAX_HIDDEN_SIZE}, got {self.hidden_size}")
-        if self.preprocessing not in get_args(Preprocessing):
-            raise ValueError(
-                f"preprocessing must be one of {get_args(Preprocessing)}, got {self.preprocessing!r}"
-            )
+        largest = {"num_layers": MAX_LAYERS, "hidden_size": MAX_HIDDEN_SIZE, "width": MAX_WIDTH}
+        for name, maximum in largest.items():
+            value = getattr(self, name)
+            if type(value) is not int:
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            if not 1 <= value <= maximum:
+                raise ValueError(f"{name} must be 1 to {maximum}, got {value}")
+        for name, choices in (("preprocessing", get_args(Preprocessing)), ("output", get_args(Output))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         if not 0 < self.p < 80:
             raise ValueError(f"p must be in (0, 80) so that e^p is a float32, got {self.p}")
         if self.output_scale <= 0:
             raise ValueError(f"output_scale must be positive, got {self.output_scale}")
-        if not 1 <= self.width <= MAX_WIDTH:
-            raise ValueError(f"width must be 1 to {MAX_WIDTH}, got {self.width}")
         if self.width > 1 and self.preprocessing != "features":
             raise ValueError(f'width must be 1 with preprocessing "{self.preprocessing}", got {self.width}')
-        if self.output not in get_args(Output):
-            raise ValueError(f"output must be one of {get_args(Output)}, got {self.output!r}")
 
     def to_lists(self) -> tuple[list[int], list[float]]:
-        """The fields as whole numbers and floating ones: what an operator's schema can hold.
+        """Returns the fields as whole and as floating numbers, which an operator's schema can hold.
 
         Example:
             >>> spec = LSTMSpec(1, 4)
@@ -104,7 +99,7 @@ class LSTMSpec:
 
     @classmethod
     def from_lists(cls, whole: Sequence[int], floating: Sequence[float]) -> LSTMSpec:
-        """The spec that `to_lists` gave.
+        """Builds the spec of which `to_lists` gave the fields.
 
         Raises:
             ValueError: A list has another length, or a value is out of its range.
@@ -119,37 +114,41 @@ class LSTMSpec:
 
     @property
     def num_inputs(self) -> int:
-        """Numbers that the first layer reads per coordinate: 2 (log, sign), 1 (identity) or width."""
+        """The numbers per coordinate that the first layer reads: 2 (log, sign), 1 (identity) or width."""
         return 2 if self.preprocessing == "log_sign" else self.width
 
     def input_shape(self, N: int) -> tuple[int, ...]:
-        """The shape of a step's inputs: gradients [N], or, with preprocessing "features", [width, N]."""
+        """Returns the shape of a step's inputs: gradients' [N], or features' [width, N]."""
         return (self.width, N) if self.preprocessing == "features" else (N,)
 
     @property
     def state_shape(self) -> tuple[int, int, int]:
-        """[L, 2, H]: per layer h then c. A state tensor is [L, 2, H, N], coordinates innermost."""
+        """[L, 2, H], per layer h then c: the state of N coordinates is [L, 2, H, N]."""
         return (self.num_layers, 2, self.hidden_size)
 
     def layer_inputs(self, layer: int) -> int:
-        """Columns of a layer's weight that multiply its input (the H others multiply h)."""
+        """Returns how many columns of a layer's weight multiply its input; the H others multiply h."""
         return self.num_inputs if layer == 0 else self.hidden_size
 
     @property
     def num_parameters(self) -> int:
-        """Length P of φ."""
+        """P, the length of φ."""
         H = self.hidden_size
         per_layer = (4 * H * (self.layer_inputs(layer) + H + 1) for layer in range(self.num_layers))
         return sum(per_layer) + H + 1
 
+    def check_length(self, phi: Tensor) -> None:
+        """Raises ValueError unless φ is [num_parameters]."""
+        if phi.shape != (self.num_parameters,):
+            raise ValueError(f"phi must have shape [{self.num_parameters}] for {self}, got {list(phi.shape)}")
+
     def unpack(self, phi: Tensor) -> Weights:
-        """Views into the flat φ [P], in the order W_0, b_0, W_1, b_1, …, w_out, b_out.
+        """Returns views into the flat φ [P], which is W_0, b_0, W_1, b_1, …, w_out, b_out.
 
         Raises:
             ValueError: φ does not have num_parameters elements.
         """
-        if phi.shape != (self.num_parameters,):
-            raise ValueError(f"phi must have shape [{self.num_parameters}] for {self}, got {list(phi.shape)}")
+        self.check_length(phi)
         H, offset = self.hidden_size, 0
         layers = []
         for layer in range(self.num_layers):

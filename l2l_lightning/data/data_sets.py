@@ -1,4 +1,4 @@
-"""Which image data sets there are, and their sizes: known without loading any."""
+"""The image data sets that there are, and their sizes, which are known without loading any."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import NamedTuple
 
 
 class DataSet(NamedTuple):
-    """What is known of a data set before it is loaded."""
+    """What is known of a data set before it is loaded.
+
+    Args:
+        image_shape: Height and width of its grayscale images, in pixels.
+        num_classes: C, where labels are 0 to C - 1.
+        root_variable: The environment variable that stands in for `root`; None where none is needed.
+    """
 
     image_shape: tuple[int, int]
-    """Height and width of its grayscale images."""
     num_classes: int
-    """Labels are 0 to num_classes - 1."""
     root_variable: str | None
-    """The environment variable that stands in for `root`; None needs no root."""
 
     @property
     def num_pixels(self) -> int:
-        """D, a flattened image's length."""
+        """D, the length of a flattened image."""
         return math.prod(self.image_shape)
 
 

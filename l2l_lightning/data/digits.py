@@ -11,7 +11,7 @@ from l2l_lightning.errors import DataNotFoundError
 
 
 def load_digits() -> ImageSplits:
-    """The 1,797 digits, grey values 0 to 16 scaled to [0, 1], as 1,199, 299 and 299 images.
+    """Loads the 1,797 digits, grey values 0 to 16 scaled to [0, 1], as 1,199, 299 and 299 images.
 
     Raises:
         DataNotFoundError: scikit-learn cannot be imported.
@@ -19,9 +19,8 @@ def load_digits() -> ImageSplits:
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning
     Repository, 1998 (its test set); `sklearn.datasets.load_digits`.
     """
-    # Imported where it is needed: it takes a second, and the other data sets do without.
     try:
-        from sklearn import datasets
+        from sklearn import datasets  # here, as it takes a second, and the other data sets do without
     except ImportError as error:
         raise DataNotFoundError(
             "the data set 'digits' comes with scikit-learn, which cannot be imported "

@@ -17,9 +17,8 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
     """Loads a data set's three splits onto the CPU.
 
     - "mnist", 28x28, 10 classes: train and validation are the first five sixths and the last sixth of the
-      official training set (50,000 and 10,000), test is the official test set (10,000). Without a root, the
-      splits of the embedded subset (4,000, 1,000 and 1,000 real images) are drawn each from the same split of
-      the whole.
+      official training set (50,000 and 10,000), test is the official test set (10,000). Without a root, each
+      split is a part of its own of these: 4,000, 1,000 and 1,000 images that ship with the package.
     - "digits", 8x8, 10 classes: the 1,797 digits of scikit-learn.
     - "smiles", 28x28, 2 classes: a folder of your own, GENKI-4K or images in two class folders.
 
@@ -59,7 +58,7 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
 
 
 def root_from_environment(name: str) -> str | None:
-    """What the data set's variable says its root is; None if it is unset or empty, or if there is none.
+    """Returns the root that the data set's variable names; None if it is unset or empty, or there is none.
 
     Example:
         >>> root_from_environment("digits") is None

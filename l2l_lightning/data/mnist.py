@@ -16,16 +16,13 @@ from l2l_lightning.errors import DataCorruptedError, DataNotFoundError
 
 MNIST = DATA_SETS["mnist"]
 
-MNIST_FILES = (
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
+MNIST_FILES = tuple(
+    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
 
 
 def load_mnist(root: Path | None, download: bool) -> ImageSplits:
-    """The first five sixths and the last sixth of the official training set, and the official test set.
+    """Loads the first five sixths and the last sixth of the official training set, and the test set.
 
     Args:
         root: Folder that holds MNIST/raw; None is the embedded subset.

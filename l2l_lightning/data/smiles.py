@@ -1,4 +1,4 @@
-"""Smiles: a user's own folder of faces in two classes, meant for GENKI-4K."""
+"""A user's own folder of faces in two classes, smiling or not: GENKI-4K, or any other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from l2l_lightning.errors import DataCorruptedError, DataNotFoundError
 SMILES = DATA_SETS["smiles"]
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""What makes a file an image; the same as torchvision's ImageFolder."""
+"""Endings of the files that are images, as torchvision's ImageFolder has them."""
 
 HINT = f"--data.root (or the variable {SMILES.root_variable})"
 

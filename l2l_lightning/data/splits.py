@@ -11,7 +11,7 @@ from l2l_lightning.data.images import Images
 
 
 class ImageSplits(NamedTuple):
-    """Disjoint images to meta-train on, to choose a checkpoint or a learning rate on, and to report on."""
+    """Disjoint images: to meta-train on, to choose a checkpoint or a learning rate on, and to report on."""
 
     train: Images
     validation: Images

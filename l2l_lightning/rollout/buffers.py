@@ -1,4 +1,4 @@
-"""Memory that windows of rollouts reuse: named buffers, and recorded CUDA graphs."""
+"""The memory that windows of rollouts reuse."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from l2l_lightning.rollout.cuda_graphs import GraphCache, Recorder
 
 
 class Workspace:
-    """Preallocated window buffers and recorded CUDA graphs, reused from window to window.
+    """Named buffers and recorded CUDA graphs that are reused from window to window.
 
-    A window's history is hundreds of MiB; handing it back to the system and faulting it in again would cost
-    as much as computing it. A copy of a workspace, pickled or deep, is a fresh one.
+    A window's history is hundreds of MiB: to hand it back to the system and fault it in again would cost as
+    much as computing it. A copy of a workspace, pickled or deep, is an empty one.
 
     Args:
-        recorder: What records graphs; None is torch.cuda.
+        recorder: The recorder of graphs; None is torch.cuda's.
     """
 
     def __init__(self, recorder: Recorder | None = None) -> None:
@@ -34,7 +34,7 @@ class Workspace:
         return self if index == 0 else self._others.setdefault(index, Workspace())
 
     def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """The named buffer in this shape, with like's dtype and device; its contents are arbitrary."""
+        """Returns the named buffer in a shape, with dtype and device of `like`; its contents vary."""
         size = torch.Size(shape).numel()
         buffer = self._buffers.get(name)
         if (

@@ -23,10 +23,10 @@ CAPACITY = 8
 
 
 class Graph(Protocol):
-    """What has been recorded."""
+    """A recording of a function, as torch.cuda.CUDAGraph is one."""
 
     def replay(self) -> None:
-        """Repeats it, on the buffers that it was recorded with."""
+        """Repeats the function's kernels on the buffers that they were recorded with."""
 
 
 class Recorder:
@@ -36,14 +36,14 @@ class Recorder:
         self._stream: torch.cuda.Stream | None = None
 
     def why_not(self, device: torch.device) -> str | None:
-        """Why nothing can be recorded on a device, or None if it can."""
+        """Says why nothing can be recorded on a device; None if it can."""
         return None if device.type == "cuda" else f"they need a CUDA device, and θ is on {device}"
 
     def record(self, function: Callable[[], None], device: torch.device) -> Graph:
-        """Calls the function three times and records the last, which the device does not execute.
+        """Calls the function three times and records the last call, which the device does not execute.
 
         Raises:
-            CaptureError: What the function does cannot be recorded.
+            CaptureError: The function cannot be recorded.
         """
         with torch.cuda.device(device):
             if self._stream is None:
@@ -77,10 +77,10 @@ class Recorder:
 
 @contextmanager
 def _waiting_is_an_error() -> Iterator[None]:
-    """Within it, an operation that makes the host wait for the device raises."""
+    """While it lasts, an operation that makes the host wait for the device raises."""
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
-        # That it misses some: recording finds those.
+        # The warning says that the mode misses some operations: the recording finds those.
         warnings.filterwarnings("ignore", message="Synchronization debug mode is a prototype")
         torch.cuda.set_sync_debug_mode("error")
     try:
@@ -91,7 +91,7 @@ def _waiting_is_an_error() -> Iterator[None]:
 
 @contextmanager
 def _no_autocast_cache() -> Iterator[None]:
-    """Within it, autocast converts φ anew at every use: a graph would go on reading a stale conversion."""
+    """While it lasts, autocast converts φ at every use: a graph would go on reading a stale conversion."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -101,7 +101,7 @@ def _no_autocast_cache() -> Iterator[None]:
 
 
 class _Recorded:
-    """A graph and the static copies of its arguments."""
+    """A graph, and the static copies of the arguments that it was recorded with."""
 
     def __init__(
         self, recorder: Recorder, function: Callable[..., None], arguments: Sequence[Tensor]
@@ -119,11 +119,11 @@ class _Recorded:
 
 
 class GraphCache:
-    """Runs functions through their graphs, where they can be recorded; keeps the most recently used graphs.
+    """Runs functions through their graphs where they can be recorded, and keeps the graphs used last.
 
     Args:
-        recorder: What records and replays; tests have one that needs no device.
-        capacity: Graphs kept at once.
+        recorder: The recorder; None is torch.cuda's.
+        capacity: How many graphs are kept at once.
     """
 
     def __init__(self, recorder: Recorder | None = None, capacity: int = CAPACITY) -> None:
@@ -144,17 +144,17 @@ class GraphCache:
         task: Task,
         cuda_graphs: bool | None,
     ) -> None:
-        """function(*carried, *inputs), which updates `carried` in place and does not change `inputs`.
+        """Calls function(*carried, *inputs), through its graph or as it is.
 
         Args:
-            function: What to run.
-            key: All that determines what it does, but for its arguments: objects it refers to by their id,
-                tensors by their address.
-            carried: Arguments that it updates.
-            inputs: Arguments that it reads.
-            task: What messages name.
-            cuda_graphs: True: through its graph; None: through its graph if it has one, with a warning if
-                the task's cannot be recorded; False: as it is.
+            function: The function, which updates `carried` in place and does not change `inputs`.
+            key: All that determines what it does besides its arguments: the ids of objects that it refers
+                to, and the addresses of their tensors.
+            carried: Tensors of any shape that it updates.
+            inputs: Tensors of any shape that it reads.
+            task: The task that messages name.
+            cuda_graphs: True: through its graph. False: as it is. None: through its graph where there is a
+                CUDA device, with a warning, once, if the task cannot be recorded.
 
         Raises:
             CaptureError: cuda_graphs is True, and there is no CUDA device or the task cannot be recorded.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from l2l_lightning.class_paths import Configurable
 from l2l_lightning.rules.contract import check_contract
 from l2l_lightning.rules.features import Features
 from l2l_lightning.rules.layout import Layout, ParameterInfo, Time
@@ -18,7 +18,7 @@ Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """(θ [n], x_t, s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
 
 
-class Rule(nn.Module, ABC):
+class Rule(Configurable, nn.Module, ABC):
     """What is learned, φ its parameters: for every tensor of an optimizee an `UpdateRule` that moves it.
 
     An `UpdateRule` moves all tensors itself; `Grouped` has one for each kind of tensor.
@@ -40,14 +40,6 @@ class Rule(nn.Module, ABC):
     @abstractmethod
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws φ anew, from the generator or from torch's global stream."""
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, so that a checkpoint can name them.
-
-        They are the attributes of the same names; a rule that keeps them otherwise overrides this.
-        """
-        names = list(inspect.signature(type(self).__init__).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
 
 
 class _Checked(ABCMeta):

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from l2l_lightning.class_paths import class_config, from_class_config
-from l2l_lightning.references import dotted_path, resolve
+from l2l_lightning.class_paths import class_config, dotted_path, from_class_config, resolve
 from l2l_lightning.rules.base import Rule, UpdateRule
 from l2l_lightning.rules.layout import ParameterInfo
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from l2l_lightning.class_paths import Configurable
 from l2l_lightning.data.images import Images
 from l2l_lightning.rules.layout import ParameterInfo
 
@@ -19,21 +20,23 @@ Batch = Any
 """A pytree of tensors: what one evaluation of the loss is computed on."""
 
 
-class Task(ABC):
+class Task(Configurable, ABC):
     """A distribution of optimizees: θ0 ~ init, and at every step a loss f(θ, batch).
 
     An optimizee is a flat vector θ [N]. Its randomness comes from one torch.Generator (always on the CPU,
     so that every device draws the same), in this order: `init`, `instance`, then one `batch` per evaluation.
 
-    A subclass sets `num_coordinates` and implements `init` and `loss`; it overrides `instance` if an
+    A subclass sets `num_coordinates` and implements `init` and `loss`. It overrides `instance` if an
     optimizee has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own
-    minibatch, `losses` if it can beat torch.func.vmap, and `losses_and_grads` if it can beat autograd.
-    `gather` and `losses` are functions of their arguments: where the device allows it they are recorded once
-    and replayed. A task knows nothing of update rules.
+    minibatch, `losses` if it can beat torch.func.vmap, `losses_and_grads` if it can beat autograd, and
+    `config` if it does not keep its constructor's arguments as attributes. `gather` and `losses` must be
+    functions of their arguments alone: where the device allows it they are recorded once and replayed.
+
+    In the shapes below, K optimizees are evaluated side by side, and N is the length of θ.
     """
 
     dataset: str | None = None
-    """Name of the image data set that batches are drawn from; None needs no data."""
+    """The image data set that minibatches are drawn from; None where the task needs no data."""
 
     num_coordinates: int
     """N, the length of θ."""
@@ -44,49 +47,48 @@ class Task(ABC):
         return (ParameterInfo("theta", (self.num_coordinates,)),)
 
     _one_by_one: Mapping[str, bool] = MappingProxyType({})
-    """Whether `losses` loops over optimizees, by type of device; decided at its first call on one."""
+    """Whether `losses` loops over optimizees, by type of device: decided at the first call on each."""
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0, [N] float32 on the CPU."""
+        """Draws θ0, [N] float32 on the CPU."""
 
     @abstractmethod
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ): a scalar, for one optimizee θ [N]; fastest where torch.func.vmap can run it."""
+        """Computes f(θ), a scalar, of one optimizee θ [N]; fastest where torch.func.vmap can run it."""
 
     def instance(self, generator: torch.Generator) -> Batch:
-        """What distinguishes this optimizee besides θ0, drawn once a rollout (CPU tensors); () if nothing."""
+        """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """What the next evaluation of the loss is computed on (CPU tensors, small: indices, not images).
+        """Draws what the next evaluation of the loss is computed on: CPU tensors, indices rather than images.
 
-        The shapes are the same at every evaluation: those of a whole window are drawn ahead and stacked.
+        Their shapes must be the same at every evaluation: a whole window's are drawn ahead and stacked.
         """
         return instance
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Turns stacked batches [K, …], already on the device, into what `losses` reads (pixels)."""
+        """Turns batches [K, …], already on the device, into what `losses` reads: indices into pixels."""
         return batches
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses [K] of K optimizees, from θ [K, N] and gathered batches [K, …].
+        """Computes the losses [K] of K optimizees from θ [K, N] and gathered batches [K, …].
 
-        They are computed at once by torch.func.vmap. Where it cannot run what `loss` does (nn.LSTM,
-        `.item()`), one is computed after the other from the first call on, and a warning says so.
+        torch.func.vmap computes them at once. Where it cannot run what `loss` does (nn.LSTM, `.item()`), one
+        is computed after the other from the first call on, and a warning says so.
 
         Raises:
-            ValueError: Even so it draws from torch's global random stream, and its losses would not repeat.
+            ValueError: `loss` draws from torch's global random stream, so that it would not repeat.
         """
         device = thetas.device.type  # what vmap can run is not the same on every device
         if device not in self._one_by_one:
             one_by_one, losses = self._first_losses(thetas, batches)
             self._one_by_one = {**self._one_by_one, device: one_by_one}
             return losses
-        return self._looped(thetas, batches) if self._one_by_one[device] else self._mapped(thetas, batches)
-
-    def _mapped(self, thetas: Tensor, batches: Batch) -> Tensor:
-        losses: Tensor = torch.func.vmap(self.loss)(thetas, batches)
+        if self._one_by_one[device]:
+            return self._looped(thetas, batches)
+        losses = torch.func.vmap(self.loss)(thetas, batches)
         return losses
 
     def _looped(self, thetas: Tensor, batches: Batch) -> Tensor:
@@ -94,9 +96,9 @@ class Task(ABC):
         return torch.stack([self.loss(theta, row) for theta, row in zip(thetas, rows, strict=True)])
 
     def _first_losses(self, thetas: Tensor, batches: Batch) -> tuple[bool, Tensor]:
-        """Whether optimizees run one by one, and their losses."""
+        """Tries vmap; returns whether optimizees must run one by one instead, and their losses [K]."""
         try:
-            return False, self._mapped(thetas, batches)
+            return False, torch.func.vmap(self.loss)(thetas, batches)
         except Exception as error:  # what vmap cannot run it says in many ways
             before = _global_stream(thetas.device)
             losses = self._looped(thetas, batches)  # raises what is the loss's own fault
@@ -114,7 +116,7 @@ class Task(ABC):
             return True, losses
 
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-        """The losses [K] and every optimizee's own gradient [K, N], neither of which carries a graph.
+        """Computes the losses [K] and every optimizee's own gradient [K, N]; neither carries a graph.
 
         Raises:
             ValueError: The losses cannot be differentiated by θ.
@@ -135,19 +137,15 @@ class Task(ABC):
 
     @property
     def members(self) -> Sequence[Task]:
-        """The kinds of optimizee, one task each: a mixture has several."""
+        """The kinds of optimizee, one task each; a mixture has several."""
         return [self]
 
     def member(self, index: int) -> Task:
-        """The task that the run's index-th rollout is of."""
+        """Returns the task that the run's index-th rollout is of."""
         return self
 
-    @abstractmethod
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values, for checkpoints and result files."""
-
     def describe(self) -> str:
-        """One line for a table or a file name."""
+        """Describes the task in one line, for tables and messages."""
         arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
         return f"{type(self).__name__}({arguments})"
 
@@ -157,7 +155,15 @@ def _global_stream(device: torch.device) -> Tensor:
 
 
 def split_vector(theta: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Views of a flat θ [..., N] with the given shapes, in order: [..., *shape] each."""
+    """Returns views of a flat θ [..., N] that have the given shapes, in order: [..., *shape] each."""
     sizes = [torch.Size(shape).numel() for shape in shapes]
     parts = torch.split(theta, sizes, dim=-1)
     return [part.reshape(*theta.shape[:-1], *shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def check_scalar(value: object, name: str) -> None:
+    """Raises TypeError unless one optimizee's loss is a tensor, ValueError unless it has no dimensions."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a scalar tensor, got {type(value).__name__}")
+    if value.ndim:
+        raise ValueError(f"{name} must return a scalar tensor, got one of shape {list(value.shape)}")

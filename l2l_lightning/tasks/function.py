@@ -8,17 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_lightning.references import dotted_path, resolve
-from l2l_lightning.tasks.base import Batch, Task
-from l2l_lightning.tasks.checks import check_at_least, check_scalar
+from l2l_lightning.checks import check_at_least
+from l2l_lightning.class_paths import dotted_path, resolve
+from l2l_lightning.tasks.base import Batch, Task, check_scalar
 
 
 class FunctionTask(Task):
-    """Minimises f(θ) for a callable f on a parameter vector θ [dim]: the optimizees differ in θ0 alone.
+    """Minimises f(θ) for any callable f of a vector θ [dim]: the optimizees differ in θ0 alone.
 
     Args:
-        f: θ [dim] to a scalar, fastest where torch.func.vmap can run it (no `.item()`); or its dotted path.
-            Only what a dotted path names can be rebuilt from a checkpoint.
+        f: The function of θ [dim] to a scalar, fastest where torch.func.vmap can run it (no `.item()`); or
+            its dotted path. Only what a dotted path names can be rebuilt from a checkpoint.
         dim: N, the length of θ.
         init: The standard deviation of θ0 ~ N(0, init²), or a function of a torch.Generator to θ0 [dim], or
             that function's dotted path.
@@ -45,34 +45,29 @@ class FunctionTask(Task):
         init: float | str | Callable[[torch.Generator], Tensor] = 1.0,
     ) -> None:
         check_at_least(1, dim=dim)
-        self.f = resolve(f, "f")
-        self.num_coordinates = dim
-        self.init_std: float | None = None
-        self.draw_init: Callable[[torch.Generator], Tensor] | None = None
         if isinstance(init, int | float):
             check_at_least(0, init=init)
-            self.init_std = float(init)
-        else:
-            self.draw_init = resolve(init, "init")
+        self.f = resolve(f, "f")
+        self.num_coordinates = dim
+        self.theta0 = float(init) if isinstance(init, int | float) else resolve(init, "init")
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0, [dim]."""
+        """Draws θ0, [dim]."""
         shape = (self.num_coordinates,)
-        if self.draw_init is None:
-            assert self.init_std is not None
-            return self.init_std * torch.randn(shape, generator=generator)
-        theta = self.draw_init(generator)
+        if isinstance(self.theta0, float):
+            return self.theta0 * torch.randn(shape, generator=generator)
+        theta: Tensor = self.theta0(generator)
         if theta.shape != shape:
             raise ValueError(f"init must return θ0 of shape [dim] = {list(shape)}, got {list(theta.shape)}")
         return theta.detach().float()
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ)."""
+        """Computes f(θ) of θ [dim]; the batch is ()."""
         value: Tensor = self.f(theta)
         check_scalar(value, f"f = {dotted_path(self.f)}")
         return value
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, functions by their dotted paths."""
-        init = self.init_std if self.draw_init is None else dotted_path(self.draw_init)
+        """Returns the constructor's arguments, functions by their dotted paths."""
+        init = self.theta0 if isinstance(self.theta0, float) else dotted_path(self.theta0)
         return {"f": dotted_path(self.f), "dim": self.num_coordinates, "init": init}

@@ -14,11 +14,11 @@ from l2l_lightning.tasks.base import Batch, Task
 
 
 class Mixture(Task):
-    r"""A distribution over tasks, so that one rule learns to optimise all of them.
+    """A distribution over tasks, so that one rule learns to optimise all of them.
 
-    The run's i-th rollout is of one member, all its optimizees alike. Every stretch of M rollouts, M the
-    number of members, meets each member once, in an order that is drawn anew: a share of 1/M each, without
-    the noise of independent draws. To weigh a member more, list it more than once.
+    All optimizees of a rollout are of one member. Of M members, every stretch of M rollouts meets each once,
+    in an order that is drawn anew: each has a share of 1/M, without the noise of independent draws. To weigh
+    a member more, list it more than once.
 
     Members may differ in anything but the data set: in their numbers of coordinates too, as a rule sees
     coordinates only.
@@ -56,36 +56,28 @@ class Mixture(Task):
 
     @property
     def members(self) -> list[Task]:
-        """The tasks, each once, in the order given."""
+        """The distinct tasks, in the order given."""
         distinct: dict[str, Task] = {}
         for task in self.tasks:
             distinct.setdefault(task.describe(), task)
         return list(distinct.values())
 
     def member(self, index: int) -> Task:
-        """The task of the run's index-th rollout."""
+        """Returns the task of the run's index-th rollout."""
         return self.tasks[turn(index, len(self.tasks), "member")]
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """Refuses: a mixture has no θ of its own.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Raises TypeError: a mixture has no θ of its own."""
         raise TypeError("a Mixture has no optimizees of its own: take a member's")
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Refuses, as `init` does.
-
-        Raises:
-            TypeError: Always.
-        """
+        """Raises TypeError: a mixture has no loss of its own."""
         raise TypeError("a Mixture has no loss of its own: take a member's")
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
+        """Returns the constructor's arguments, members as {"class_path", "init_args"}."""
         return {"tasks": [class_config(task) for task in self.tasks]}
 
     def describe(self) -> str:
-        """The members, in one line."""
+        """Describes the members in one line."""
         return f"Mixture of {', '.join(task.describe() for task in self.members)}"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from l2l_lightning.checks import check_at_least, check_choice
 from l2l_lightning.data.data_sets import DATA_SETS
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.images import Images, need_images
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
-from l2l_lightning.tasks.checks import check_at_least, need_images
 
 
 class Activation(NamedTuple):
-    """A nonlinearity and its derivative as a function of its own value."""
+    """A nonlinearity z = function(a), and dz/da as a function of z; elementwise, on tensors of any shape."""
 
     function: Callable[[Tensor], Tensor]
     derivative: Callable[[Tensor], Tensor]
@@ -33,7 +33,7 @@ ACTIVATIONS = {
 
 
 class ImageMLP(Task):
-    r"""A multilayer perceptron that classifies images: f_t(θ) = mean cross-entropy of a minibatch.
+    """A multilayer perceptron that classifies images: f_t(θ) = mean cross-entropy of a minibatch.
 
     z_0 = pixels [D], z_l = act(z_{l-1} W_l + b_l), and the last layer's C outputs are the logits. θ is
     (W_1, b_1, W_2, b_2, …), each W_l [inputs, outputs] in row-major order. D and C are the data set's: with
@@ -75,10 +75,8 @@ class ImageMLP(Task):
         init_std: float = 0.01,
         stride: int = 1,
     ) -> None:
-        if dataset not in DATA_SETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATA_SETS)}, got {dataset!r}")
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        check_choice(DATA_SETS, dataset=dataset)
+        check_choice(ACTIVATIONS, activation=activation)
         check_at_least(1, batch_size=batch_size, stride=stride)
         check_at_least(1, **{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
         check_at_least(0, init_std=init_std)
@@ -106,17 +104,17 @@ class ImageMLP(Task):
         )
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0 ~ N(0, init_std²), [N]."""
+        """Draws θ0 ~ N(0, init_std²), [N]."""
         return self.init_std * torch.randn(self.num_coordinates, generator=generator)
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """The indices of a minibatch, [B]."""
+        """Draws the indices of a minibatch, [B]."""
         return need_images(images, self).sample_indices(self.batch_size, generator)
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Indices [K, B] to the pixels that the network reads [K, B, inputs] and labels [K, B]."""
+        """Turns indices [K, B] into the pixels that the network reads, [K, B, inputs], and labels [K, B]."""
         images = need_images(images, self)
-        # Here, for it runs once an evaluation, and not at all where evaluations are recorded and replayed.
+        # Checked here, which runs once an evaluation, and not at all where evaluations are replayed.
         if images.pixels.shape[-1] != self.num_pixels or images.num_classes not in (None, self.num_classes):
             classes = "" if images.num_classes is None else f" in {images.num_classes} classes"
             raise ValueError(
@@ -131,12 +129,12 @@ class ImageMLP(Task):
         return pixels, labels
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ) on pixels [B, D] and labels [B]."""
+        """Computes f(θ) of θ [N] on pixels [B, inputs] and labels [B]."""
         pixels, labels = batch
         return self.losses(theta.unsqueeze(0), (pixels.unsqueeze(0), labels.unsqueeze(0))).squeeze(0)
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses of K optimizees at once, [K]: one batched product a layer."""
+        """Computes the losses [K] of θ [K, N] at once, by one batched product a layer."""
         pixels, labels = batches
         *_, logits = self._layers(pixels, split_vector(thetas, self.shapes))
         per_image = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
@@ -144,7 +142,10 @@ class ImageMLP(Task):
 
     @torch.no_grad()
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-        """As the base class's, by backpropagation written out: half of autograd's time goes to its graph."""
+        """Computes the losses [K] and gradients [K, N] of θ [K, N] by backpropagation written out.
+
+        Half of autograd's time would go to its graph.
+        """
         pixels, labels = batches
         parameters = split_vector(thetas, self.shapes)
         *inputs, logits = self._layers(pixels, parameters)
@@ -164,29 +165,16 @@ class ImageMLP(Task):
         return losses, grads
 
     def _layers(self, z: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """Every layer's input z_0, z_1, … [K, B, units], then the logits [K, B, C]."""
+        """Returns every layer's input z_0, z_1, …, [K, B, units] each, then the logits [K, B, C]."""
         *hidden, (W_out, b_out) = zip(parameters[::2], parameters[1::2], strict=True)
         inputs = [z]
         for W, b in hidden:
             inputs.append(ACTIVATIONS[self.activation].function(torch.baddbmm(b, inputs[-1], W)))
         return [*inputs, torch.baddbmm(b_out, inputs[-1], W_out)]
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "dataset": self.dataset,
-            "hidden_sizes": self.hidden_sizes,
-            "activation": self.activation,
-            "batch_size": self.batch_size,
-            "init_std": self.init_std,
-            "stride": self.stride,
-        }
-
 
 class MNISTMLP(ImageMLP):
-    r"""A multilayer perceptron that classifies MNIST digits: `ImageMLP` on "mnist".
-
-    784-20-10 has N = 15,910. Every evaluation draws its minibatch with replacement.
+    """`ImageMLP` on "mnist": the paper's network is 784-20-10, with N = 15,910.
 
     Args:
         hidden_sizes: Units of each hidden layer; [] is a linear classifier.
@@ -198,16 +186,8 @@ class MNISTMLP(ImageMLP):
         ValueError: An argument out of its range.
 
     Example:
-        >>> from l2l_lightning.data import load_images
-        >>> from l2l_lightning.rollout.optimizees import Optimizees
-        >>> task, images = MNISTMLP(hidden_sizes=[20]), load_images("mnist").train
-        >>> optimizees = Optimizees(task, images, seed=0, stream="train", indices=[0, 1])
-        >>> losses, grads = optimizees.losses_and_grads()
-        >>> losses.shape, grads.shape
-        (torch.Size([2]), torch.Size([2, 15910]))
-
-    Source: Andrychowicz et al. 2016, section 3.2; `problems.mnist` of
-    github.com/google-deepmind/learning-to-learn.
+        >>> MNISTMLP(hidden_sizes=[20]).num_coordinates
+        15910
     """
 
     def __init__(
@@ -218,8 +198,3 @@ class MNISTMLP(ImageMLP):
         init_std: float = 0.01,
     ) -> None:
         super().__init__("mnist", hidden_sizes, activation, batch_size, init_std)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        own = ("hidden_sizes", "activation", "batch_size", "init_std")
-        return {name: value for name, value in super().config().items() if name in own}

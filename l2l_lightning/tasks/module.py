@@ -14,11 +14,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
-from l2l_lightning.data.images import Images
-from l2l_lightning.references import dotted_path, resolve
+from l2l_lightning.checks import check_at_least
+from l2l_lightning.class_paths import dotted_path, resolve
+from l2l_lightning.data.images import Images, need_images
 from l2l_lightning.rules.layout import ParameterInfo
-from l2l_lightning.tasks.base import Batch, Task, split_vector
-from l2l_lightning.tasks.checks import check_at_least, check_scalar, need_images
+from l2l_lightning.tasks.base import Batch, Task, check_scalar, split_vector
 
 
 class ModuleTask(Task):
@@ -70,11 +70,12 @@ class ModuleTask(Task):
         check_at_least(1, batch_size=batch_size)
         if init_std is not None:
             check_at_least(0, init_std=init_std)
-        if sample is not None and image_shape is not None:
-            raise ValueError("image_shape is for the images that `sample` replaces: reshape in `sample`")
-        if image_shape is not None and math.prod(image_shape) != 784:
-            raise ValueError(f"image_shape must hold 784 pixels, got {list(image_shape)}")
-        self.named_module = resolve(module, "module")
+        if image_shape is not None:
+            if sample is not None:
+                raise ValueError("image_shape is for the images that `sample` replaces: reshape in `sample`")
+            if math.prod(image_shape) != 784:
+                raise ValueError(f"image_shape must hold 784 pixels, got {list(image_shape)}")
+        self.module = resolve(module, "module")
         self.loss_fn = resolve(loss_fn, "loss_fn")
         self.batch_size = batch_size
         self.image_shape = None if image_shape is None else list(image_shape)
@@ -97,13 +98,13 @@ class ModuleTask(Task):
         return tuple(ParameterInfo(name, tuple(shape)) for name, shape in self.shapes.items())
 
     def _build(self) -> nn.Module:
-        if isinstance(self.named_module, nn.Module):
-            return copy.deepcopy(self.named_module)
+        if isinstance(self.module, nn.Module):
+            return copy.deepcopy(self.module)
         try:
-            module = self.named_module()
+            module = self.module()
         except TypeError as error:
             raise TypeError(
-                f"module = {dotted_path(self.named_module)} cannot be called without arguments ({error}): "
+                f"module = {dotted_path(self.module)} cannot be called without arguments ({error}): "
                 "pass a function that builds the module, such as lambda: nn.Linear(784, 10)"
             ) from error
         if not isinstance(module, nn.Module):
@@ -111,7 +112,7 @@ class ModuleTask(Task):
         return module
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0, [N]: the module's own initialisation, or N(0, init_std²)."""
+        """Draws θ0, [N]: by the module's own initialisation, or from N(0, init_std²)."""
         if self.init_std is not None:
             return self.init_std * torch.randn(self.num_coordinates, generator=generator)
         # Modules draw from torch's global stream: seed it from the optimizee's, and put it back.
@@ -119,25 +120,25 @@ class ModuleTask(Task):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             module = self._build()
-            if isinstance(self.named_module, nn.Module):
+            if isinstance(self.module, nn.Module):
                 _reset_parameters(module)
         return torch.cat([p.detach().flatten().float().cpu() for p in module.parameters()])
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """The indices of a minibatch of images, [B], or what `sample` draws."""
+        """Draws the indices of a minibatch of images, [B], or calls `sample`."""
         if self.sample is not None:
             return self.sample(generator)
         return need_images(images, self).sample_indices(self.batch_size, generator)
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Indices [K, B] to pixels [K, B, *image_shape] and labels [K, B]; what `sample` draws as it is."""
+        """Turns indices [K, B] into pixels [K, B, *image_shape] and labels [K, B]; `sample`'s stay."""
         if self.sample is not None:
             return batches
         pixels, labels = need_images(images, self).gather(batches)
         return pixels.view(*labels.shape, *(self.image_shape or [-1])), labels
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """loss_fn(module_θ(inputs), targets)."""
+        """Computes loss_fn(module_θ(inputs), targets) of θ [N] and a batch (inputs, targets)."""
         inputs, targets = batch
         parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
         constants = self._constants_as(theta)
@@ -145,7 +146,7 @@ class ModuleTask(Task):
         output = functional_call(self.skeleton, parameters | constants, (inputs,))
         if updated := [name for name, constant in constants.items() if constant._version != versions[name]]:
             raise ValueError(
-                f"module = {dotted_path(self.named_module)} updates {', '.join(updated)} at every call, "
+                f"module = {dotted_path(self.module)} updates {', '.join(updated)} at every call, "
                 "which θ does not hold: pass a module that does not, such as one in eval mode"
             )
         value: Tensor = self.loss_fn(output, targets)
@@ -153,7 +154,7 @@ class ModuleTask(Task):
         return value
 
     def _constants_as(self, theta: Tensor) -> dict[str, Tensor]:
-        """The module's buffers in θ's dtype, on its device; kept, as the host waits for a transfer."""
+        """Returns the module's buffers in θ's dtype on its device; kept, as the host waits for a transfer."""
         key = (theta.device, theta.dtype)
         if key not in self._constants:
             with torch.inference_mode(False):  # a validation's would not do for a fit
@@ -164,15 +165,10 @@ class ModuleTask(Task):
         return self._constants[key]
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, functions and classes by their dotted paths."""
-        return {
-            "module": dotted_path(self.named_module),
-            "loss_fn": dotted_path(self.loss_fn),
-            "batch_size": self.batch_size,
-            "image_shape": self.image_shape,
-            "sample": None if self.sample is None else dotted_path(self.sample),
-            "init_std": self.init_std,
-        }
+        """Returns the constructor's arguments, functions and classes by their dotted paths."""
+        paths = {name: dotted_path(getattr(self, name)) for name in ("module", "loss_fn")}
+        sample = None if self.sample is None else dotted_path(self.sample)
+        return super().config() | paths | {"sample": sample}
 
 
 def _reset_parameters(module: nn.Module) -> None:

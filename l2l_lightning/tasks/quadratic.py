@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from l2l_lightning.checks import check_at_least, check_choice
 from l2l_lightning.tasks.base import Batch, Task
-from l2l_lightning.tasks.checks import check_at_least
 
 
 class Quadratic(Task):
-    r"""Random quadratics, a new one every rollout: f(θ) = 1/B Σ_b ||W_b θ_b - y_b||².
+    """Random quadratics, a new one every rollout: f(θ) = 1/B Σ_b ||W_b θ_b - y_b||².
 
     W_b [dim, dim] and y_b [dim] are drawn once a rollout, IID N(0, 1) in the paper and U[0, 1) in DeepMind's
     code, and θ = (θ_1, …, θ_B) holds the B problems' vectors: N = batch_size · dim. The gradient is
@@ -44,8 +44,7 @@ class Quadratic(Task):
         batch_size: int | None = None,
         init_std: float = 0.01,
     ) -> None:
-        if variant not in ("paper", "deepmind"):
-            raise ValueError(f"variant must be 'paper' or 'deepmind', got {variant!r}")
+        check_choice(["paper", "deepmind"], variant=variant)
         if batch_size is None:
             batch_size = 1 if variant == "paper" else 128
         check_at_least(1, dim=dim, batch_size=batch_size)
@@ -57,17 +56,17 @@ class Quadratic(Task):
         self.num_coordinates = batch_size * dim
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0 ~ N(0, init_std²), [B·dim]."""
+        """Draws θ0 ~ N(0, init_std²), [B·dim]."""
         return self.init_std * torch.randn(self.num_coordinates, generator=generator)
 
     def instance(self, generator: torch.Generator) -> Batch:
-        """W [B, dim, dim] and y [B, dim]."""
+        """Draws W [B, dim, dim] and y [B, dim]."""
         draw = torch.randn if self.variant == "paper" else torch.rand
         W = draw(self.batch_size, self.dim, self.dim, generator=generator)
         return W, draw(self.batch_size, self.dim, generator=generator)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """f(θ); leading dimensions of θ [..., N], W and y carry through."""
+        """Computes f [...] of θ [..., N], W [..., B, dim, dim] and y [..., B, dim]."""
         W, y = batch
         theta = theta.reshape(y.shape)
         residual = (W @ theta.unsqueeze(-1)).squeeze(-1) - y
@@ -75,14 +74,5 @@ class Quadratic(Task):
         return value
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses of K optimizees, [K]: `loss` with a leading dimension, without vmap's overhead."""
+        """Computes the losses [K] of θ [K, N]: `loss` with a leading dimension, without vmap's overhead."""
         return self.loss(thetas, batches)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "dim": self.dim,
-            "variant": self.variant,
-            "batch_size": self.batch_size,
-            "init_std": self.init_std,
-        }

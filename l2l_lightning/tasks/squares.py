@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from l2l_lightning.checks import check_at_least
 from l2l_lightning.data.images import Images
 from l2l_lightning.tasks.base import Batch, Task
-from l2l_lightning.tasks.checks import check_at_least
 
 
 class SimpleSquare(Task):
@@ -31,27 +29,23 @@ class SimpleSquare(Task):
 
     def __init__(self, dim: int = 1) -> None:
         check_at_least(1, dim=dim)
-        self.num_coordinates = dim
+        self.dim = self.num_coordinates = dim
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """Ones, [N]; draws nothing."""
+        """Returns θ0 = 1, [N], and draws nothing."""
         return torch.ones(self.num_coordinates)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Σ_i θ_i²."""
+        """Computes Σ_i θ_i², [...], of θ [..., N]; the batch is ()."""
         return theta.square().sum(-1)
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses of K optimizees, [K]; there is no batch that vmap could map over."""
+        """Computes the losses [K] of θ [K, N]; there is no batch that vmap could map over."""
         return self.loss(thetas, batches)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {"dim": self.num_coordinates}
 
 
 class NoisyScaledSquare(Task):
-    r"""f_t(θ) = Σ_i (s_i θ_i)², with scales s_i ~ U[scale_low, scale_high) drawn anew at every evaluation.
+    """f_t(θ) = Σ_i (s_i θ_i)², with scales s_i ~ U[scale_low, scale_high) drawn anew at every evaluation.
 
     Loss and gradient, 2 s_i² θ_i, share a draw. The mean over s is E[s²] ||θ||² with
     E[s²] = (low² + low·high + high²)/3, 13/12 by default; the minimum is θ = 0 whatever the noise.
@@ -80,34 +74,25 @@ class NoisyScaledSquare(Task):
         check_at_least(1, dim=dim)
         check_at_least(0, scale_low=scale_low, init_bound=init_bound)
         check_at_least(scale_low, scale_high=scale_high)
-        self.num_coordinates = dim
+        self.dim = self.num_coordinates = dim
         self.scale_low = scale_low
         self.scale_high = scale_high
         self.init_bound = init_bound
 
     def init(self, generator: torch.Generator) -> Tensor:
-        """θ0 ~ U[-init_bound, init_bound), [N]."""
+        """Draws θ0 ~ U[-init_bound, init_bound), [N]."""
         return self.init_bound * (2 * torch.rand(self.num_coordinates, generator=generator) - 1)
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """The scales of one evaluation, [N]."""
+        """Draws the scales s of one evaluation, [N]."""
         width = self.scale_high - self.scale_low
         return self.scale_low + width * torch.rand(self.num_coordinates, generator=generator)
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
-        """Σ_i (s_i θ_i)²; leading dimensions of θ and s carry through."""
+        """Computes Σ_i (s_i θ_i)², [...], of θ and the scales s, [..., N] each."""
         value: Tensor = (batch * theta).square().sum(-1)
         return value
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
-        """The losses of K optimizees, [K]: `loss` with a leading dimension."""
+        """Computes the losses [K] of θ [K, N]: `loss` with a leading dimension."""
         return self.loss(thetas, batches)
-
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments."""
-        return {
-            "dim": self.num_coordinates,
-            "scale_low": self.scale_low,
-            "scale_high": self.scale_high,
-            "init_bound": self.init_bound,
-        }

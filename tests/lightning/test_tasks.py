@@ -438,7 +438,7 @@ def test_a_module_or_a_lambda_cannot_be_rebuilt_and_says_so():
     [
         (lambda: Quadratic(dim=0), "dim must be at least 1, got 0"),
         (lambda: Quadratic(init_std=math.nan), "init_std must be at least 0, got nan"),
-        (lambda: Quadratic(variant="papers"), "variant must be 'paper' or 'deepmind', got 'papers'"),
+        (lambda: Quadratic(variant="papers"), "variant must be one of paper, deepmind, got 'papers'"),
         (lambda: NoisyScaledSquare(scale_low=2.0), "scale_high must be at least 2.0, got 1.5"),
         (lambda: MNISTMLP(hidden_sizes=[20, 0]), r"hidden_sizes\[1\] must be at least 1, got 0"),
         (lambda: ImageMLP("cifar"), "dataset must be one of mnist, digits, smiles, got 'cifar'"),

@@ -6,10 +6,12 @@ reference runs.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
-from l2l_kernels import _reference_backend as reference
+from l2l_kernels import reference
 from l2l_kernels.cpu import library
 from l2l_kernels.spec import LSTMSpec
 
@@ -19,24 +21,18 @@ __all__ = ["bptt", "step_"]
 def step_(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
 ) -> None:
-    """Adds u_t to θ [N] in place and writes s_{t+1} into new_state [L, 2, H, N] (may be state itself)."""
+    """Does what `reference.step_` does; new_state [L, 2, H, N] may be state itself."""
     kernels = library.load()
     if kernels is None:
         return reference.step_(theta, inputs, state, new_state, phi, spec)
     dtype, stored = _dtypes(phi, state)
     inputs, source, phi = _contiguous(inputs, dtype), _contiguous(state, stored), _contiguous(phi, dtype)
     updated = _contiguous(theta, dtype)
-    target = new_state if _fits(new_state, stored) else torch.empty(new_state.shape, dtype=stored)
-    getattr(kernels, _variant("step", dtype, stored))(
-        torch.get_num_threads(),
-        _constants(spec),
-        theta.shape[0],
-        updated.data_ptr(),
-        inputs.data_ptr(),
-        source.data_ptr(),
-        target.data_ptr(),
-        phi.data_ptr(),
-    )
+    fits = new_state.dtype == stored and new_state.is_contiguous()
+    target = new_state if fits else torch.empty(new_state.shape, dtype=stored)
+    pointers = [tensor.data_ptr() for tensor in (updated, inputs, source, target, phi)]
+    kernel = getattr(kernels, _variant("step", dtype, stored))
+    kernel(torch.get_num_threads(), _constants(spec), theta.shape[0], *pointers)
     if updated is not theta:
         theta.copy_(updated)
     if target is not new_state:
@@ -51,7 +47,7 @@ def bptt(
     phi: Tensor,
     spec: LSTMSpec,
 ) -> tuple[Tensor, Tensor]:
-    """As reference.bptt: (d_phi [P], d_initial_state [L, 2, H, N])."""
+    """Does what `reference.bptt` does."""
     kernels = library.load()
     if kernels is None:
         return reference.bptt(inputs, history, d_updates, d_final_state, phi, spec)
@@ -60,24 +56,16 @@ def bptt(
     history = _contiguous(history, stored)
     d_final = None if d_final_state is None else _contiguous(d_final_state, dtype)
     d_phi, d_initial_state = torch.empty_like(weights), torch.empty(history.shape[1:], dtype=dtype)
-    getattr(kernels, _variant("bptt", dtype, stored))(
-        torch.get_num_threads(),
-        _constants(spec),
-        d_updates.shape[1],
-        d_updates.shape[0],
-        inputs.data_ptr(),
-        history.data_ptr(),
-        d_updates.data_ptr(),
-        None if d_final is None else d_final.data_ptr(),
-        weights.data_ptr(),
-        d_phi.data_ptr(),
-        d_initial_state.data_ptr(),
-    )
+    tensors = (inputs, history, d_updates, d_final, weights, d_phi, d_initial_state)
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    kernel = getattr(kernels, _variant("bptt", dtype, stored))
+    T, N = d_updates.shape
+    kernel(torch.get_num_threads(), _constants(spec), N, T, *pointers)
     return d_phi.to(phi.dtype), d_initial_state.to(phi.dtype)
 
 
 def _dtypes(phi: Tensor, state: Tensor) -> tuple[torch.dtype, torch.dtype]:
-    """The dtypes of the arithmetic and of the state that the kernels read: its own if they can."""
+    """Chooses the dtypes of the arithmetic and of the stored state: its own, if the kernels can read it."""
     dtype = torch.float64 if phi.dtype == torch.float64 else torch.float32
     bfloat16 = state.dtype == torch.bfloat16 and dtype == torch.float32
     return dtype, torch.bfloat16 if bfloat16 else dtype
@@ -87,15 +75,11 @@ def _variant(name: str, dtype: torch.dtype, stored: torch.dtype) -> str:
     return f"{name}_{dtype}_{stored}".replace("torch.", "")
 
 
+@lru_cache
 def _constants(spec: LSTMSpec) -> library.Spec:
-    log_sign, tanh_output = spec.preprocessing == "log_sign", spec.output == "tanh"
-    return library.Spec(
-        spec.num_layers, spec.hidden_size, log_sign, spec.width, tanh_output, spec.p, spec.output_scale
-    )
-
-
-def _fits(tensor: Tensor, dtype: torch.dtype) -> bool:
-    return tensor.dtype == dtype and tensor.is_contiguous()
+    flags = {"log_sign": spec.preprocessing == "log_sign", "tanh_output": spec.output == "tanh"}
+    sizes = {"layers": spec.num_layers, "hidden": spec.hidden_size, "width": spec.width}
+    return library.Spec(**flags, **sizes, p=spec.p, output_scale=spec.output_scale)
 
 
 def _contiguous(tensor: Tensor, dtype: torch.dtype) -> Tensor:

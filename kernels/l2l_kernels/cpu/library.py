@@ -42,38 +42,33 @@ TARGET_VARIABLE = "L2L_KERNELS_TARGET"
 
 
 class Spec(ctypes.Structure):
-    """kernels.cpp's Spec."""
+    """The Spec of kernels.cpp."""
 
     _fields_ = (
-        ("layers", ctypes.c_int64),
-        ("hidden", ctypes.c_int64),
-        ("log_sign", ctypes.c_int64),
-        ("width", ctypes.c_int64),
-        ("tanh_output", ctypes.c_int64),
-        ("p", ctypes.c_double),
-        ("output_scale", ctypes.c_double),
+        *((name, ctypes.c_int64) for name in ("layers", "hidden", "log_sign", "width", "tanh_output")),
+        *((name, ctypes.c_double) for name in ("p", "output_scale")),
     )
 
 
 STEP_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), ctypes.c_int64, *[ctypes.c_void_p] * 5)
 BPTT_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 7)
 VARIANTS = ("float32_float32", "float32_bfloat16", "float64_float64")
-"""Dtype of the arithmetic, then of the stored state."""
+"""The dtype of the arithmetic, then that of the stored state."""
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler: variable CXX, or the first of c++, g++ and clang++ on the path."""
+    """Returns the C++ compiler: the variable CXX, or the first of c++, g++ and clang++ on the path."""
     candidates = [os.environ.get("CXX", ""), "c++", "g++", "clang++"]
     return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
 class _InterruptedError(Exception):
-    """A compiler was stopped: that says nothing of the compiler or of the source."""
+    """A compiler was stopped, which says nothing of the compiler or of the source."""
 
 
 @cache
 def load() -> ctypes.CDLL | None:
-    """The compiled kernels; None, after one warning that says why, where they cannot be compiled.
+    """Returns the compiled kernels; None, after one warning that says why, if they cannot be compiled.
 
     Raises:
         BackendUnavailableError: The variable L2L_KERNELS_TARGET names a target that this processor is not.
@@ -98,7 +93,7 @@ def load() -> ctypes.CDLL | None:
 
 
 def describe() -> str:
-    """What the kernels run on, in words; compiles them if need be.
+    """Says in words what the kernels run on; compiles them if need be.
 
     Example:
         >>> describe()  # doctest: +SKIP
@@ -112,30 +107,28 @@ def describe() -> str:
 
 
 def _find_or_build(compiler: str | None) -> ctypes.CDLL | None:
-    """The kernels with OpenMP or, where there is none, without: from the cache, or compiled into it."""
+    """Finds the kernels in the cache, or compiles them into it: with OpenMP if the compiler has it."""
     folder = _cache_directory()
     for threads in (True, False):
-        if (library := _find(folder, threads)) is not None:
+        library = _find(folder, threads)
+        if library is None and compiler is not None and (not threads or _has_openmp(compiler)):
+            _build(compiler, folder, threads)
+            library = _find(folder, threads)
+            if library is None:
+                raise OSError(f"what was compiled into {folder} is gone again, or not as it was written")
+        if library is not None:
             return library
-        if compiler is None:
-            continue
-        if threads and not _has_openmp(compiler):
-            continue
-        _build(compiler, folder, threads)
-        if (library := _find(folder, threads)) is None:
-            raise OSError(f"what was compiled into {folder} is not there any more, or not as it was written")
-        return library
     return None
 
 
 def _stem(threads: bool) -> str:
-    """What an entry's name begins with: what it was made of. Any compiler's result will do."""
+    """Returns what an entry's name begins with: a digest of source, flags and machine, for any compiler."""
     parts = [SOURCE.read_text(encoding="utf-8"), *_flags(threads), _machine()]
     return f"cpu-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}-"
 
 
 def _find(folder: Path, threads: bool) -> ctypes.CDLL | None:
-    """A good entry of the cache, loaded."""
+    """Loads a good entry of the cache, if there is one."""
     for path in sorted(folder.glob(f"{_stem(threads)}*.so")):
         try:
             if (content := _read_good(path)) is not None:
@@ -147,9 +140,9 @@ def _find(folder: Path, threads: bool) -> ctypes.CDLL | None:
 
 
 def _read_good(path: Path) -> bytes | None:
-    """An entry's contents, or None unless they are whole, as its name says, and nobody else's.
+    """Returns an entry's contents if they are whole and only its user or root could have written them.
 
-    The name ends with a digest of the contents, which it was given when they were complete.
+    Whole contents have the digest that the name ends with: they were complete when it was given.
 
     Raises:
         OSError: It cannot be read.
@@ -162,7 +155,7 @@ def _read_good(path: Path) -> bytes | None:
 
 
 def _is_ours_alone(folder: Path) -> bool:
-    """Whether nobody else can put another file in the place of ours, between a look at it and its use."""
+    """Tells whether nobody else can replace a file between a look at it and its use."""
     mode = folder.stat().st_mode
     return not mode & 0o022 or bool(mode & stat.S_ISVTX)
 
@@ -185,26 +178,21 @@ def _open(path: Path) -> ctypes.CDLL:
 
 
 def _check_target(path: Path) -> None:
-    """Raises unless kernels for a target that was named run here: a process of its own tries."""
+    """Raises BackendUnavailableError unless kernels for a named target run in a process of their own."""
     target = os.environ.get(TARGET_VARIABLE)
     if not target:
         return
     program = (
-        "import ctypes, sys\n"
-        "library = ctypes.CDLL(sys.argv[1])\n"
-        "class Spec(ctypes.Structure):\n"
-        "    _fields_ = [(n, ctypes.c_int64) for n in 'abcde'] + [(n, ctypes.c_double) for n in 'fg']\n"
+        "import ctypes, struct, sys\n"
+        "library, spec = ctypes.CDLL(sys.argv[1]), struct.pack('5q2d', 1, 4, 1, 1, 1, 10.0, 0.1)\n"
         "memory = [(ctypes.c_double * 20000)() for _ in range(7)]\n"
-        "size = ctypes.c_int64(64)\n"
-        "spec = ctypes.byref(Spec(1, 4, 1, 1, 1, 10.0, 0.1))\n"
+        "one, size = ctypes.c_int64(1), ctypes.c_int64(64)\n"
         "for kind in sys.argv[2:]:\n"
-        "    getattr(library, 'step_' + kind)(ctypes.c_int64(1), spec, size, *memory[:5])\n"
-        "    getattr(library, 'bptt_' + kind)(ctypes.c_int64(1), spec, size, ctypes.c_int64(1), *memory)\n"
+        "    getattr(library, 'step_' + kind)(one, spec, size, *memory[:5])\n"
+        "    getattr(library, 'bptt_' + kind)(one, spec, size, one, *memory)\n"
     )
-    tried = subprocess.run(
-        [sys.executable, "-c", program, str(path), *VARIANTS], capture_output=True, check=False
-    )
-    if tried.returncode:
+    command = [sys.executable, "-c", program, str(path), *VARIANTS]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
         raise BackendUnavailableError(
             f"{TARGET_VARIABLE}={target} is not what this processor can run: unset it, or name an "
             "instruction set that it has (x86-64-v3 is AVX2)"
@@ -212,9 +200,9 @@ def _check_target(path: Path) -> None:
 
 
 def _build(compiler: str, folder: Path, threads: bool) -> None:
-    """Compiles the kernels (a few seconds) into the cache, where a file is whole and on the disk.
+    """Compiles the kernels, which takes seconds, into the cache, where a file is whole and on the disk.
 
-    Bad entries go; a good one stays, which another process may just have made and be about to load.
+    Bad entries go. A good one stays: another process may have made it just now and be about to load it.
     """
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         built = Path(directory) / "built.so"
@@ -237,14 +225,12 @@ def _build(compiler: str, folder: Path, threads: bool) -> None:
 
 
 def _has_openmp(compiler: str) -> bool:
-    """Whether a program of one line compiles with OpenMP."""
+    """Tells whether a program of one line compiles with OpenMP."""
     with tempfile.TemporaryDirectory() as directory:
-        source = Path(directory) / "empty.cpp"
+        source, target = Path(directory) / "empty.cpp", Path(directory) / "empty.so"
         source.write_text("int nothing() { return 0; }\n", encoding="utf-8")
         try:
-            _run(
-                [compiler, "-fPIC", "-shared", THREADS, str(source), "-o", str(Path(directory) / "empty.so")]
-            )
+            _run([compiler, "-fPIC", "-shared", THREADS, str(source), "-o", str(target)])
         except subprocess.CalledProcessError:
             return False
     return True
@@ -255,7 +241,7 @@ def _run(command: list[str]) -> None:
 
     Raises:
         CalledProcessError: It failed, and has said why.
-        _InterruptedError: It was ended by a signal: by somebody, or for want of memory.
+        _InterruptedError: A signal ended it: somebody's, or the system's for want of memory.
     """
     for _ in range(2):
         done = subprocess.run(
@@ -270,7 +256,7 @@ def _run(command: list[str]) -> None:
 
 
 def _cache_directory() -> Path:
-    """Where compiled kernels are kept: the folder of the variable, or one that nobody else can open.
+    """Returns where compiled kernels are kept: the variable's folder, or one that nobody else can open.
 
     Raises:
         OSError: It cannot be made or written, or the default one is another user's.
@@ -293,16 +279,13 @@ def _cache_directory() -> Path:
 
 
 def _flags(threads: bool) -> tuple[str, ...]:
-    return (*FLAGS, _target(), *([THREADS] if threads else []))
-
-
-def _target() -> str:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")
-    return f"-m{'arch' if x86 else 'cpu'}={os.environ.get(TARGET_VARIABLE) or 'native'}"
+    kind = "arch" if platform.machine().lower() in ("x86_64", "amd64") else "cpu"
+    target = f"-m{kind}={os.environ.get(TARGET_VARIABLE) or 'native'}"
+    return (*FLAGS, target, *([THREADS] if threads else []))
 
 
 def _machine() -> str:
-    """What "native" stands for: a home directory, and so the cache, may be shared by unlike machines."""
+    """Returns what "native" stands for: unlike machines may share a home directory, and so the cache."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,7 +1,6 @@
-"""Compiles the kernels for GPUs that are not there, and reads what the compiler says of them.
+"""Compiles the kernels for GPUs that are not there.
 
-Registers, spills and instructions decide these kernels' speed and are known without a device: the binary has
-them.
+Their binaries tell registers, spills and instructions, which decide these kernels' speed.
 """
 
 from __future__ import annotations
@@ -33,24 +32,25 @@ TARGETS: dict[configs.Family, GPUTarget] = {
 }
 """NVIDIA Ampere (A100), Hopper (H100) and Blackwell (B200), AMD MI300; one for each family of configs.py."""
 
-_SCALARS = {
-    "inverse_p": "fp32",
-    "exp_p": "fp32",
-    "output_scale": "fp32",
-    "T": "i32",
-    "N": "i32",
-    "P": "i32",
-    "zero": "i32",
-}
+_SCALARS = dict.fromkeys(("inverse_p", "exp_p", "output_scale"), "fp32")
+_SCALARS |= dict.fromkeys(("T", "N", "P", "zero"), "i32")
 _STATES = ("state", "new_state", "history", "d_final_state")
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
-    """One kernel as compiled for one target."""
+    """One kernel as compiled for one target.
+
+    Args:
+        kernel: "step", or "bptt[layer]".
+        registers: Per thread: 255 at most on NVIDIA, 512 on AMD.
+        spill_bytes: Stored to memory per thread for want of registers.
+        shared_bytes: Shared memory per program.
+        instructions: Warp instructions per coordinate and step, "total" and by kind, on NVIDIA only: those
+            of the whole `step` and of `bptt`'s loop over the steps; none at 64 units, where both loop within.
+    """
 
     kernel: str
-    """"step", or "bptt[layer]"."""
     target: str
     num_layers: int
     hidden_size: int
@@ -59,14 +59,9 @@ class CompiledKernel:
     block: int
     num_warps: int
     registers: int
-    """Per thread: 255 at most on NVIDIA, 512 on AMD."""
     spill_bytes: int
-    """Stored to memory per thread for want of registers."""
     shared_bytes: int
-    """Per program."""
     instructions: dict[str, float]
-    """Warp instructions per coordinate and step: "total", and by kind; NVIDIA only. Of `step` the whole
-    program, of `bptt` its loop over the steps; none at 64 units, where either has loops within."""
 
 
 def compile_report(
@@ -99,29 +94,17 @@ def compile_report(
             registers, spill_bytes, program = _read(compiled, target)
             if constants.get("LOOP", not constants.get("RESIDENT", True)):
                 program = []  # instructions in a loop are executed more often than they are there
-            yield CompiledKernel(
-                name,
-                target,
-                spec.num_layers,
-                spec.hidden_size,
-                state_dtype,
-                constants["PRECISION"],
-                constants["BLOCK"],
-                options["num_warps"],
-                registers,
-                spill_bytes,
-                compiled.metadata.shared,
-                _count(
-                    program if name == "step" else _innermost_loop(program),
-                    options["num_warps"] / constants["BLOCK"],
-                ),
-            )
+            counted = program if name == "step" else _innermost_loop(program)
+            shape = (name, target, spec.num_layers, spec.hidden_size, state_dtype)
+            precision, block, warps = constants["PRECISION"], constants["BLOCK"], options["num_warps"]
+            used = (registers, spill_bytes, compiled.metadata.shared, _count(counted, warps / block))
+            yield CompiledKernel(*shape, precision, block, warps, *used)
 
 
 def compile_kernel(
     kernel: Any, constants: dict[str, Any], options: dict[str, Any], target: configs.Family, state_dtype: str
 ) -> Any:
-    """Triton's compiled kernel, for pointers that are aligned, as torch's are."""
+    """Returns Triton's compiled kernel, for pointers that are aligned, as torch's are."""
     signature = {}
     for name in inspect.signature(kernel.fn).parameters:
         pointer = f"*{state_dtype}" if name in _STATES else "*fp32"
@@ -133,7 +116,7 @@ def compile_kernel(
 
 
 def _read(compiled: Any, target: configs.Family) -> tuple[int, int, list[str]]:
-    """(registers, spill bytes, SASS, which is empty on AMD), from the binary that would be loaded."""
+    """Reads (registers, spill bytes, SASS lines, none on AMD) off the binary that would be loaded."""
     if TARGETS[target].backend == "hip":
         assembly = compiled.asm["amdgcn"]
         registers = _number(r"\.vgpr_count:\s+(\d+)", assembly)
@@ -166,7 +149,7 @@ _KINDS = {
 
 
 def _innermost_loop(program: list[str]) -> list[str]:
-    """The shortest stretch that a branch back repeats and that multiplies matrices; else the program."""
+    """Returns the shortest stretch that a branch back repeats and that multiplies matrices; else all."""
     labels: dict[str, int] = {}
     loops = []
     for i, line in enumerate(program):
@@ -180,7 +163,7 @@ def _innermost_loop(program: list[str]) -> list[str]:
 
 
 def _count(program: list[str], warps_per_coordinate: float) -> dict[str, float]:
-    """Warp instructions per coordinate, by kind; none of an empty program."""
+    """Counts warp instructions per coordinate by kind; none of an empty program."""
     opcodes = [match[1] for line in program if (match := _INSTRUCTION.search(line))]
     counts = {"total": len(opcodes)} if opcodes else {}
     for opcode in opcodes:

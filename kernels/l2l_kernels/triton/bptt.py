@@ -24,7 +24,7 @@ def _weight(
     weight, USE: tl.constexpr, GATE: tl.constexpr, H: tl.constexpr, IN: tl.constexpr, HP: tl.constexpr,
     KP: tl.constexpr,
 ):  # fmt: skip
-    """One gate's W^T [KP, HP] (USE "z"), or W_h or (above the first layer) W_x, [HP, HP] ("d_h", "d_x")."""
+    """Loads one gate's W^T [KP, HP] (USE "z"), W_h [HP, HP] ("d_h") or, above layer 0, W_x ("d_x")."""
     K: tl.constexpr = IN + H
     across, down = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
     if USE == "z":
@@ -37,7 +37,7 @@ def _weight(
 def _resident(
     weight, FIRST: tl.constexpr, H: tl.constexpr, IN: tl.constexpr, HP: tl.constexpr, KP: tl.constexpr
 ):
-    """All the layer's weights: for each gate z, then d_h, then d_x."""
+    """Loads all weights of the layer: of each gate for z, then for d_h, then for d_x."""
     USE_X: tl.constexpr = "d_h" if FIRST else "d_x"  # the first layer has no d_x: its entries are not read
     return (
         _weight(weight, "z", 0, H, IN, HP, KP),
@@ -67,7 +67,7 @@ def _bias_and_inputs(
     x, stride, weight, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr,
     PREPROCESSING: tl.constexpr, FIRST: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One gate's z without its products with h, [BLOCK, HP]: its bias and, of the first layer, W_x x."""
+    """Computes one gate's z without the product with h, [BLOCK, HP]: bias and, in the first layer, W_x x."""
     unit = tl.arange(0, HP)[None, :]
     row = GATE * H + unit
     z = tl.broadcast_to(bias_row(weight, GATE, H, K, unit), [BLOCK, HP])
@@ -298,12 +298,11 @@ def bptt(
     phi: Tensor,
     spec: LSTMSpec,
 ) -> tuple[Tensor, Tensor]:
-    """As reference.bptt; beside the arguments it needs [T, H, N] floats above one layer (twice above two)."""
-    states = (
-        {"history": history}
-        if d_final_state is None
-        else {"history": history, "d_final_state": d_final_state}
-    )
+    """Does what `reference.bptt` does.
+
+    Beside its arguments it needs [T, H, N] floats for two layers, and twice as many for three.
+    """
+    states = {"history": history} | ({} if d_final_state is None else {"d_final_state": d_final_state})
     configs.check_dtypes({"inputs": inputs, "d_updates": d_updates, "phi": phi}, states)
     T, N = d_updates.shape
     L, H, P = spec.num_layers, spec.hidden_size, spec.num_parameters
@@ -314,9 +313,8 @@ def bptt(
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
     # Every program writes its own row: the sum's order, and so its rounding, depends on nothing else.
     partials = torch.empty(configs.num_programs(spec, N, phi.device), P, dtype=phi.dtype, device=phi.device)
-    starts = [0]
-    for layer in range(L):
-        starts.append(starts[-1] + 4 * H * (spec.layer_inputs(layer) + H + 1))
+    sizes = [4 * H * (spec.layer_inputs(layer) + H + 1) for layer in range(L)]
+    starts = [sum(sizes[:layer]) for layer in range(L)]
     d_above = d_updates.contiguous()
     family = configs.family(phi.device)
     for layer in reversed(range(L)):
@@ -333,13 +331,7 @@ def bptt(
                 d_initial_state[layer],
                 phi[starts[layer] :],
                 partials[0, starts[layer] :],
-                T,
-                N,
-                P,
-                1.0 / spec.p,
-                math.exp(spec.p),
-                spec.output_scale,
-                0,
+                *(T, N, P, 1.0 / spec.p, math.exp(spec.p), spec.output_scale, 0),
                 **constants,
                 **options,
             )

@@ -11,7 +11,7 @@ import triton.language as tl
 
 @triton.jit
 def sigmoid(x):
-    """1 / (1 + e^-x), which saturates to 0 and 1 without a NaN.
+    """Computes 1 / (1 + e^-x), which saturates to 0 and 1 without a NaN.
 
     By way of the reciprocal square root of a square, two instructions: a division compiles to more, which
     scale huge denominators, and Triton 3.6 has no plain reciprocal.
@@ -22,15 +22,15 @@ def sigmoid(x):
 
 @triton.jit
 def tanh(x):
-    """2 σ(2x) - 1: absolute error 1.2e-7 everywhere, where (1 - e^-2x) / (1 + e^-2x) is NaN below -44."""
+    """Computes 2 σ(2x) - 1 to 1.2e-7 everywhere; (1 - e^-2x) / (1 + e^-2x) would be NaN below -44."""
     return 2.0 * sigmoid(2.0 * x) - 1.0
 
 
 @triton.jit
 def preprocess(g, inverse_p, exp_p, PREPROCESSING: tl.constexpr):
-    """Gradients [BLOCK] to the LSTM's two inputs [BLOCK] ("identity" has one; its second is not used).
+    """Turns gradients [BLOCK] into the LSTM's two inputs [BLOCK]; the second of "identity" is not used.
 
-    Comparisons and not tl.maximum, which would turn the NaN of a diverged optimizee into a number.
+    It compares, as tl.maximum would turn the NaN of a diverged optimizee into a number.
     """
     if PREPROCESSING == "log_sign":
         magnitude = tl.log(tl.abs(g)) * inverse_p
@@ -57,7 +57,7 @@ def feature_products(z, x, stride, weight, GATE: tl.constexpr, H: tl.constexpr, 
 
 @triton.jit
 def _to_tf32(x):
-    """The 10 leading bits of the mantissa: x minus this is exact."""
+    """Keeps the 10 leading bits of the mantissa: x minus this is exact."""
     return (x.to(tl.uint32, bitcast=True) & 0xFFFFE000).to(tl.float32, bitcast=True)
 
 
@@ -90,7 +90,7 @@ def weight_tile(
     unit,
     col,
 ):
-    """One gate's SIZE columns from START on of a layer's weight [4H, K], where unit and col span the tile.
+    """Loads a gate's SIZE columns from START on of a layer's weight [4H, K]; unit and col span the tile.
 
     unit [HP, 1] with col [1, KP] gives the tile as dz multiplies it; [1, HP] with [KP, 1], as inputs do.
     """
@@ -100,5 +100,5 @@ def weight_tile(
 
 @triton.jit
 def bias_row(weight, GATE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, unit):
-    """One gate's bias, which follows the layer's weight in φ, for unit [1, HP]."""
+    """Loads one gate's bias, which follows the layer's weight in φ, for unit [1, HP]."""
     return tl.load(weight + 4 * H * K + GATE * H + unit, mask=unit < H, other=0.0)

@@ -1,7 +1,7 @@
-"""What each architecture is compiled with: blocks, warps and the rounding of matrix products.
+"""Blocks, warps and the rounding of matrix products, by architecture.
 
-A static table, not an autotuner: it is deterministic, safe under CUDA graphs, and every entry is compiled
-without a device by aot.py, which reports its registers and spills.
+The table is static, and no autotuner fills it: it is deterministic and safe under CUDA graphs, and aot.py
+compiles every entry without a device and reports its registers and spills.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ precisions = Precisions()
 
 
 class Config(NamedTuple):
-    """Coordinates per block and warps per program."""
+    """Coordinates per block, and warps per program."""
 
     block: int
     num_warps: int
@@ -89,7 +89,7 @@ BPTT_OF: dict[Family, dict[int, Config]] = {
 
 
 def family(device: torch.device | None = None) -> Family:
-    """The family of a device; the nearest one for architectures that the table does not name.
+    """Returns the family of a device; the nearest one for architectures that the table does not name.
 
     sm_12x has the matrix instructions of sm_80, not those of sm_100. Without a GPU it is Hopper's.
     """
@@ -104,17 +104,20 @@ def family(device: torch.device | None = None) -> Family:
 
 
 def pad(size: int) -> int:
-    """The power of two ≥ 16 (the least that a matrix product takes) that holds size."""
+    """Returns the least power of two that holds size and that a matrix product takes (16 or more)."""
     return max(16, 1 << (size - 1).bit_length())
 
 
 def dot_precision(precision: Precision, family: Family) -> str:
-    """The kernels' PRECISION: Triton's input_precision, or "bf16"."""
+    """Returns the kernels' PRECISION: Triton's input_precision, or "bf16"."""
     return "ieee" if family == "gfx942" and precision != "bf16" else precision
 
 
 def num_programs(spec: LSTMSpec, N: int, device: torch.device) -> int:
-    """Programs of the backward: two per multiprocessor, as fit at H ≤ 32, since each leaves a partial sum."""
+    """Returns how many programs the backward has, each of which leaves a partial sum.
+
+    Two per multiprocessor fit at H ≤ 32.
+    """
     blocks: int = -(-N // bptt_config(spec, 0, family(device))[0]["BLOCK"])
     if device.type != "cuda":
         return min(blocks, 2)
@@ -123,7 +126,7 @@ def num_programs(spec: LSTMSpec, N: int, device: torch.device) -> int:
 
 
 def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The step kernel's (constants, launch options)."""
+    """Returns the step kernel's (constants, launch options)."""
     HP = pad(spec.hidden_size)
     config = STEP_OF.get(family, {}).get(HP, STEP[HP])
     constants = _shape(spec) | {
@@ -139,7 +142,7 @@ def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any
 def bptt_config(
     spec: LSTMSpec, layer: int, family: Family = "sm_90"
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As step_config, for the backward kernel's pass over one layer."""
+    """Returns the (constants, launch options) of the backward kernel's pass over one layer."""
     HP = pad(spec.hidden_size)
     config = BPTT_OF.get(family, {}).get(HP, BPTT[HP])
     constants = _shape(spec) | {
@@ -169,11 +172,7 @@ def _shape(spec: LSTMSpec) -> dict[str, Any]:
 
 
 def check_dtypes(float32: Mapping[str, Tensor], states: Mapping[str, Tensor]) -> None:
-    """Refuses what the kernels would misread.
-
-    Raises:
-        TypeError: A dtype other than float32, or, for states, float32 or bfloat16.
-    """
+    """Raises TypeError for a dtype other than float32 or, of states, bfloat16: kernels would misread it."""
     for tensors, allowed in ((float32, (torch.float32,)), (states, (torch.float32, torch.bfloat16))):
         for name, tensor in tensors.items():
             if tensor.dtype not in allowed:

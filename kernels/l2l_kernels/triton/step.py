@@ -30,7 +30,7 @@ def _gate(
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One gate's z = W [x; h] + b, [BLOCK, HP]. X is the number of inputs of the first layer, else 0."""
+    """Computes one gate's z = W [x; h] + b, [BLOCK, HP]; X is the first layer's number of inputs, else 0."""
     IN: tl.constexpr = X if X > 0 else H
     K: tl.constexpr = IN + H
     unit, col = tl.arange(0, HP)[None, :], tl.arange(0, HP)[:, None]
@@ -53,7 +53,7 @@ def _gate(
 def _gates_in_a_loop(
     h, below, weight, H: tl.constexpr, HP: tl.constexpr, BLOCK: tl.constexpr, PRECISION: tl.constexpr
 ):
-    """All gates' z above the first layer: products with `below` in one iteration, with h in the next.
+    """Computes all gates' z above the first layer: products with `below` first, with h in the next iteration.
 
     Unrolled, the assembler would load the weights of many products ahead, and spill. It moves nothing out of
     a loop's body, in which one operand and its weights fit.
@@ -94,7 +94,7 @@ def _layer(
     LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """One layer on a block of coordinates: writes the new (h, c), returns the new h [BLOCK, HP]."""
+    """Runs one layer on a block of coordinates: writes the new (h, c), returns the new h [BLOCK, HP]."""
     unit = tl.arange(0, HP)[None, :]
     tile = live[:, None] & (unit < H)
     h_offsets = unit * stride + n[:, None]  # [BLOCK, HP]
@@ -146,7 +146,7 @@ def step_fwd_kernel(
     LOOP: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """θ += output_scale (w_out · h + b_out) and s_{t+1}, for one block of coordinates per program."""
+    """Adds output_scale · out(w_out · h + b_out) to θ and writes s_{t+1}; a program has one block."""
     start = tl.program_id(0).to(tl.int64) * BLOCK
     theta += start
     inputs += start
@@ -180,7 +180,7 @@ def step_fwd_kernel(
 def step_(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
 ) -> None:
-    """As backends.Backend.step_, in one launch: every state is read once and written once."""
+    """Does what `reference.step_` does in one launch, which reads and writes every state once."""
     configs.check_dtypes(
         {"theta": theta, "inputs": inputs, "phi": phi}, {"state": state, "new_state": new_state}
     )
@@ -198,10 +198,7 @@ def step_(
             state.contiguous(),
             out_state,
             phi.contiguous(),
-            N,
-            1.0 / spec.p,
-            math.exp(spec.p),
-            spec.output_scale,
+            *(N, 1.0 / spec.p, math.exp(spec.p), spec.output_scale),
             **constants,
             **options,
         )
