@@ -34,7 +34,7 @@ class Workspace:
         return self if index == 0 else self._others.setdefault(index, Workspace())
 
     def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Returns the named buffer in a shape, with dtype and device of `like`; its contents vary."""
+        """Returns the named buffer in a shape, as `like` in dtype and device; its contents are arbitrary."""
         size = torch.Size(shape).numel()
         buffer = self._buffers.get(name)
         if (

@@ -32,6 +32,8 @@ class Case(NamedTuple):
     """Of the arithmetic."""
     width: int = 1
     output: Output = "linear"
+    p: float = 10.0
+    output_scale: float = 0.1
 
     def __str__(self) -> str:
         dtypes = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype)]
@@ -42,9 +44,8 @@ class Case(NamedTuple):
 
     @property
     def spec(self) -> LSTMSpec:
-        return LSTMSpec(
-            self.num_layers, self.hidden_size, self.preprocessing, width=self.width, output=self.output
-        )
+        shape = self.num_layers, self.hidden_size, self.preprocessing, self.p, self.output_scale
+        return LSTMSpec(*shape, self.width, self.output)
 
 
 class Inputs(NamedTuple):
@@ -81,6 +82,15 @@ LONG = [
     Case(2, 20, "log_sign", N=31, T=2, output="tanh"),
     Case(3, 12, "features", N=131, T=5, width=20, output="tanh", state_dtype=torch.bfloat16),
     Case(3, 5, "log_sign", N=1, T=20, final=False, state_dtype=torch.bfloat16),
+]
+# More coordinates than a thread's slice has, and windows of every shape; for compiled kernels.
+WIDE = [
+    Case(1, 5, "log_sign", N=1023, T=2),
+    Case(1, 5, "identity", N=5000, T=2, final=False),
+    Case(2, 33, "log_sign", N=5000, T=2, final=False),
+    Case(2, 20, "identity", N=31, T=20, final=False),
+    Case(3, 64, "identity", N=1023, T=2),
+    Case(3, 64, "log_sign", N=31, T=20, final=False),
 ]
 CASES = QUICK + LONG
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import backend_cases
 import pytest
 import torch
-from backend_cases import AMPERE, CASES, EXTREME_GRADIENTS, EXTREMES, QUICK, Case, random_cases
+from backend_cases import AMPERE, CASES, EXTREME_GRADIENTS, EXTREMES, QUICK, WIDE, Case, random_cases
 from l2l_kernels import reference
 
 
@@ -20,18 +20,14 @@ def relative_error(actual, expected):
     """‖a − b‖ / ‖b‖, 0 for tensors without elements."""
     assert actual.shape == expected.shape
     actual = actual.cpu().double()
-    if torch.equal(actual, expected):
-        return 0.0
-    return ((actual - expected).norm() / expected.norm()).item()
+    return 0.0 if torch.equal(actual, expected) else float((actual - expected).norm() / expected.norm())
 
 
 def normalised_error(actual, expected):
     """max|a − b| / max|b|, 0 for tensors without elements."""
     assert actual.shape == expected.shape
-    actual = actual.cpu().double()
-    if torch.equal(actual, expected):
-        return 0.0
-    return ((actual - expected).abs().max() / expected.abs().max()).item()
+    difference = actual.cpu().double() - expected
+    return 0.0 if not difference.any() else float(difference.abs().max() / expected.abs().max())
 
 
 class Member(NamedTuple):
@@ -57,7 +53,7 @@ BACKENDS = {
     "interpreter": Member("triton", {"": 4e-6}, 2**-7, normalised_error),
     "GPU": Member("triton", {name: ALLOWANCE * error for name, error in EMULATED.items()}, device="cuda"),
 }
-DOUBLE = [case._replace(dtype=torch.float64, state_dtype=torch.float64) for case in CASES[1::4]]
+DOUBLE = [c._replace(dtype=torch.float64, state_dtype=torch.float64) for c in (*CASES[1::4], *WIDE)]
 LARGE = [
     Case(2, 20, "log_sign", N=100_001, T=20),
     Case(1, 32, "identity", N=65_536, T=5),
@@ -77,7 +73,7 @@ def marks(name, case=None):
 
 CASES_OF = {
     "reference": CASES,
-    "cpu": CASES + DOUBLE,
+    "cpu": CASES + WIDE + DOUBLE,
     "interpreter": CASES + RANDOM,
     "GPU": CASES + LARGE,
 }
@@ -145,22 +141,25 @@ def exact(case):
 @pytest.mark.parametrize(("name", "case"), PAIRS)
 def test_step_and_bptt_are_the_references(name, case, run):
     """A step into a history and in place, and a window's backward; no coordinates and no steps are fine."""
-    member, x = BACKENDS[name], exact(case)
+    for precision in BACKENDS[name].tolerances:
+        assert_the_references(BACKENDS[name], case, run(name, case, precision), precision)
+
+
+def assert_the_references(member, case, actual, precision=""):
+    x = exact(case)
     inputs = x.inputs[0] if case.T else torch.ones(case.spec.input_shape(case.N)).double()
     theta, state = reference.step(x.theta, inputs, x.state, x.phi, case.spec)
     d_phi, d_state = reference.bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, case.spec)
     rounding = member.bfloat16 if case.state_dtype == torch.bfloat16 else 0.0
-    for precision, float32 in member.tolerances.items():
-        actual = run(name, case, precision)
-        tolerance = 1e-12 if case.dtype == torch.float64 else float32
-        assert member.error(actual["theta"], theta) < tolerance
-        assert member.error(actual["new_state"], state) < tolerance + rounding
-        assert member.error(actual["d_phi"], d_phi) < tolerance
-        assert member.error(actual["d_state"], d_state) < tolerance
-        assert all(actual[name].dtype == case.dtype for name in ("theta", "d_phi", "d_state"))
-        assert actual["new_state"].dtype == case.state_dtype
-        assert actual["in_place"]
-        assert actual["deterministic"]
+    tolerance = 1e-12 if case.dtype == torch.float64 else member.tolerances[precision]
+    assert member.error(actual["theta"], theta) < tolerance
+    assert member.error(actual["new_state"], state) < tolerance + rounding
+    assert member.error(actual["d_phi"], d_phi) < tolerance
+    assert member.error(actual["d_state"], d_state) < tolerance
+    assert all(actual[name].dtype == case.dtype for name in ("theta", "d_phi", "d_state"))
+    assert actual["new_state"].dtype == case.state_dtype
+    assert actual["in_place"]
+    assert actual["deterministic"]
 
 
 @members
@@ -188,8 +187,4 @@ def test_a_diverged_coordinate_leaves_the_others_alone(name, run):
 
 @pytest.mark.slow
 def test_the_configurations_of_ampere_compute_the_same(interpreted):
-    member, actual, x = BACKENDS["interpreter"], interpreted("ampere", quick=False), exact(AMPERE)
-    theta, state = reference.step(x.theta, x.inputs[0], x.state, x.phi, AMPERE.spec)
-    assert member.error(actual["theta"], theta) < member.tolerances[""]
-    assert member.error(actual["new_state"], state) < member.tolerances[""]
-    assert actual["in_place"]
+    assert_the_references(BACKENDS["interpreter"], AMPERE, interpreted("ampere", quick=False))

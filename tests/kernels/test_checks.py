@@ -10,15 +10,8 @@ SPEC, T, N = LSTMSpec(num_layers=1, hidden_size=4), 3, 6
 def arguments(operator):
     phi, state = torch.zeros(SPEC.num_parameters), torch.zeros(*SPEC.state_shape, N)
     if operator is bptt:
-        history = torch.zeros(T + 1, *SPEC.state_shape, N)
-        inputs, d_updates = torch.ones(T, N), torch.ones(T, N)
-        return {
-            "inputs": inputs,
-            "history": history,
-            "d_updates": d_updates,
-            "d_final_state": state,
-            "phi": phi,
-        }
+        window = {"inputs": torch.ones(T, N), "history": torch.zeros(T + 1, *SPEC.state_shape, N)}
+        return {**window, "d_updates": torch.ones(T, N), "d_final_state": state, "phi": phi}
     both = {"theta": torch.ones(N), "inputs": torch.ones(N), "state": state, "phi": phi}
     return both | ({"new_state": torch.zeros_like(state)} if operator is step_ else {})
 
@@ -38,7 +31,7 @@ WRONG = {
     "sparse": lambda x: x.to_sparse(),
 }
 # Each argument in a wrong size, number of dimensions, dtype, device and layout; their other ways in turn.
-ALWAYS = ("longer", "a dimension more", "another device", "sparse")
+ALWAYS = ("longer", "one number", "a dimension more", "another device", "sparse")
 ARGUMENTS = [(operator, name) for operator in (step_, step, bptt) for name in arguments(operator)]
 CASES = [
     (operator, name, wrong)
@@ -66,10 +59,6 @@ def test_an_argument_that_does_not_fit_is_named_by_every_backend_alike(operator,
     assert len(messages) == 1
 
 
-def test_there_are_enough_cases():
-    assert len(CASES) >= 60
-
-
 def test_the_registered_operators_check_as_well():
     """A tensor that holds its numbers' negatives is theirs to resolve: PyTorch does before they see it."""
     given = arguments(bptt)
@@ -84,72 +73,37 @@ def test_the_registered_operators_check_as_well():
         assert torch.equal(ours, theirs)
 
 
-def test_the_backward_that_read_beyond_its_arguments():
-    n = 200_000
-    history = torch.zeros(2, *SPEC.state_shape, n)
-    phi = torch.ones(P)
-    with pytest.raises(ValueError, match="d_final_state must have shape"):
-        bptt(torch.ones(1, n), history, torch.ones(1, n), torch.ones(1), phi, SPEC)
+STATE, P = (*SPEC.state_shape, N), SPEC.num_parameters
 
 
-def shared(size, *starts_and_shapes):
+def shared(size, **starts_and_shapes):
     memory = torch.zeros(size)
-    return [
-        memory[start : start + torch.Size(shape).numel()].view(shape) for start, shape in starts_and_shapes
-    ]
+    return {
+        name: memory[start : start + torch.Size(shape).numel()].view(shape)
+        for name, (start, shape) in starts_and_shapes.items()
+    }
 
 
-STATE = (*SPEC.state_shape, N)
-P = SPEC.num_parameters
-
-
-def overlapping(kind):
-    given = arguments(step_)
-    match kind:
-        case "theta is inputs":
-            given["inputs"] = given["theta"]
-        case "theta in state":
-            given["theta"], given["state"] = shared(100, (3, (N,)), (0, STATE))
-        case "theta in new_state":
-            given["theta"], given["new_state"] = shared(100, (47, (N,)), (0, STATE))
-        case "theta in phi":
-            given["theta"], given["phi"] = shared(P, (0, (N,)), (0, (P,)))
-        case "new_state in inputs":
-            given["new_state"], given["inputs"] = shared(100, (0, STATE), (1, (N,)))
-        case "new_state in phi":
-            given["new_state"], given["phi"] = shared(P, (0, STATE), (0, (P,)))
-        case "new_state beside state":
-            given["new_state"], given["state"] = shared(100, (1, STATE), (0, STATE))
-        case "new_state is state transposed":
-            square = torch.zeros(1, 2, 4, N).contiguous()
-            given["state"] = square
-            given["new_state"] = square.as_strided(square.shape, (48, 4, 1, 8))
-        case "theta is expanded":
-            given["theta"] = torch.ones(1).expand(N)
-        case "new_state is expanded":
-            given["new_state"] = torch.zeros(*STATE[:-1], 1).expand(STATE)
-        case "new_state overlaps itself":
-            given["new_state"] = torch.zeros(100).as_strided(STATE, (48, 24, 5, 1))
-    return given
-
-
-OVERLAPS = [
-    "theta is inputs",
-    "theta in state",
-    "theta in new_state",
-    "theta in phi",
-    "new_state in inputs",
-    "new_state in phi",
-    "new_state beside state",
-    "new_state is state transposed",
-    "theta is expanded",
-    "new_state is expanded",
-    "new_state overlaps itself",
-]
+OVERLAPS = {
+    "theta in inputs": shared(N, theta=(0, (N,)), inputs=(0, (N,))),
+    "theta in state": shared(100, theta=(3, (N,)), state=(0, STATE)),
+    "theta in new_state": shared(100, theta=(47, (N,)), new_state=(0, STATE)),
+    "theta in phi": shared(P, theta=(0, (N,)), phi=(0, (P,))),
+    "new_state in inputs": shared(100, new_state=(0, STATE), inputs=(1, (N,))),
+    "new_state in phi": shared(P, new_state=(0, STATE), phi=(0, (P,))),
+    "new_state beside state": shared(100, new_state=(1, STATE), state=(0, STATE)),
+    "new_state is state transposed": {
+        "state": (square := torch.zeros(STATE)),
+        "new_state": square.as_strided(STATE, (48, 4, 1, 8)),
+    },
+    "theta is expanded": {"theta": torch.ones(1).expand(N)},
+    "new_state is expanded": {"new_state": torch.zeros(*STATE[:-1], 1).expand(STATE)},
+    "new_state overlaps itself": {"new_state": torch.zeros(100).as_strided(STATE, (48, 24, 5, 1))},
+}
 
 
 @pytest.mark.parametrize("kind", OVERLAPS)
 def test_what_is_written_overlaps_nothing(kind):
     for backend in (*BACKENDS, None):
         with pytest.raises(ValueError, match="overlap"):
-            step_(**overlapping(kind), spec=SPEC, backend=backend)
+            step_(**arguments(step_) | OVERLAPS[kind], spec=SPEC, backend=backend)

@@ -27,39 +27,34 @@ def tensors(dtype=torch.float64, requires_grad=False):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-class TestRegistration:
-    def test_step_(self, backend):
-        theta, grad, state, phi = tensors()
-        args = (theta, grad, state, torch.empty_like(state), phi, *_constants(SPEC, backend))
-        operators.opcheck(torch.ops.l2l_kernels.step_.default, args)
-
-    def test_step(self, backend):
-        args = (*tensors(requires_grad=True), *_constants(SPEC, backend))
-        operators.opcheck(torch.ops.l2l_kernels.step.default, args)
-
-    def test_bptt(self, backend):
-        phi = tensors()[-1]
+def test_the_operators_are_registered_as_pytorch_wants_them(backend):
+    theta, grad, state, phi = tensors()
+    constants = _constants(SPEC, backend)
+    registered = torch.ops.l2l_kernels
+    operators.opcheck(
+        registered.step_.default, (theta, grad, state, torch.empty_like(state), phi, *constants)
+    )
+    operators.opcheck(registered.step.default, (*tensors(requires_grad=True), *constants))
+    history = torch.randn(T + 1, *SPEC.state_shape, N, dtype=phi.dtype)
+    for d_final in (None, torch.randn_like(history[0])):
         grads, d_updates = torch.randn(2, T, N, dtype=phi.dtype)
-        history = torch.randn(T + 1, *SPEC.state_shape, N, dtype=phi.dtype)
-        for d_final in (None, torch.randn_like(history[0])):
-            args = (grads, history, d_updates, d_final, phi, *_constants(SPEC, backend))
-            operators.opcheck(torch.ops.l2l_kernels.bptt.default, args)
+        operators.opcheck(registered.bptt.default, (grads, history, d_updates, d_final, phi, *constants))
 
-    def test_step_gradcheck(self, backend):
-        theta, grad, state, phi = tensors(requires_grad=True)
 
-        def step(theta, state, phi):
-            return l2l_kernels.step(theta, grad, state, phi, SPEC, backend)
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_differentiable_step_is_the_one_in_place_and_its_gradient_is_right(backend):
+    theta, grad, state, phi = tensors(requires_grad=True)
 
-        assert torch.autograd.gradcheck(step, (theta, state, phi))
+    def step(theta, state, phi):
+        return l2l_kernels.step(theta, grad, state, phi, SPEC, backend)
 
-    def test_step_and_step_agree(self, backend):
-        theta, grad, state, phi = tensors()
-        expected_theta, expected_state = l2l_kernels.step(theta, grad, state, phi, SPEC, backend)
-        new_state = torch.empty_like(state)
-        l2l_kernels.step_(theta, grad, state, new_state, phi, SPEC, backend)
-        assert torch.equal(theta, expected_theta)
-        assert torch.equal(new_state, expected_state)
+    assert torch.autograd.gradcheck(step, (theta, state, phi))
+    expected_theta, expected_state = step(theta, state, phi)
+    theta, grad, state, phi = tensors()
+    new_state = torch.empty_like(state)
+    l2l_kernels.step_(theta, grad, state, new_state, phi, SPEC, backend)
+    assert torch.equal(theta, expected_theta)
+    assert torch.equal(new_state, expected_state)
 
 
 def test_gradient_through_two_steps_is_the_references():
@@ -98,40 +93,36 @@ def test_a_spec_out_of_range_is_refused_by_name():
             LSTMSpec.from_lists(*lists)
 
 
-class TestBackendChoice:
-    def test_by_device(self, monkeypatch):
-        monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
-        assert backends.choose(torch.device("cpu")) == "cpu"
-        assert backends.choose(torch.device("cuda")) == "triton"
-        assert backends.choose(torch.device("mps")) == "reference"
+def test_a_backend_is_chosen_by_device_by_the_variable_and_by_the_argument(monkeypatch):
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    own = {"cpu": "cpu", "cuda": "triton", "mps": "reference"}
+    assert {device: backends.choose(torch.device(device)) for device in own} == own
+    monkeypatch.setenv(BACKEND_VARIABLE, "reference")
+    assert backends.choose(torch.device("cpu")) == "reference"
+    assert backends.choose(torch.device("cpu"), "cpu") == "cpu"
 
-    def test_the_variable_wins_over_the_device_and_the_argument_over_the_variable(self, monkeypatch):
-        monkeypatch.setenv(BACKEND_VARIABLE, "reference")
-        assert backends.choose(torch.device("cpu")) == "reference"
-        assert backends.choose(torch.device("cpu"), "cpu") == "cpu"
 
-    def test_an_unknown_name_lists_the_known_ones(self, monkeypatch):
-        monkeypatch.setenv(BACKEND_VARIABLE, "fast")
-        with pytest.raises(BackendUnavailableError, match="'fast': choose one of triton, cpu, reference"):
-            l2l_kernels.step(*tensors(), SPEC)
+def test_a_backend_that_is_unknown_or_cannot_run_says_why(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendUnavailableError, match="'triton' cannot run on cpu: "):
+        l2l_kernels.step(*tensors(), SPEC, backend="triton")
+    with pytest.raises(BackendUnavailableError, match="must be on the CPU"):
+        backends.choose(torch.device("cuda"), "cpu")
+    monkeypatch.setenv(BACKEND_VARIABLE, "fast")
+    with pytest.raises(BackendUnavailableError, match="'fast': choose one of triton, cpu, reference"):
+        l2l_kernels.step(*tensors(), SPEC)
 
-    def test_a_backend_that_cannot_run_says_why(self, monkeypatch):
-        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        with pytest.raises(BackendUnavailableError, match="'triton' cannot run on cpu: "):
-            l2l_kernels.step(*tensors(), SPEC, backend="triton")
-        with pytest.raises(BackendUnavailableError, match="must be on the CPU"):
-            backends.choose(torch.device("cuda"), "cpu")
 
-    def test_the_choice_reaches_the_implementation(self, monkeypatch):
-        called = []
+def test_the_choice_reaches_the_implementation(monkeypatch):
+    called = []
 
-        class Spy:
-            def step_(self, *args):
-                called.append(args)
+    class Spy:
+        def step_(self, *args):
+            called.append(args)
 
-        monkeypatch.setattr(backends, "load", lambda name: called.append(name) or Spy())
-        l2l_kernels.step(*tensors(), SPEC, backend="reference")
-        assert called[0] == "reference"
+    monkeypatch.setattr(backends, "load", lambda name: called.append(name) or Spy())
+    l2l_kernels.step(*tensors(), SPEC, backend="reference")
+    assert called[0] == "reference"
 
 
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(tmp_path):

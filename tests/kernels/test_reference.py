@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from l2l_kernels import LSTMSpec, reference
 
-
-@pytest.mark.parametrize(
-    ("num_layers", "preprocessing", "width", "output", "from_final_state"),
-    [
+# Each preprocessing with each number of layers, outputs and final states in turn.
+SPECS = [
+    (LSTMSpec(layers, 5, preprocessing, 4.0, 0.3, width, output), final)
+    for layers, preprocessing, width, output, final in [
         (1, "log_sign", 1, "linear", True),
         (1, "identity", 1, "tanh", False),
         (1, "features", 32, "linear", False),
@@ -21,13 +21,13 @@ from l2l_kernels import LSTMSpec, reference
         (3, "log_sign", 1, "linear", True),
         (3, "identity", 1, "linear", False),
         (3, "features", 7, "tanh", False),
-    ],
-)
-def test_bptt_is_autograd_through_the_unrolled_steps(
-    num_layers, preprocessing, width, output, from_final_state
-):
-    torch.manual_seed(num_layers)
-    spec = LSTMSpec(num_layers, 5, preprocessing, p=4.0, output_scale=0.3, width=width, output=output)
+    ]
+]
+
+
+@pytest.mark.parametrize(("spec", "from_final_state"), SPECS)
+def test_bptt_is_autograd_through_the_unrolled_steps(spec, from_final_state):
+    torch.manual_seed(spec.num_layers)
     T, N = 6, 7
     phi = torch.randn(spec.num_parameters, dtype=torch.float64, requires_grad=True)
     initial = torch.randn(*spec.state_shape, N, dtype=torch.float64, requires_grad=True)
@@ -124,12 +124,9 @@ def test_preprocess_at_special_points():
         torch.testing.assert_close(actual, expected, equal_nan=True)
 
 
-def test_identity_preprocessing_passes_gradients_through():
+def test_identity_passes_gradients_through_and_states_keep_their_dtype():
     grad = torch.randn(5)
     assert torch.equal(reference.preprocess(grad, LSTMSpec(preprocessing="identity")), grad[None])
-
-
-def test_arithmetic_is_in_the_dtype_of_phi_and_storage_in_the_states():
     spec = LSTMSpec(num_layers=1, hidden_size=3)
     phi = torch.randn(spec.num_parameters, dtype=torch.float64)
     state = torch.zeros(*spec.state_shape, 4, dtype=torch.bfloat16)

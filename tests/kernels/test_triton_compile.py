@@ -20,18 +20,15 @@ SHAPES = [(1, 16), (2, 20), (3, 64)]
 QUICK = ("sm_90", 2, 20, "fp32")
 
 
-@pytest.mark.parametrize(
-    ("target", "num_layers", "hidden_size", "state_dtype"),
-    [
-        QUICK,
-        *(
-            pytest.param(target, *shape, dtype, marks=pytest.mark.slow)
-            for target in TARGETS
-            for shape, dtype in zip(SHAPES, ("bf16", "fp32", "bf16"), strict=True)
-            if (target, *shape, dtype) != QUICK
-        ),
-    ],
-)
+OTHERS = [
+    pytest.param(target, *shape, dtype, marks=pytest.mark.slow)
+    for target in TARGETS
+    for shape, dtype in zip(SHAPES, ("bf16", "fp32", "bf16"), strict=True)
+    if (target, *shape, dtype) != QUICK
+]
+
+
+@pytest.mark.parametrize(("target", "num_layers", "hidden_size", "state_dtype"), [QUICK, *OTHERS])
 def test_the_kernels_compile_and_fit_the_device(target, num_layers, hidden_size, state_dtype):
     """Spills and instructions are the compiler's and are reported; a device's limits are what must hold."""
     reports = list(compile_report(LSTMSpec(num_layers, hidden_size), [target], state_dtype))
@@ -74,12 +71,8 @@ def test_nothing_is_compiled_in_the_interpreter(monkeypatch):
 
 def test_float64_is_refused_by_name():
     spec = LSTMSpec(1, 4)
-    tensors = {
-        "theta": torch.zeros(3),
-        "inputs": torch.zeros(3),
-        "state": torch.zeros(*spec.state_shape, 3),
-        "phi": torch.zeros(spec.num_parameters),
-    }
+    tensors = {"theta": torch.zeros(3), "inputs": torch.zeros(3)}
+    tensors |= {"state": torch.zeros(*spec.state_shape, 3), "phi": torch.zeros(spec.num_parameters)}
     for name, tensor in tensors.items():
         given = tensors | {name: tensor.double()}
         with pytest.raises(TypeError, match=rf"takes {name} as .*'reference'"):

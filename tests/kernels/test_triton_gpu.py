@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-from backend_cases import Case, inputs, run
+from backend_cases import Case, inputs
 from l2l_kernels import LSTMSpec, reference
 from l2l_kernels import triton as backend
 from test_backend_contract import BACKENDS, relative_error
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
-
-
-def test_two_runs_are_bit_identical():
-    case = Case(2, 20, "log_sign", N=100_001, T=20)
-    first, second = run(case, "triton", "cuda"), run(case, "triton", "cuda")
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
 
 
 def test_offsets_beyond_32_bits():
@@ -44,9 +37,8 @@ def test_a_step_can_be_captured_in_a_cuda_graph():
     case = Case(2, 20, "log_sign", N=1023, T=1)
     x = inputs(case, "cuda")
     theta, state = x.theta.clone(), x.state.clone()
-    backend.step_(
-        theta, x.inputs[0], state, state, x.phi, case.spec
-    )  # compiles: capture allows no compilation
+    # Compiles: capture allows no compilation.
+    backend.step_(theta, x.inputs[0], state, state, x.phi, case.spec)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         backend.step_(x.theta, x.inputs[0], x.state, x.state, x.phi, case.spec)

@@ -26,9 +26,6 @@ class Bowl(Task):
         self.evaluations += 1
         return super().losses(thetas, batches)
 
-    def config(self):
-        return {"curvature": list(self.curvature), "noise": self.noise}
-
 
 class QuickBowl(Bowl):
     """A Bowl with its gradient written out, for tests of many steps."""

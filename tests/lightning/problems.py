@@ -1,9 +1,15 @@
-"""What tasks of tests are made of: functions, modules, samples, and a task of one's own."""
+"""What tasks and rollouts of tests are made of: functions, modules, samples, a task of one's own, rules."""
 
 import torch
+from learned_momentum import LearnedMomentum
 from torch import nn
 
+from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import Task
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
 
 
 class Rosenbrock(Task):
@@ -24,9 +30,6 @@ class Rosenbrock(Task):
         scale, noise = batch
         valley = (theta[1:] - theta[:-1] ** 2).square().sum() + (1 - theta[:-1]).square().sum()
         return valley + (scale * theta * noise).sum().sin()
-
-    def config(self):
-        return {}
 
 
 def quartic(theta):
@@ -64,3 +67,21 @@ class Recurrent(nn.Module):
 
     def forward(self, x):
         return self.lstm(x[..., None])[0][:, -1, :1]
+
+
+RULES = {
+    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
+    "three layers": lambda: CoordinatewiseLSTM(num_layers=3, hidden_size=3, p=4.0, gradient_scale=10.0),
+    "momentum": LearnedMomentum,
+    "RNNprop": lambda: RNNprop(num_layers=1, hidden_size=3, beta=0.5),
+}
+
+
+def make_rule_of(name, dtype=torch.float64):
+    torch.manual_seed(0)
+    return RULES[name]().to(dtype)
+
+
+def gradient(rule, window):
+    """The window's meta-gradient, flat."""
+    return torch.cat([d.reshape(-1) for d in torch.autograd.grad(window.meta_loss, list(rule.parameters()))])

@@ -7,6 +7,7 @@ import warnings
 import pytest
 import torch
 from learned_momentum import LearnedMomentum
+from problems import generator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -28,8 +29,7 @@ class Tape(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.operations = []
-        self.replays = 0
+        self.operations, self.replays = [], 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -152,37 +152,24 @@ def both(make_rule, **arguments):
     return Run(make_rule, True, recorder, **arguments), Run(make_rule, False, **arguments), recorder
 
 
-@pytest.mark.parametrize(
-    ("task", "rule", "K", "dtype"),
-    [
-        # Each task with one optimizee and with several, each rule with each dtype and number.
-        ("quadratic", "LSTM", 1, torch.float32),
-        ("quadratic", "reference", 4, torch.float64),
-        ("noise", "momentum", 1, torch.float64),
-        ("noise", "LSTM", 4, torch.float32),
-        ("function", "reference", 1, torch.float32),
-        ("function", "momentum", 4, torch.float32),
-        ("MLP", "LSTM", 1, torch.float64),
-        ("MLP", "reference", 4, torch.float32),
-        ("module", "momentum", 1, torch.float32),
-        ("module", "LSTM", 4, torch.float64),
-        ("noise", "RNNprop", 4, torch.float32),
-        ("MLP", "RNNprop", 1, torch.float64),
-    ],
-)
-def test_replayed_windows_equal_plain_ones(task, rule, K, dtype, images):
+# Each task with one optimizee and with several, each rule with each dtype and number.
+PAIRS = [("quadratic", "LSTM", 1, 32), ("quadratic", "reference", 4, 64), ("noise", "momentum", 1, 64)]
+PAIRS += [("noise", "LSTM", 4, 32), ("function", "reference", 1, 32), ("function", "momentum", 4, 32)]
+PAIRS += [("MLP", "LSTM", 1, 64), ("MLP", "reference", 4, 32), ("module", "momentum", 1, 32)]
+PAIRS += [("module", "LSTM", 4, 64), ("noise", "RNNprop", 4, 32), ("MLP", "RNNprop", 1, 64)]
+
+
+@pytest.mark.parametrize(("task", "rule", "K", "bits"), PAIRS)
+def test_replayed_windows_equal_plain_ones(task, rule, K, bits, images):
     task = TASKS[task]()
-    recorded, plain, recorder = both(RULES[rule], dtype=dtype)
+    recorded, plain, recorder = both(RULES[rule], dtype=getattr(torch, f"float{bits}"))
+    weights = torch.rand(4, generator=generator(1))
     for run in (recorded, plain):
         run.rollout(task, images, range(K), [3, 3, 3])
-        run.rollout(task, images, range(K, 2 * K), [3, 3], weights=torch.rand(4, generator=seeded()))
+        run.rollout(task, images, range(K, 2 * K), [3, 3], weights)
     same(recorded, plain)
     # One recording serves every window and every rollout, whatever φ and the weights have become.
     assert (recorder.recordings, recorder.replays) == (1, 5)
-
-
-def seeded():
-    return torch.Generator().manual_seed(1)
 
 
 def test_each_length_and_number_of_optimizees_is_recorded_once(images):
@@ -197,34 +184,23 @@ def test_each_length_and_number_of_optimizees_is_recorded_once(images):
     assert recorder.recordings == 4
 
 
-def test_a_rule_runs_through_replayed_stretches(images):
-    recorded, plain, recorder = both(RULES["LSTM"])
-    for run in (recorded, plain):
-        for task in (MNISTMLP([4], batch_size=6), Quadratic(dim=3)):
-            for _ in range(2):
-                run.validate(task, images, K=3, horizon=50)
-                run.rollout(task, images, range(2), [3])
-    same(recorded, plain)
-    # For each task a window, stretches of 20 steps, and the last of 10.
-    assert recorder.recordings == 6
-
-
-def test_a_fit_follows_a_validation_under_inference_mode(images):
-    """As Lightning's trainer validates: recorded or not, nothing that outlives it is of inference mode.
+def test_validations_run_through_replayed_stretches_and_a_fit_follows(images):
+    """Under inference mode, as Lightning's trainer validates: nothing that outlives it is of that mode.
 
     Only a task that needs no autograd can be evaluated in it; others say so (test_bad_input.py).
     """
     recorded, plain, recorder = both(RULES["LSTM"])
-    task = MNISTMLP([4], batch_size=6)
+    mlp, quadratic = MNISTMLP([4], batch_size=6), Quadratic(dim=3)
     for run in (recorded, plain):
-        for indices in (range(2), range(2, 4)):
-            with torch.inference_mode():
-                run.validate(task, images, K=2, horizon=25)
-            run.rollout(task, images, indices, [3, 3])
-    assert not any(p.grad.is_inference() for run in (recorded, plain) for p in run.rule.parameters())
+        for task in (mlp, quadratic):
+            for indices in (range(2), range(2, 4)):
+                with torch.inference_mode(task is mlp):
+                    run.validate(task, images, K=3, horizon=50)
+                run.rollout(task, images, indices, [3, 3])
     same(recorded, plain)
-    assert recorder.recordings == 3  # stretches of 20 and of 5 steps, and a window
-    assert recorder.replays == 2 * (1 + 1 + 2)
+    assert not any(p.grad.is_inference() for run in (recorded, plain) for p in run.rule.parameters())
+    # For each task a window, stretches of 20 steps, and the last of 10; two validations and four windows.
+    assert (recorder.recordings, recorder.replays) == (6, 2 * (2 * 3 + 4))
 
 
 def test_parameters_that_move_are_found_again(images):
@@ -246,27 +222,20 @@ def test_parameters_that_move_are_found_again(images):
 
 
 def test_tasks_rules_and_images_do_not_share_a_recording(images):
-    recorder = TapeRecorder()
+    recorder, mlp = TapeRecorder(), MNISTMLP([4], batch_size=6)
     workspace = Workspace(recorder)
-    tasks = [Quadratic(dim=4), NoisyScaledSquare(dim=4), FunctionTask(lambda x: (x**4).sum(), dim=4)]
-    tasks += [FunctionTask(lambda x: (x**6).sum(), dim=4)]
+    tasks = [Quadratic(dim=4), NoisyScaledSquare(dim=4)]
+    tasks += [FunctionTask(f, dim=4) for f in (lambda x: (x**4).sum(), lambda x: (x**6).sum())]
     rules = [CoordinatewiseLSTM(hidden_size=4, p=p) for p in (3.0, 9.0)]
-    for rule in rules:
-        for task in tasks:
-            losses = [
-                Rollout(rule, Optimizees(task, None, 0, "train", [0]), *arguments).window(3).losses
-                for arguments in ((workspace, True), (None, False))
-            ]
-            assert torch.equal(*losses)
-    assert recorder.recordings == len(tasks) * len(rules)
-    task = MNISTMLP([4], batch_size=6)
     others = type(images)(images.pixels.flip(0).contiguous(), images.labels.flip(0), "reversed")
-    for split in (images, others):
-        losses = [
-            Rollout(rules[0], Optimizees(task, split, 0, "train", [0]), *arguments).window(3).losses
+    kinds = [(rule, task, None) for rule in rules for task in tasks]
+    for rule, task, split in [*kinds, (rules[0], mlp, images), (rules[0], mlp, others)]:
+        recorded, plain = (
+            Rollout(rule, Optimizees(task, split, 0, "train", [0]), *arguments).window(3).losses
             for arguments in ((workspace, True), (None, False))
-        ]
-        assert torch.equal(*losses)
+        )
+        assert torch.equal(recorded, plain)
+    assert recorder.recordings == len(kinds) + 2
 
 
 def test_a_recording_is_not_disturbed_by_what_runs_in_between(images):
@@ -295,13 +264,12 @@ def test_a_task_that_cannot_be_recorded_warns_once_and_runs(images):
     with pytest.warns(UserWarning, match=r"DataDependent\(dim=3.*not permitted.*cuda_graphs") as caught:
         automatic.rollout(task, images, range(2), [3, 2])
     assert len(caught) == 1
+    plain.rollout(task, images, range(2), [3, 2])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        automatic.rollout(task, images, range(2, 4), [3])
-        automatic.rollout(Quadratic(dim=3), images, range(2), [3, 3])
-    plain.rollout(task, images, range(2), [3, 2])
-    plain.rollout(task, images, range(2, 4), [3])
-    plain.rollout(Quadratic(dim=3), images, range(2), [3, 3])
+        for run in (automatic, plain):
+            run.rollout(task, images, range(2, 4), [3])
+            run.rollout(Quadratic(dim=3), images, range(2), [3, 3])
     same(automatic, plain)
     assert recorder.replays == 2
 
@@ -310,15 +278,9 @@ def test_a_task_that_cannot_be_recorded_is_an_error_if_it_was_asked_for(images):
     run = Run(RULES["LSTM"], True, TapeRecorder())
     with pytest.raises(CaptureError, match=r"DataDependent.*not permitted.*cuda_graphs"):
         run.rollout(DataDependent(dim=3), images, range(2), [3])
-
-
-def test_a_mistake_in_a_task_is_not_taken_for_a_failed_recording():
-    task = FunctionTask(lambda theta: theta * theta, dim=2)
-    rollout = Rollout(
-        CoordinatewiseLSTM(), Optimizees(task, None, 0, "train", [0]), Workspace(TapeRecorder())
-    )
+    # A mistake in a task is not taken for a failed recording.
     with pytest.raises(ValueError, match="must return a scalar"):
-        rollout.window(2)
+        run.rollout(FunctionTask(lambda theta: theta * theta, dim=2), images, [0], [2])
 
 
 def test_the_number_of_graphs_is_bounded_and_the_least_recently_used_goes():
@@ -341,9 +303,7 @@ def test_the_number_of_graphs_is_bounded_and_the_least_recently_used_goes():
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_a_copy_of_a_model_has_a_workspace_of_its_own(duplicate):
     """Averaging φ copies the whole model, and a graph cannot be copied."""
-    from l2l_lightning.training.meta_learner import (
-        MetaLearner,  # needs Lightning, which the GPU tests below do not
-    )
+    from l2l_lightning.training.meta_learner import MetaLearner  # not needed by the GPU tests below
 
     model = MetaLearner(Quadratic(dim=3), CoordinatewiseLSTM())
     model._workspace.graphs.unpicklable = lambda: None
@@ -380,7 +340,9 @@ def test_an_unrolled_graph_cannot_be_recorded():
         MetaLearner(Quadratic(), CoordinatewiseLSTM(), second_order=True, cuda_graphs=True)
 
 
-needs_gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+def on_a_gpu(table):
+    marks = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+    return [pytest.param(name, marks=marks) for name in table]
 
 
 class CountingRecorder(Recorder):
@@ -391,27 +353,22 @@ class CountingRecorder(Recorder):
         return super().record(function, device)
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=needs_gpu) for task in TASKS])
+@pytest.mark.parametrize("task", on_a_gpu(TASKS))
 def test_on_a_gpu_replayed_windows_equal_plain_ones(task, images):
-    for K in (1, 4):
-        assert_replayed_on_a_gpu(TASKS[task](), K, images)
-
-
-def assert_replayed_on_a_gpu(task, K, images):
-    recorder = CountingRecorder()
-    recorded = Run(RULES["LSTM"], True, recorder, device="cuda")
-    plain = Run(RULES["LSTM"], False, device="cuda")
     on_device = images.to("cuda")
-    for run in (recorded, plain):
-        for first in range(3):
-            run.rollout(task, on_device, range(first * K, (first + 1) * K), [20, 5, 20])
-        run.validate(task, on_device, 3, 50)
-        run.validate(task, on_device, 3, 50)
-    same(recorded, plain)
-    assert recorder.recordings == 4
+    for K in (1, 4):
+        recorder, kind = CountingRecorder(), TASKS[task]()
+        recorded, plain = (Run(RULES["LSTM"], on, recorder, "cuda") for on in (True, False))
+        for run in (recorded, plain):
+            for first in range(3):
+                run.rollout(kind, on_device, range(first * K, (first + 1) * K), [20, 5, 20])
+            for _ in range(2):
+                run.validate(kind, on_device, 3, 50)
+        same(recorded, plain)
+        assert recorder.recordings == 4
 
 
-@pytest.mark.parametrize("rule", [pytest.param(rule, marks=needs_gpu) for rule in RULES])
+@pytest.mark.parametrize("rule", on_a_gpu(RULES))
 def test_on_a_gpu_every_rule_can_be_recorded(rule, images):
     recorded, plain = (Run(RULES[rule], on, device="cuda") for on in (True, False))
     for run in (recorded, plain):
@@ -419,9 +376,8 @@ def test_on_a_gpu_every_rule_can_be_recorded(rule, images):
     same(recorded, plain)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_on_a_gpu_a_task_that_waits_for_the_device_runs_without(images):
+@pytest.mark.parametrize("task", on_a_gpu(["one that waits for the device"]))
+def test_on_a_gpu_a_task_that_cannot_be_recorded_runs_without(task, images):
     automatic, plain = (Run(RULES["LSTM"], on, device="cuda") for on in (None, False))
     with pytest.warns(UserWarning, match=r"DataDependent.*cuda_graphs"):
         automatic.rollout(DataDependent(dim=3), images, range(2), [3, 3])

@@ -3,10 +3,10 @@
 import pytest
 import torch
 from exactness import assert_identical
-from learned_momentum import LearnedMomentum
 from lightning.pytorch.callbacks import ModelCheckpoint
 from meta_training import fit, make_rule
-from problems import Rosenbrock
+from problems import Rosenbrock, gradient
+from problems import make_rule_of as make
 from test_cuda_graphs import TapeRecorder
 from test_masking import FAULTS, Faulty, some_indices
 from unrolled import assert_same_carried, assert_windows_are_unrolled
@@ -16,15 +16,8 @@ from l2l_lightning.rollout import history
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import Rollout
-from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
 from l2l_lightning.tasks import FunctionTask, Quadratic
 
-RULES = {
-    "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
-    "three layers": lambda: CoordinatewiseLSTM(num_layers=3, hidden_size=3, p=4.0, gradient_scale=10.0),
-    "momentum": LearnedMomentum,
-    "RNNprop": lambda: RNNprop(num_layers=1, hidden_size=3, beta=0.5),
-}
 BFLOAT16 = {"history_dtype": "bfloat16"}
 
 
@@ -53,27 +46,10 @@ def make_optimizees(task=None, dtype=torch.float64, indices=range(3)):
     return Optimizees(task or Rosenbrock(), None, 0, "train", indices, dtype=dtype)
 
 
-def make(name, dtype=torch.float64):
-    torch.manual_seed(0)
-    return RULES[name]().to(dtype)
+EVERY = [("LSTM", 1), ("LSTM", 3), ("three layers", 2), ("three layers", 100), ("momentum", 3)]
 
 
-def gradient(rule, window):
-    return torch.cat([d.reshape(-1) for d in torch.autograd.grad(window.meta_loss, list(rule.parameters()))])
-
-
-@pytest.mark.parametrize(
-    ("name", "every"),
-    [
-        ("LSTM", 1),
-        ("LSTM", 3),
-        ("three layers", 2),
-        ("three layers", 100),
-        ("momentum", 3),
-        ("momentum", 7),
-        ("RNNprop", 3),
-    ],
-)
+@pytest.mark.parametrize(("name", "every"), [*EVERY, ("momentum", 7), ("RNNprop", 3)])
 def test_the_meta_gradient_is_the_unrolled_graphs(name, every):
     """Every state kept, segments of one length and of two, one segment as long as the window and longer."""
     ours, theirs = make_optimizees(), make_optimizees()
@@ -84,10 +60,10 @@ def test_the_meta_gradient_is_the_unrolled_graphs(name, every):
     torch.testing.assert_close(ours.theta, theirs.theta, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize(
-    ("name", "every"),
-    [("LSTM", 1), ("LSTM", 4), ("three layers", 5), ("momentum", 4), ("momentum", 30), ("RNNprop", 4)],
-)
+CHUNKED = [("LSTM", 1), ("LSTM", 4), ("three layers", 5), ("momentum", 4), ("momentum", 30), ("RNNprop", 4)]
+
+
+@pytest.mark.parametrize(("name", "every"), CHUNKED)
 @pytest.mark.usefixtures("small_chunks")
 def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
     """Five chunks of 4500 coordinates: the last has 404 of them, and several optimizees share one."""
@@ -103,17 +79,13 @@ def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
         assert (d_chunked - d_full).norm() <= 1e-12 * d_full.norm()
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"),
-    [
-        ("LSTM", torch.float32),
-        ("three layers", torch.float64),
-        ("momentum", torch.float32),
-        ("RNNprop", torch.float32),
-    ],
-)
+RECOMPUTED = ("LSTM", 32), ("three layers", 64), ("momentum", 32), ("RNNprop", 32)
+
+
+@pytest.mark.parametrize(("name", "bits"), RECOMPUTED)
 @pytest.mark.usefixtures("small_chunks")
-def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
+def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, bits):
+    dtype = getattr(torch, f"float{bits}")
     rule, seen = make(name, dtype), {}
     segment_gradient = rule.segment_gradient
 
@@ -133,15 +105,8 @@ def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, dtype):
     assert_identical(late, full[4:])
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("LSTM", BFLOAT16),
-        ("LSTM", {**BFLOAT16, "checkpoint_every": 3}),
-        ("momentum", BFLOAT16),
-        ("RNNprop", BFLOAT16),
-    ],
-)
+@pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
+@pytest.mark.parametrize("options", [BFLOAT16, {**BFLOAT16, "checkpoint_every": 3}])
 def test_rounding_kept_states_does_not_touch_the_rollout(name, options):
     rule = make(name, torch.float32)
     full = Rollout(rule, make_optimizees(dtype=torch.float32))
@@ -194,14 +159,10 @@ def test_the_error_of_rounded_states_is_within_what_the_roundoff_allows(name, ev
     assert error.norm() <= UNIT_ROUNDOFF * d_exact.norm()
 
 
-@pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("options", [{"checkpoint_every": 2}, {"checkpoint_every": 9}, BFLOAT16])
-def test_masked_optimizees_are_masked_in_kept_states_too(name, options):
-    for fault in FAULTS:
-        assert_masked(name, options, fault)
-
-
-def assert_masked(name, options, fault):
+def test_masked_optimizees_are_masked_in_kept_states_too(options, fault):
+    name = ("LSTM", "momentum", "RNNprop")[FAULTS.index(fault)]
     rule, task = make(name), Faulty(fault, at=2)
     indices = some_indices(task, sick=2, healthy=3)
     others = [index for index in indices if not task.sick(index)]
@@ -217,22 +178,16 @@ def assert_masked(name, options, fault):
 KINDS = [{"checkpoint_every": 2}, BFLOAT16, {**BFLOAT16, "checkpoint_every": 2}]
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("LSTM", KINDS[0]),
-        ("LSTM", KINDS[2]),
-        ("three layers", KINDS[1]),
-        ("momentum", KINDS[0]),
-        ("RNNprop", KINDS[2]),
-    ],
-)
-def test_recorded_windows_equal_plain_ones(name, options):
+RECORDED = [("LSTM", 0), ("LSTM", 2), ("three layers", 1), ("momentum", 0), ("RNNprop", 2)]
+
+
+@pytest.mark.parametrize(("name", "kind"), RECORDED)
+def test_recorded_windows_equal_plain_ones(name, kind):
     rule, recorder, task = make(name, torch.float32), TapeRecorder(), Rosenbrock()
     workspace = Workspace(recorder)
     for indices in (range(2), range(2, 4)):
         recorded, plain = (
-            Rollout(rule, make_optimizees(task, torch.float32, indices), *arguments, **options)
+            Rollout(rule, make_optimizees(task, torch.float32, indices), *arguments, **KINDS[kind])
             for arguments in ((workspace, True), (None, False))
         )
         for _ in range(3):
@@ -255,17 +210,10 @@ def test_histories_of_several_kinds_share_a_workspace():
         assert torch.equal(gradient(rule, ours), gradient(rule, theirs))
 
 
-@pytest.mark.parametrize(
-    ("T", "every", "dtype"),
-    [
-        (10, 100, "float32"),
-        (40, 100, "bfloat16"),
-        (40, 10, "float32"),
-        (40, 10, "bfloat16"),
-        (40, None, "float32"),
-        (40, None, "bfloat16"),
-    ],
-)
+BUFFERS = [(10, 100, "float32"), (40, 100, "bfloat16"), (40, 10, "float32"), (40, 10, "bfloat16")]
+
+
+@pytest.mark.parametrize(("T", "every", "dtype"), [*BUFFERS, (40, None, "float32"), (40, None, "bfloat16")])
 @pytest.mark.usefixtures("small_chunks")
 def test_buffers_hold_the_kept_states_the_gradients_and_one_chunk(T, every, dtype):
     rule, n = make("LSTM", torch.float32), 10_000
@@ -285,8 +233,9 @@ def test_buffers_hold_the_kept_states_the_gradients_and_one_chunk(T, every, dtyp
 
 
 @pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
-def test_a_rollout_resumes_in_its_middle(name):
-    rule, options = make(name), {"checkpoint_every": 2, **BFLOAT16}
+@pytest.mark.parametrize("options", [{}, {"checkpoint_every": 2, **BFLOAT16}])
+def test_a_rollout_resumes_bit_for_bit_in_its_middle(name, options):
+    rule = make(name)
     whole, resumed = (Rollout(rule, make_optimizees(), **options) for _ in range(2))
     whole.window(3)
     saved = whole.state_dict()
@@ -295,13 +244,12 @@ def test_a_rollout_resumes_in_its_middle(name):
     assert not torch.equal(saved["state"][0], resumed.parts[0].state)
     assert torch.equal(ours.losses, theirs.losses)
     assert torch.equal(gradient(rule, ours), gradient(rule, theirs))
-
-
-SETTINGS = {"horizon": 6, "unroll": 4, "num_tasks": 2, "num_validation_optimizees": 2}
+    assert resumed.steps_done == 7
 
 
 def make_model(**options):
-    return MetaLearner(Quadratic(dim=3), make_rule(), **SETTINGS, **options)
+    rollouts = {"horizon": 6, "unroll": 4, "num_tasks": 2, "num_validation_optimizees": 2}
+    return MetaLearner(Quadratic(dim=3), make_rule(), **rollouts, **options)
 
 
 def test_a_meta_training_gives_the_same_rule(tmp_path):
@@ -321,18 +269,17 @@ def test_a_checkpoint_names_the_options(tmp_path):
     assert (again.checkpoint_every, again.history_dtype) == (5, "bfloat16")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"checkpoint_every": 0}, "checkpoint_every must be at least 1, got 0"),
-        ({"history_dtype": "float16"}, "history_dtype must be one of .*, got 'float16'"),
-    ],
-)
-def test_impossible_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        make_model(**options)
-    with pytest.raises(ValueError, match=message):
-        Rollout(make("LSTM"), make_optimizees(), **options)
+IMPOSSIBLE = {
+    "checkpoint_every must be at least 1, got 0": {"checkpoint_every": 0},
+    "history_dtype must be one of .*, got 'float16'": {"history_dtype": "float16"},
+}
+
+
+@pytest.mark.parametrize("message", IMPOSSIBLE)
+def test_impossible_options_are_named(message):
+    for build in (make_model, lambda **options: Rollout(make("LSTM"), make_optimizees(), **options)):
+        with pytest.raises(ValueError, match=message):
+            build(**IMPOSSIBLE[message])
 
 
 @pytest.mark.parametrize("options", [{"checkpoint_every": 2}, BFLOAT16])

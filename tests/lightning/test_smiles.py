@@ -13,12 +13,6 @@ SIZES = [(28, 28), (97, 61), (64, 130), (200, 33), (29, 27)]
 LINES = [f"{label} 0.05 -0.11 0.02" for label in LABELS]
 
 
-@pytest.fixture(autouse=True)
-def no_root(monkeypatch):
-    for variable in ("L2L_DATA", "L2L_SMILES"):
-        monkeypatch.delenv(variable, raising=False)
-
-
 def picture(number):
     """An image's channels [3, H, W] uint8: smooth waves, so that JPEG keeps them, of every image its own."""
     width, height = SIZES[number % len(SIZES)]
@@ -78,11 +72,8 @@ def class_folders(folder):
     return "class folders frown and grin"
 
 
-LAYOUTS = [genki_4k, genki_r2009a, class_folders]
-
-
 @pytest.mark.parametrize("enclosed", [False, True], ids=["", "enclosed"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [genki_4k, genki_r2009a, class_folders])
 def test_every_layout_gives_all_images_with_their_labels(layout, enclosed, tmp_path):
     kind = layout(tmp_path / "inside" if enclosed else tmp_path)
     if enclosed:
@@ -117,21 +108,17 @@ def test_the_splits_depend_on_nothing_but_the_names(tmp_path):
 
 def test_the_root_may_be_a_variable_of_its_own(tmp_path, monkeypatch):
     genki_4k(tmp_path)
+    # Labels may come from another system.
+    (tmp_path / "labels.txt").write_bytes(("\ufeff" + "\r\n".join(LINES) + "\r\n\r\n").encode())
     monkeypatch.setenv("L2L_DATA", str(tmp_path))
     with pytest.raises(DataNotFoundError, match=r"set --data.root \(or the variable L2L_SMILES\) to it"):
         load_images("smiles")
     monkeypatch.setenv("L2L_SMILES", str(tmp_path))
-    assert len(load_images("smiles").train) == 10
+    splits = load_images("smiles")
+    assert len(splits.train) == 10
+    assert sum(int(images.labels.sum()) for images in splits) == sum(LABELS)
     with pytest.raises(DataNotFoundError):  # an explicit root comes first
         load_images("smiles", tmp_path / "elsewhere")
-
-
-def test_labels_may_come_from_another_system(tmp_path):
-    genki_4k(tmp_path)
-    text = "\ufeff" + "\r\n".join(LINES) + "\r\n\r\n"
-    (tmp_path / "labels.txt").write_bytes(text.encode())
-    splits = load_images("smiles", tmp_path)
-    assert sum(int(images.labels.sum()) for images in splits) == sum(LABELS)
 
 
 def test_a_root_without_smiles_says_what_was_looked_for(tmp_path):
@@ -233,15 +220,11 @@ def test_class_folders_are_two_and_not_empty(tmp_path):
         load_images("smiles", tmp_path)
 
 
-def test_too_few_images_for_three_splits_are_an_error(tmp_path):
+def test_sixteen_bits_are_refused_rather_than_clipped_and_five_images_are_too_few(tmp_path):
     for number in range(5):
         write(tmp_path / ("grin" if number % 2 else "frown") / f"{number}.png", number)
     with pytest.raises(DataCorruptedError, match="has 5 images, and three splits need 6 at least"):
         load_images("smiles", tmp_path)
-
-
-def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path):
-    class_folders(tmp_path)
     Image.fromarray(np.full((30, 30), 40_000, np.uint16)).save(tmp_path / "grin" / "deep.png")
     with pytest.raises(DataCorruptedError, match=r"deep.png cannot be read .*more than 8 bits a channel"):
         load_images("smiles", tmp_path)
