@@ -146,7 +146,10 @@ class Task(Configurable, ABC):
 
     def describe(self) -> str:
         """Describes the task in one line, for tables and messages."""
-        arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
+        try:
+            arguments = ", ".join(f"{name}={value}" for name, value in self.config().items())
+        except TypeError:  # arguments that are not kept must not hide what a message is about
+            return type(self).__name__
         return f"{type(self).__name__}({arguments})"
 
 

@@ -9,7 +9,7 @@ class Bowl(Task):
     """f(x) = Σ curvature/2 (x − shift)², with a shift of its own at every step if there is noise."""
 
     def __init__(self, curvature=(1.0,), noise=0.0):
-        self.curvature, self.noise = tuple(curvature), noise
+        self.curvature, self.noise = list(curvature), noise
         self.num_coordinates = len(self.curvature)
         self.evaluations = 0
 

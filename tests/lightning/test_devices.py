@@ -1,5 +1,6 @@
 """Several processes: the same φ as one with all the tasks, the same decisions on each, runs that go on."""
 
+import copy
 import csv
 import functools
 import math
@@ -52,13 +53,8 @@ def in_float64(monkeypatch):
 
 
 def make_model(num_tasks, task=None, **arguments):
-    settings = {
-        "horizon": [7, 5],
-        "unroll": 3,
-        "learning_rate": 0.01,
-        "num_validation_optimizees": 5,
-        "seed": 4,
-    }
+    settings = {"horizon": [7, 5], "unroll": 3, "learning_rate": 0.01, "seed": 4}
+    settings["num_validation_optimizees"] = 5
     task = task or Mixture([Quadratic(dim=3), NoisyScaledSquare(dim=2)])
     return MetaLearner(task, make_rule().double(), num_tasks=num_tasks, **{**settings, **arguments})
 
@@ -78,24 +74,25 @@ def assert_processes_agree(processes):
         assert [other["metrics"][n] for n in validation] == [processes[0]["metrics"][n] for n in validation]
 
 
-SETTINGS = {
-    "clipped and averaged": {"gradient_clip_val": 0.1, "val_check_interval": 5},
-    "accumulated": {"accumulate_grad_batches": 2, "val_check_interval": 4},
-}
+CLIPPED = {"gradient_clip_val": 0.1, "val_check_interval": 5}
+ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 4}
 
 
-@pytest.mark.parametrize(("devices", "settings"), [(2, "accumulated"), (4, "clipped and averaged")])
+@pytest.mark.parametrize(
+    ("devices", "settings", "averaging"),
+    [(2, ACCUMULATED, []), (4, CLIPPED, [PhiAveraging(decay=0.7)])],
+    ids=["2, accumulated", "4, clipped and averaged"],
+)
 def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
-    devices, settings, tmp_path, in_float64, record_streams
+    devices, settings, averaging, tmp_path, in_float64, record_streams
 ):
     """Rollouts of two tasks and two lengths in uneven windows, in float64."""
     runs, streams = {}, {}
     for number in (1, devices):
-        averaging = [PhiAveraging(decay=0.7)] if settings == "clipped and averaged" else []
-        record = record_streams(tmp_path / f"streams-{number}")
-        model = make_model(4 // number)
+        record, folder = record_streams(tmp_path / f"streams-{number}"), tmp_path / str(number)
+        callbacks = copy.deepcopy(averaging)
         runs[number] = fit_in_processes(
-            model, tmp_path / str(number), number, *averaging, num_rollouts=6, **SETTINGS[settings]
+            make_model(4 // number), folder, number, *callbacks, num_rollouts=6, **settings
         )
         streams[number] = record()
     assert runs[devices][0]["meta_steps"] == runs[1][0]["meta_steps"] >= 7
@@ -106,12 +103,13 @@ def test_several_processes_give_the_phi_of_one_with_all_their_tasks(
         assert runs[devices][0]["metrics"][name] == pytest.approx(runs[1][0]["metrics"][name], rel=1e-6)
 
     # No stream is drawn from twice, and together they are the single process's.
-    assert len(streams[devices]) == devices
     ours, [theirs] = list(streams[devices].values()), streams[1].values()
-    assert sorted(draw for process in ours for draw in process) == sorted(theirs)
-    training = [draw for process in ours for draw in process if draw.startswith("train ")]
+    drawn = [draw for process in ours for draw in process]
+    assert len(ours) == devices
+    assert all(ours)
+    assert sorted(drawn) == sorted(theirs)
+    training = [draw for draw in drawn if draw.startswith("train ")]
     assert len(training) == len(set(training)) == 6 * 4
-    assert all(len(process) > 0 for process in ours)
 
 
 @pytest.fixture
@@ -146,12 +144,10 @@ def test_validation_runs_the_same_optimizees_on_any_number_of_processes(count, t
         ended = fit_in_processes(model.float(), tmp_path / str(number), number, num_rollouts=1)
         assert_processes_agree(ended)
         metrics[number] = [ended[0]["metrics"][f"val/{name}_loss"] for name in ("initial", "final", "sum")]
-        read = record()
-        streams[number] = sorted(
-            d for process in read.values() for d in process if d.startswith("validation")
-        )
+        read = [[d for d in draws if d.startswith("validation")] for draws in record().values()]
+        streams[number] = sorted(draw for process in read for draw in process)
         if 2 * max(count // 2, 1) >= number:  # the members' first ones are not all the first process's
-            assert all(any(d.startswith("validation") for d in process) for process in read.values())
+            assert all(read)
     expected = [f"validation {index}" for index in range(max(count // 2, 1)) for _ in range(2)]
     for number in (1, 2, 4):
         assert streams[number] == expected
@@ -184,12 +180,10 @@ def test_a_run_does_not_go_on_with_another_number_of_tasks(tmp_path, in_float64)
     fit_in_processes(make_model(2), tmp_path, 2, every, **settings)
     checkpoints = list(tmp_path.glob("*.ckpt"))
     assert len(checkpoints) == 5
-    for (
-        path
-    ) in checkpoints:  # between two rollouts as well: their streams would overlap with the earlier ones'
-        with pytest.raises(
-            CheckpointMismatchError, match=r"num_tasks is 2 on 1 proc.*checkpoint's 2 on 2.*trainer.devices"
-        ):
+    message = r"num_tasks is 2 on 1 proc.*checkpoint's 2 on 2.*trainer.devices"
+    # Between two rollouts as well: their streams would overlap with the earlier ones'.
+    for path in checkpoints:
+        with pytest.raises(CheckpointMismatchError, match=message):
             fit(make_model(2), tmp_path, ckpt_path=path, **settings)
 
 
@@ -237,7 +231,7 @@ class NaNOnce(Quadratic):
 
     def __init__(self, evaluation):
         super().__init__(dim=3)
-        self.evaluations_left = evaluation
+        self.evaluation = self.evaluations_left = evaluation
 
     def losses(self, thetas, batches):
         self.evaluations_left -= torch.is_grad_enabled()
@@ -274,9 +268,7 @@ def test_a_nan_meta_gradient_restarts_every_process(any_better, tmp_path):
         assert first.isfinite().all()
         assert torch.equal(first, last)
         history.append(first)
-    returned = [
-        any(torch.equal(phi, earlier) for earlier in history[:step]) for step, phi in enumerate(history)
-    ]
+    returned = [any(torch.equal(phi, past) for past in history[:step]) for step, phi in enumerate(history)]
     assert sum(returned) == any_better
 
 
@@ -293,21 +285,12 @@ def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 SECTION = README.partition("## Several processes and machines\n")[2].partition("\n## ")[0]
-OPTIONS = [
-    "--data.num_rollouts=4",
-    "--model.horizon=9",
-    "--model.unroll=3",
-    "--model.num_validation_optimizees=3",
-    "--model.task.dim=3",
-    "--trainer.val_check_interval=2",
-    "--latest.every_n_meta_steps=2",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.accelerator=cpu",
-    "--comparison.num_optimizees=2",
-    "--comparison.num_tuning_optimizees=2",
-    "--comparison.baselines=[sgd]",
-    "--wandb=off",
-]
+TINY = {"data.num_rollouts": 4, "model.horizon": 9, "model.unroll": 3, "model.num_validation_optimizees": 3}
+TINY |= {"model.task.dim": 3, "trainer.val_check_interval": 2, "latest.every_n_meta_steps": 2}
+TINY |= {"trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu", "wandb": "off"}
+TINY |= {f"comparison.num_{which}": 2 for which in ("optimizees", "tuning_optimizees")}
+TINY["comparison.baselines"] = "[sgd]"
+OPTIONS = [f"--{name}={value}" for name, value in TINY.items()]
 
 
 def readmes(start, **replacements):
@@ -370,15 +353,9 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     folder, callback = tmp_path / "run", "--trainer.callbacks+=sudden_death.SuddenDeath"
     dies = [callback, "--trainer.callbacks.rank=1", "--trainer.callbacks.meta_step=5", "--trust=sudden_death"]
     more = ["--model.num_tasks=2", *dies]
-    command = readmes(
-        "TORCH_DISABLE",
-        **{
-            "--nproc-per-node 4": "--nproc-per-node 1",
-            "--trainer.devices 4": "--trainer.devices 1",
-            "HOST:29500": f"localhost:{free_port()}",
-            "FOLDER": str(folder),
-        },
-    )
+    here = {"HOST:29500": f"localhost:{free_port()}", "FOLDER": str(folder)}
+    one = {f"{option} 4": f"{option} 1" for option in ("--nproc-per-node", "--trainer.devices")}
+    command = readmes("TORCH_DISABLE", **here, **one)
     variable, torchrun, *arguments = shlex.split(command)
     assert torchrun == "torchrun"
     arguments = [sys.executable, "-m", "torch.distributed.run", *arguments, *more]
@@ -397,7 +374,8 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     assert steps == sorted(steps)
 
 
-def test_a_run_goes_on_in_its_folder(whole_run, tmp_path, capsys):
+def test_a_run_goes_on_in_its_folder_which_only_a_fit_has(whole_run, tmp_path, capsys, fails):
+    assert "--run_folder is where a fit goes on; tune has none" in fails("tune", f"--run_folder={tmp_path}")
     folder = tmp_path / "mine"
     command = ["fit", *OPTIONS, "--model.num_tasks=4", f"--run_folder={folder}"]
     main([*command, "--trainer.max_steps=4", "--model.lr_schedule=constant"])
@@ -415,11 +393,6 @@ def test_a_run_goes_on_in_its_folder(whole_run, tmp_path, capsys):
     again = yaml.safe_load(later.read_text())
     assert again["trainer"].pop("max_steps") == -1
     assert yaml.safe_load((folder / "config.yaml").read_text()) == first
-
-
-def test_only_a_fit_has_a_run_folder(fails, tmp_path, whole_run):
-    printed = fails("tune", f"--run_folder={tmp_path / 'run'}")
-    assert "--run_folder is where a fit goes on; tune has none" in printed
 
 
 @pytest.mark.slow
@@ -458,10 +431,9 @@ def slurm(tmp_path, monkeypatch):
     for name, script in scripts.items():
         (programs / name).write_text(f"#!/bin/bash\n{script}")
         (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("SLURM_JOB_ID", "1234567")
-    monkeypatch.setenv("SLURM_JOB_NAME", "job.sh")
-    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    variables = {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}", "MASTER_PORT": str(free_port())}
+    for name, value in {**variables, "SLURM_JOB_ID": "1234567", "SLURM_JOB_NAME": "job.sh"}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.slow

@@ -72,7 +72,8 @@ def test_a_task_of_ones_own_is_described_by_its_constructors_arguments():
 
     assert Kept(2).config() == {"dim": 2, "name": "x"}
     with pytest.raises(TypeError, match=r"Lost does not keep its arguments size.* override config\(\)"):
-        Lost(2).describe()
+        Lost(2).config()
+    assert Lost(2).describe() == "Lost"  # messages about a task name it whatever it keeps
 
 
 # Quadratics, squares and functions
