@@ -19,32 +19,21 @@ from l2l_kernels.triton import configs
 BOUNDS = {"copy_gb_per_s": 1.0, "tflops": {"float32": 1.0}, "device": "none"}
 
 
-def test_a_step_moves_652_bytes_and_multiplies_9960_flops():
+def test_the_bytes_and_flops_of_a_step_and_of_a_window():
     # 2 layers x (h, c) x 20 units x 4 bytes, in and out; θ in and out; the gradient in.
     # 80 gates x (2 inputs + 20), 80 x (20 + 20), and the head's 20: two FLOPs each.
     counted = kernel_throughput.work(Case("step", 1, 1, "float32", "tf32"))
-    assert counted == (320 + 320 + 4 + 4 + 4, 2 * (80 * 22 + 80 * 40 + 20))
-    assert counted == (652, 9960)
-
-
-def test_a_step_with_a_bfloat16_state_moves_half_the_state():
+    assert counted == (320 + 320 + 4 + 4 + 4, 2 * (80 * 22 + 80 * 40 + 20)) == (652, 9960)
     assert kernel_throughput.work(Case("step", 1, 1, "bfloat16", "tf32")) == (332, 9960)
-
-
-@pytest.mark.parametrize(("dtype", "state"), [("float32", 320), ("bfloat16", 160)])
-def test_a_window_reads_its_history_once_and_multiplies_three_times(dtype, state):
-    # 21 states, 20 gradients and cotangents of 4 bytes in, the first state's cotangent (float32) out.
-    bytes_, flops = kernel_throughput.work(Case("bptt", 1, 20, dtype, "tf32"))
-    assert 20 * bytes_ == pytest.approx(21 * state + 20 * 8 + 320)
-    gates = 80 * 22 + 80 * 40
-    weight_gradients = 80 * 22 + 80 * 40
-    cotangents = 80 * 20 + 80 * 40  # none for the first layer's input, the gradient
-    assert flops == 2 * (gates + weight_gradients + cotangents + 2 * 20)
-
-
-def test_flops_of_another_shape():
     spec = LSTMSpec(num_layers=1, hidden_size=3, preprocessing="identity")
     assert kernel_throughput.work(Case("step", 1, 1, "float32", "tf32"), spec) == (60, 2 * (12 * 4 + 3))
+    for dtype, state in (("float32", 320), ("bfloat16", 160)):
+        # 21 states, 20 gradients and cotangents of 4 bytes in, the first state's cotangent (float32) out.
+        bytes_, flops = kernel_throughput.work(Case("bptt", 1, 20, dtype, "tf32"))
+        assert 20 * bytes_ == pytest.approx(21 * state + 20 * 8 + 320)
+        gates = weight_gradients = 80 * 22 + 80 * 40
+        cotangents = 80 * 20 + 80 * 40  # none for the first layer's input, the gradient
+        assert flops == 2 * (gates + weight_gradients + cotangents + 2 * 20)
 
 
 class Wrong:
@@ -105,13 +94,9 @@ def swept(kernel):
     return [case for case in kernel_throughput.cases(arguments, []) if case.kernel == kernel]
 
 
+@pytest.mark.parametrize("family", configs.Family.__args__)
 @pytest.mark.parametrize("kernel", ["step", "bptt"])
-def test_a_sweep_sets_block_and_warps_on_every_family_and_puts_them_back(kernel):
-    for family in configs.Family.__args__:
-        assert_swept(kernel, family)
-
-
-def assert_swept(kernel, family):
+def test_a_sweep_sets_block_and_warps_on_every_family_and_puts_them_back(kernel, family):
     arguments = (kernel_throughput.SPEC,) if kernel == "step" else (kernel_throughput.SPEC, 1)
     table = getattr(configs, f"{kernel}_config")
     before = table(*arguments, family), getattr(configs.precisions, kernel)
@@ -141,19 +126,16 @@ def test_a_result_names_the_block_and_warps_that_were_launched(kernel, fails):
 
 
 def report(loss=1.0, gradient=(1.0, 2.0), ms=2.0):
-    memory = {"peak_mib": 10.0, "working_mib": 5.0, "device_mib": None}
-    return {
-        "ms": ms,
-        "loss": torch.tensor(loss).numpy(),
-        "gradient": torch.tensor(gradient).numpy(),
-        **memory,
-    }
+    numbers = {"loss": torch.tensor(loss).numpy(), "gradient": torch.tensor(gradient).numpy()}
+    return {"ms": ms, **numbers, "peak_mib": 10.0, "working_mib": 5.0, "device_mib": None}
 
 
-def test_a_ratio_is_the_peers_time_over_ours():
+def test_a_ratio_is_the_peers_time_over_ours_and_a_gpus_is_held_against_the_targets():
     row = meta_step.compare({"ours": report(), "autograd": report(ms=5.0)}, "cpu")
     assert row["ratio"] == {"autograd": 2.5}
     assert row["meets_target"] == {}
+    row = meta_step.compare({"ours": report(), "plain": report(ms=50.0), "jax": report(ms=3.0)}, "cuda")
+    assert row["meets_target"] == {"plain": True, "jax": False}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +153,3 @@ def test_a_program_that_failed_has_no_figures():
     assert row["failures"] == {"jax": "exit status 1"}
     assert row["ratio"] == {}
     assert row["ms"].keys() == {"ours"}
-
-
-def test_on_a_gpu_the_targets_are_held_against_the_ratios():
-    row = meta_step.compare({"ours": report(), "plain": report(ms=50.0), "jax": report(ms=3.0)}, "cuda")
-    assert row["meets_target"] == {"plain": True, "jax": False}

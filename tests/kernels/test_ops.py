@@ -7,7 +7,7 @@ import sys
 import l2l_kernels
 import pytest
 import torch
-from l2l_kernels import BACKEND_VARIABLE, BackendUnavailableError, LSTMSpec, backends, reference
+from l2l_kernels import BACKEND_VARIABLE, BackendUnavailableError, LSTMSpec, backends
 from l2l_kernels.ops import _constants
 from torch import library as operators
 
@@ -55,17 +55,6 @@ def test_the_differentiable_step_is_the_one_in_place_and_its_gradient_is_right(b
     l2l_kernels.step_(theta, grad, state, new_state, phi, SPEC, backend)
     assert torch.equal(theta, expected_theta)
     assert torch.equal(new_state, expected_state)
-
-
-def test_gradient_through_two_steps_is_the_references():
-    theta, grad, state, phi = tensors(requires_grad=True)
-
-    def run(step):
-        t, s = step(theta, grad, state, phi, SPEC)
-        t, s = step(t, 2 * grad, s, phi, SPEC)
-        return torch.autograd.grad(t.square().sum() + s.sin().sum(), (theta, state, phi))
-
-    torch.testing.assert_close(run(l2l_kernels.step), run(reference.step), rtol=1e-11, atol=1e-12)
 
 
 def test_inputs_that_require_grad_are_refused():

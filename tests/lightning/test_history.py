@@ -79,32 +79,6 @@ def test_a_chunked_meta_gradient_is_the_full_historys(name, every):
         assert (d_chunked - d_full).norm() <= 1e-12 * d_full.norm()
 
 
-RECOMPUTED = ("LSTM", 32), ("three layers", 64), ("momentum", 32), ("RNNprop", 32)
-
-
-@pytest.mark.parametrize(("name", "bits"), RECOMPUTED)
-@pytest.mark.usefixtures("small_chunks")
-def test_recomputed_states_are_bit_for_bit_those_of_the_forward(name, bits):
-    dtype = getattr(torch, f"float{bits}")
-    rule, seen = make(name, dtype), {}
-    segment_gradient = rule.segment_gradient
-
-    def spy(grads, states, d_updates, d_final_state=None):
-        """Puts the chunks' states, which come from the last segment to the first, beside one another."""
-        seen.setdefault(len(states), []).append(states.clone())
-        return segment_gradient(grads, states, d_updates, d_final_state)
-
-    rule.segment_gradient = spy
-    Rollout(rule, make_optimizees(Wide(), dtype)).window(8)
-    ((full,),) = seen.values()
-    seen.clear()
-    Rollout(rule, make_optimizees(Wide(), dtype), checkpoint_every=4).window(8)
-    (segments,) = seen.values()
-    late, early = (torch.cat(segments[offset::2], dim=-1) for offset in (0, 1))
-    assert_identical(early, full[:5])
-    assert_identical(late, full[4:])
-
-
 @pytest.mark.parametrize("name", ["LSTM", "momentum", "RNNprop"])
 @pytest.mark.parametrize("options", [BFLOAT16, {**BFLOAT16, "checkpoint_every": 3}])
 def test_rounding_kept_states_does_not_touch_the_rollout(name, options):

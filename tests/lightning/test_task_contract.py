@@ -152,27 +152,8 @@ def test_an_optimizees_loss_and_gradient_depend_on_no_other(task):
         torch.testing.assert_close([x[0] for x in alone], [x[0] for x in make(member).losses_and_grads()])
 
 
-def test_losses_can_be_differentiated_twice(task):
-    """Against central differences of the gradient along a direction."""
-    for member in task.members:
-        optimizees = make(member, indices=[0])
-        batches, theta = optimizees.next_batches(), optimizees.theta.requires_grad_()
-        (grad,) = torch.autograd.grad(member.losses(theta, batches).sum(), theta, create_graph=True)
-        direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(0), dtype=grad.dtype)
-        (curvature,) = torch.autograd.grad((grad * direction).sum(), theta)
-
-        def grad_at(step, member=member, theta=theta, direction=direction, batches=batches):
-            moved = (theta + step * direction).detach().requires_grad_()
-            return torch.autograd.grad(member.losses(moved, batches).sum(), moved)[0]
-
-        step = 1e-6
-        expected = (grad_at(step) - grad_at(-step)) / (2 * step)
-        scale = 1e-4 * float(curvature.abs().max())
-        torch.testing.assert_close(curvature, expected, rtol=1e-4, atol=scale)
-
-
 def test_the_meta_gradient_of_a_window_is_the_unrolled_graphs(task):
-    """To first and to second order."""
+    """To first and to second order, which differentiates the losses twice."""
     torch.manual_seed(1)
     rule = CoordinatewiseLSTM(hidden_size=3).double()
     for member, second_order in itertools.product(task.members, (False, True)):
