@@ -20,7 +20,7 @@ class Configurable:
         Raises:
             TypeError: An argument is not kept.
         """
-        parameters = inspect.signature(type(self)).parameters.values()
+        _, *parameters = inspect.signature(type(self).__init__).parameters.values()
         names = [parameter.name for parameter in parameters if parameter.kind not in VARIADIC]
         if lost := [name for name in names if not hasattr(self, name)]:
             raise TypeError(

@@ -54,16 +54,12 @@ def _register(name: str, schema: str, fake: Callable[..., Any]) -> Callable[...,
     return register
 
 
-def _step__fake(
-    theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
-) -> None:
-    check_step(_spec(*constants), phi, theta, inputs, state, new_state)
-
-
 @_register(
     "step_",
     "(Tensor(a!) theta, Tensor inputs, Tensor state, Tensor(b!) new_state, Tensor phi) -> ()",
-    _step__fake,
+    lambda theta, inputs, state, new_state, phi, *constants: check_step(
+        _spec(*constants), phi, theta, inputs, state, new_state
+    ),
 )
 def _step_(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, *constants: Any
