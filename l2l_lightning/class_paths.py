@@ -15,7 +15,7 @@ class Configurable:
     def config(self) -> dict[str, Any]:
         """Returns the constructor's arguments as plain values: the attributes of the same names.
 
-        A class that keeps an argument in another way overrides this.
+        Functions become their dotted paths. A class that keeps an argument in another way overrides this.
 
         Raises:
             TypeError: An argument is not kept.
@@ -27,7 +27,8 @@ class Configurable:
                 f"{type(self).__name__} does not keep its arguments {', '.join(lost)} as attributes of these "
                 "names, and so cannot be written down: keep them, or override config()"
             )
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: dotted_path(value) if callable(value) else value for name, value in values.items()}
 
 
 def class_config(instance: Configurable) -> dict[str, Any]:

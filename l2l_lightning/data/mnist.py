@@ -73,18 +73,23 @@ def _load_whole(root: Path, download: bool) -> ImageSplits:
         )
 
     def read(train: bool) -> tuple[Tensor, Tensor]:
-        kind = "training" if train else "test"
         try:
             dataset = datasets.MNIST(root, train=train)
-            _check(dataset.data, dataset.targets)
+            images, labels = dataset.data, dataset.targets
+            if (shape := tuple(images.shape[1:])) != MNIST.image_shape:
+                raise ValueError(f"images of {list(shape)} pixels instead of {list(MNIST.image_shape)}")
+            if len(images) != len(labels):
+                raise ValueError(f"{len(images)} images and {len(labels)} labels")
+            if not (labels < MNIST.num_classes).all():
+                raise ValueError(f"a label of {int(labels.max())}")
         # What torchvision's reader raises depends on which byte is wrong.
         except (RuntimeError, ValueError, TypeError, LookupError, AssertionError) as error:
             raise DataCorruptedError(
-                f"the {kind} files of MNIST in {raw} are corrupted or truncated "
+                f"the {'training' if train else 'test'} files of MNIST in {raw} are corrupted or truncated "
                 f"({str(error) or type(error).__name__}). "
                 "Delete them and fetch them again, for example with --data.download true."
             ) from error
-        return dataset.data, dataset.targets
+        return images, labels
 
     (images, labels), (test_images, test_labels) = read(train=True), read(train=False)
     source = f"MNIST at {root} ({len(labels):,} + {len(test_labels):,} images)"
@@ -98,15 +103,6 @@ def _load_whole(root: Path, download: bool) -> ImageSplits:
 
 def _missing(raw: Path) -> list[str]:
     return [name for name in MNIST_FILES if not (raw / name).is_file()]
-
-
-def _check(images: Tensor, labels: Tensor) -> None:
-    if images.shape[1:] != MNIST.image_shape:
-        raise ValueError(f"images of {list(images.shape[1:])} pixels instead of {list(MNIST.image_shape)}")
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels")
-    if not (labels < MNIST.num_classes).all():
-        raise ValueError(f"a label of {int(labels.max())}")
 
 
 def _images(images: Tensor, labels: Tensor, source: str) -> Images:

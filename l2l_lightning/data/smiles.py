@@ -63,7 +63,7 @@ def load_smiles(root: Path | None) -> ImageSplits:
 
 
 def _find(root: Path) -> tuple[str, list[Path], list[int]]:
-    """The layout's name, the images in a fixed order, and their labels."""
+    """Returns the layout's name, the images' paths in a fixed order, and their labels."""
     inner = _folders(root)
     for folder in (root, *inner) if len(inner) == 1 else (root,):
         if (folder / "labels.txt").is_file() and (folder / "files").is_dir():
@@ -88,7 +88,7 @@ def _genki_4k(folder: Path) -> tuple[list[Path], list[int]]:
             f"{labels_file} has {len(labels)} lines and {files} has {count} images: "
             "every line belongs to one image"
         )
-    paths = [files / f"file{number:04d}.jpg" for number in range(1, len(labels) + 1)]
+    paths = [files / f"file{number:04d}.jpg" for number in range(1, count + 1)]
     for number, path in enumerate(paths, start=1):
         if not path.is_file():
             raise DataCorruptedError(f"{labels_file}, line {number}: its image {path} is missing")
@@ -134,26 +134,25 @@ def _class_folders(folder: Path, classes: list[Path]) -> tuple[list[Path], list[
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders inside, by name, without what archives and file managers leave behind (__MACOSX, .git)."""
+    """Lists the folders inside by name, without what archives and file managers leave (__MACOSX, .git)."""
     return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] not in "._")
 
 
 def _image_files(folder: Path) -> list[Path]:
-    """The image files inside, by name."""
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
-    )
+    """Lists the image files inside by name."""
+    files = (path for path in folder.iterdir() if path.name[0] != ".")
+    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
 
 
 def _read_lines(path: Path) -> list[str]:
-    """A text file's lines; blank ones at its end are none."""
-    # What is not text becomes a line that is wrong, and whose number the caller gives.
+    """Reads a text file's lines, without blank ones at its end."""
+    # What is not text becomes a wrong line, whose number the caller's error gives.
     text = path.read_text(encoding="utf-8-sig", errors="replace")
     return [line.strip() for line in text.rstrip().split("\n")]
 
 
 def _read_labels(path: Path) -> list[int]:
-    """The labels of lines `smile yaw pitch roll`."""
+    """Reads the labels off lines `smile yaw pitch roll`."""
     lines = _read_lines(path)
     for number, line in enumerate(lines, start=1):
         if line.split()[:1] not in (["0"], ["1"]):
@@ -164,7 +163,7 @@ def _read_labels(path: Path) -> list[int]:
 
 
 def _read(path: Path) -> Tensor:
-    """An image as grey values [28, 28] uint8."""
+    """Reads an image as grey values, [28, 28] uint8."""
     from PIL import Image
 
     height, width = SMILES.image_shape

@@ -32,8 +32,5 @@ def split_images(images: Images) -> ImageSplits:
     # NumPy guarantees a bit generator's raw numbers for all versions to come, a permutation it does not.
     order = torch.from_numpy(np.random.PCG64(0).random_raw(len(images)).argsort(kind="stable"))
     sixth = len(images) // 6
-    return ImageSplits(
-        images.select(order[: -2 * sixth]),
-        images.select(order[-2 * sixth : -sixth]),
-        images.select(order[-sixth:]),
-    )
+    ends = (order[: -2 * sixth], order[-2 * sixth : -sixth], order[-sixth:])
+    return ImageSplits(*map(images.select, ends))

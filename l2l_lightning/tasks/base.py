@@ -108,11 +108,8 @@ class Task(Configurable, ABC):
                     "would not repeat: leave out what is random in it, such as dropout, or draw it in `batch`"
                 ) from error
             reason = str(error).partition("\n")[0].partition(". ")[0]
-            warnings.warn(
-                f"{self.describe()} cannot run under torch.func.vmap ({reason}): its optimizees are computed "
-                "one after the other, which takes longer",
-                stacklevel=2,
-            )
+            message = f"{self.describe()} cannot run under torch.func.vmap ({reason}): its optimizees are "
+            warnings.warn(f"{message}computed one after the other, which takes longer", stacklevel=2)
             return True, losses
 
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:

@@ -94,7 +94,7 @@ class ModuleTask(Task):
 
     @property
     def tensors(self) -> tuple[ParameterInfo, ...]:
-        """The module's parameters, by their names."""
+        """The module's parameters, which θ consists of, by their names."""
         return tuple(ParameterInfo(name, tuple(shape)) for name, shape in self.shapes.items())
 
     def _build(self) -> nn.Module:
@@ -163,12 +163,6 @@ class ModuleTask(Task):
                     for name, buffer in self.skeleton.named_buffers()
                 }
         return self._constants[key]
-
-    def config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, functions and classes by their dotted paths."""
-        paths = {name: dotted_path(getattr(self, name)) for name in ("module", "loss_fn")}
-        sample = None if self.sample is None else dotted_path(self.sample)
-        return super().config() | paths | {"sample": sample}
 
 
 def _reset_parameters(module: nn.Module) -> None:

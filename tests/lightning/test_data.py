@@ -195,7 +195,7 @@ def test_the_splits_of_the_digits_are_the_same_everywhere():
 
 def test_digits_without_scikit_learn_name_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DataNotFoundError, match=r"'digits' comes with scikit-learn.*pip inst scikit-learn"):
+    with pytest.raises(DataNotFoundError, match=r"comes with scikit-learn.*pip install scikit-learn"):
         load_images("digits")
 
 
