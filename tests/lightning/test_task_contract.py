@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -86,6 +87,7 @@ def test_draws_are_the_generators_and_of_one_shape(task):
         assert torch.equal(torch.get_rng_state(), before)
         assert (theta.shape, theta.dtype) == ((member.num_coordinates,), torch.float32)
         assert (theta.device.type, theta.requires_grad) == ("cpu", False)
+        assert sum(math.prod(tensor.shape) for tensor in member.tensors) == member.num_coordinates
         batches += drawn(member, torch.Generator().manual_seed(2))[2]
         shapes = [[(leaf.shape, leaf.dtype, leaf.device) for leaf in tree_leaves(b)] for b in batches]
         assert all(shape == shapes[0] for shape in shapes)
