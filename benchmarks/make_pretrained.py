@@ -18,8 +18,8 @@ import torch
 
 from l2l_lightning import LearnedOptimizer, Optimizees, pretrained, run_rule
 from l2l_lightning.class_paths import class_config
-from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, final_losses
-from l2l_lightning.comparison.compare import Interval
+from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline
+from l2l_lightning.comparison.statistics import Interval, final_losses
 from l2l_lightning.data import load_images
 from l2l_lightning.files import write_json
 from l2l_lightning.provenance import commit

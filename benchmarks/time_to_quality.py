@@ -25,7 +25,8 @@ from pathlib import Path
 import torch
 from measuring import origin, start_table, write_json
 
-from l2l_lightning.comparison.baselines import BASELINES, run_baseline, tune
+from l2l_lightning.comparison.baselines import BASELINES, run_baseline
+from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.data import load_images
 from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
@@ -111,12 +112,12 @@ def main() -> None:
     adam = tune(
         task,
         validation,
-        horizon,
+        [horizon],
         seed,
         num_optimizees=args.optimizees,
         baselines=[BASELINES["adam"]],
         device=device,
-    )["adam"]
+    )[horizon]["adam"]
     adam_losses = run_baseline(
         adam.baseline, adam.learning_rate, validation_optimizees(), horizon, setting=adam.setting
     )

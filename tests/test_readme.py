@@ -11,7 +11,7 @@ from PIL import Image
 
 from l2l_lightning import ComparisonSettings
 from l2l_lightning.cli import main
-from l2l_lightning.comparison.compare import Interval
+from l2l_lightning.comparison.statistics import Interval
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
-from l2l_lightning.comparison.baselines import (
-    FINAL_STEPS,
-    Setting,
-    TunedBaseline,
+from l2l_lightning.comparison.baselines import Setting, TunedBaseline, run_baseline
+from l2l_lightning.comparison.statistics import (
+    Interval,
+    Lead,
+    final_loss,
     final_losses,
-    run_baseline,
-    setting_text,
+    lead,
+    paired_difference,
+    sum_losses,
+    summary,
 )
-from l2l_lightning.files import write_atomically, write_json
 from l2l_lightning.provenance import commit, device_name, versions
 from l2l_lightning.rollout.optimizees import Optimizees
 
@@ -33,73 +30,13 @@ LEARNED = "learned"
 """The learned optimizer's name: what the others are compared with."""
 
 Measure = Literal["final_loss", "sum_loss"]
-Lead = Literal["clear", "paired", "none"]
-VALUES: dict[Measure, str] = {"final_loss": "final_losses", "sum_loss": "sum_losses"}
-"""Where a Result keeps a measure's value of every optimizee."""
-
-
-@functools.cache
-def student_t_quantile(degrees_of_freedom: int) -> float:
-    """The t that a Student variable stays within, on either side of 0, with probability 0.95.
-
-    Example:
-        >>> [round(student_t_quantile(n), 3) for n in (1, 2, 19)]
-        [12.706, 4.303, 2.093]
-    """
-    from scipy.special import stdtrit  # here: few need it, and it takes long to import
-
-    return float(stdtrit(degrees_of_freedom, 0.975))
-
-
-def mean_and_half_width(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean over the last axis and its 95% interval's half width t·s/√K: [..., K] to two of [...].
-
-    Nothing is dropped: where a value is not finite neither are the mean and the half width. One value has
-    no interval: its half width is NaN.
-    """
-    number = values.shape[-1]
-    mean = values.mean(dim=-1)
-    if number == 1:
-        return mean, torch.full_like(mean, math.nan)
-    return mean, values.std(dim=-1) * (student_t_quantile(number - 1) / math.sqrt(number))
-
-
-class Interval(NamedTuple):
-    """A mean over optimizees with its 95% interval (Student's t)."""
-
-    mean: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Tensor) -> Interval:
-        """The mean of K values [K], and where it lies with 95% confidence."""
-        mean, half = (float(x) for x in mean_and_half_width(values))
-        return cls(mean, mean - half, mean + half)
-
-    def as_json(self) -> dict[str, Any]:
-        """{"mean", "ci95": [low, high]}; null for what is not finite."""
-        mean, low, high = (x if math.isfinite(x) else None for x in self)
-        return {"mean": mean, "ci95": [low, high]}
-
-    def __str__(self) -> str:
-        """To the half width's second digit, as what follows it is noise: "0.358 ± 0.012"."""
-        half = self.high - self.mean
-        if not math.isfinite(self.mean):
-            return "not finite"
-        if not math.isfinite(half):
-            return f"{self.mean:.4g}"
-        if not 1e-6 < half < 1e6:
-            return f"{self.mean:.3g} ± {half:.2g}"
-        decimals = max(0, 1 - math.floor(math.log10(half)))
-        return f"{self.mean:.{decimals}f} ± {half:.{decimals}f}"
+MEASURES: dict[Measure, Callable[[Tensor], Tensor]] = {"final_loss": final_losses, "sum_loss": sum_losses}
+"""What optimizers are compared by: losses [T, K] to a value of each optimizee, [K]."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An optimizer to compare: `run(optimizees, horizon)` gives the losses [horizon, K], f_t(θ_t) in row t.
-
-    `run` takes one minibatch a step from the optimizees, so that all contenders see the same ones.
+    """An optimizer to compare.
 
     Example:
         >>> Contender("learned", lambda optimizees, horizon: run_rule(rule, optimizees, horizon)).name
@@ -108,13 +45,16 @@ class Contender:
 
     name: str
     run: Callable[[Optimizees, int], Tensor]
+    """(K optimizees, horizon) to the losses [horizon, K], f_t(θ_t) in row t.
+
+    It takes one minibatch a step from the optimizees, so that all contenders see the same ones."""
     learning_rate: float | None = None
     setting: Setting = field(default_factory=dict)
-    """Its other hyperparameters, where they are not its default."""
+    """The hyperparameters that are not the optimizer's default, besides the learning rate."""
 
 
 def baseline_contender(tuned: TunedBaseline, name: str | None = None) -> Contender:
-    """A baseline at its tuned learning rate and setting, under its own name or another one.
+    """Returns a baseline at its tuned learning rate and setting, under its own name or another one.
 
     Example:
         >>> from l2l_lightning.comparison.baselines import default_baselines
@@ -127,43 +67,14 @@ def baseline_contender(tuned: TunedBaseline, name: str | None = None) -> Contend
 
 @dataclass(frozen=True)
 class Result:
-    """What one optimizer did to the K optimizees."""
+    """The losses of one optimizer on the K optimizees, and what it ran with."""
 
     losses: Tensor
-    """[horizon, K] float64 on the CPU."""
+    """f_t(θ_t), [horizon, K] float64 on the CPU."""
     seconds: float
     """Wall-clock of the whole rollout, all K optimizees side by side, losses and gradients included."""
     learning_rate: float | None
     setting: Setting = field(default_factory=dict)
-
-    @property
-    def final_losses(self) -> Tensor:
-        """Mean of each optimizee's last min(10, horizon) losses, [K]."""
-        return final_losses(self.losses)
-
-    @property
-    def sum_losses(self) -> Tensor:
-        """Sum of each optimizee's losses, [K]."""
-        return self.losses.sum(dim=0)
-
-    @property
-    def final_loss(self) -> Interval:
-        """The final loss over optimizees."""
-        return Interval.of(self.final_losses)
-
-    @property
-    def sum_loss(self) -> Interval:
-        """The sum of a rollout's losses, over optimizees."""
-        return Interval.of(self.sum_losses)
-
-    @property
-    def diverged(self) -> int:
-        """How many optimizees met a loss that is not finite, or end higher than they began.
-
-        They are counted and never dropped: one loss that is not finite leaves the means undefined.
-        """
-        finite = self.losses.isfinite().all(dim=0)
-        return int((~finite | (self.final_losses > self.losses[0])).sum())
 
 
 @dataclass(frozen=True)
@@ -182,35 +93,23 @@ class Comparison:
     @property
     def ranking(self) -> list[str]:
         """The optimizers' names by mean final loss, the best first; those without one last."""
-
-        def key(name: str) -> float:
-            mean = self.results[name].final_loss.mean
-            return mean if math.isfinite(mean) else math.inf
-
-        return sorted(self.results, key=key)
+        means = {name: final_loss(result.losses).mean for name, result in self.results.items()}
+        return sorted(means, key=lambda name: means[name] if math.isfinite(means[name]) else math.inf)
 
     def difference(self, name: str, measure: Measure = "final_loss") -> Interval:
-        """The learned optimizer's final or summed loss minus another's, optimizee by optimizee.
-
-        Negative is ahead. Pairing removes what the optimizees share, so this interval is narrower than the
-        two of the losses.
-        """
-        learned, other = (getattr(self.results[n], VALUES[measure]) for n in (LEARNED, name))
-        return Interval.of(learned - other)
+        """Returns the paired difference learned − other of a measure; negative where learned is ahead."""
+        return paired_difference(*self._pair(name, measure))
 
     def lead(self, name: str, measure: Measure = "final_loss") -> Lead:
-        """How clearly the learned optimizer is ahead of another.
+        """Says how clearly the learned optimizer is ahead of another one, as `statistics.lead`."""
+        return lead(*self._pair(name, measure))
 
-        "clear": its interval lies wholly below the other's; "paired": the two overlap, but the paired
-        difference's interval lies below 0; "none": neither.
-        """
-        learned, other = (getattr(self.results[n], measure) for n in (LEARNED, name))
-        if learned.high < other.low:
-            return "clear"
-        return "paired" if self.difference(name, measure).high < 0 else "none"
+    def _pair(self, name: str, measure: Measure) -> tuple[Tensor, Tensor]:
+        learned, other = (MEASURES[measure](self.results[n].losses) for n in (LEARNED, name))
+        return learned, other
 
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds."""
+        """Returns what summary.json holds."""
         return {
             "task": self.task,
             "horizon": self.horizon,
@@ -223,9 +122,7 @@ class Comparison:
             "versions": versions(),
             "optimizers": {
                 name: {
-                    "final_loss": result.final_loss.as_json(),
-                    "sum_loss": result.sum_loss.as_json(),
-                    "diverged": result.diverged,
+                    **summary(result.losses),
                     "learning_rate": result.learning_rate,
                     "setting": result.setting,
                     "seconds": result.seconds,
@@ -246,7 +143,7 @@ def compare(
 
     Args:
         contenders: The optimizers; the learned one is named "learned".
-        make_optimizees: Fresh optimizees, the same at every call: same θ0, same minibatches to come.
+        make_optimizees: Returns fresh optimizees, with the same θ0 and minibatches to come at every call.
         horizon: Steps per rollout.
         seed: What the optimizees were derived from, for the record.
 
@@ -256,11 +153,14 @@ def compare(
             paired: two contenders met another θ0 or another first minibatch.
 
     Example:
-        >>> make = functools.partial(Optimizees, task, images, 0, "test", range(20))  # doctest: +SKIP
-        >>> learned = Contender("learned", functools.partial(run_rule, rule))  # doctest: +SKIP
-        >>> baselines = [baseline_contender(t) for t in tuned.values()]  # doctest: +SKIP
-        >>> comparison = compare([learned, *baselines], make, horizon=100, seed=0)  # doctest: +SKIP
-        >>> write_comparison(comparison, Path("runs/mnist"))  # doctest: +SKIP
+        >>> from l2l_lightning import CoordinatewiseLSTM, Quadratic, run_rule
+        >>> from l2l_lightning.comparison.baselines import default_baselines
+        >>> make_optimizees = functools.partial(Optimizees, Quadratic(dim=2), None, 0, "test", range(5))
+        >>> learned = Contender("learned", functools.partial(run_rule, CoordinatewiseLSTM()))
+        >>> adam = baseline_contender(default_baselines()["adam"])
+        >>> comparison = compare([learned, adam], make_optimizees, horizon=3, seed=0)
+        >>> comparison.results["adam"].losses.shape
+        torch.Size([3, 5])
     """
     names = [contender.name for contender in contenders]
     if not names:
@@ -303,7 +203,7 @@ def compare(
 
 
 def _timed(contender: Contender, optimizees: Optimizees, horizon: int) -> tuple[Tensor, float]:
-    """Losses as float64 on the CPU, and the seconds until the device had finished."""
+    """Returns losses as float64 on the CPU, and the seconds until the device had finished."""
     on_accelerator = optimizees.device.type != "cpu"
     if on_accelerator:
         torch.accelerator.synchronize(optimizees.device)
@@ -312,91 +212,3 @@ def _timed(contender: Contender, optimizees: Optimizees, horizon: int) -> tuple[
     if on_accelerator:
         torch.accelerator.synchronize(optimizees.device)
     return losses.detach().double().cpu(), time.perf_counter() - start
-
-
-def write_comparison(comparison: Comparison, folder: Path | str) -> None:
-    """Writes curves.csv, curves.png and summary.json into a folder, each atomically.
-
-    curves.csv has the columns task, optimizer, seed, step, loss; seed is the optimizee's index, and a loss
-    that is not finite reads nan or inf. In summary.json such numbers are null.
-    """
-    folder = Path(folder)
-    write_atomically(folder / "curves.csv", _csv(comparison))
-    write_atomically(folder / "curves.png", _picture(comparison))
-    write_json(folder / "summary.json", comparison.summary())
-
-
-def _csv(comparison: Comparison) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["task", "optimizer", "seed", "step", "loss"])
-    for name, result in comparison.results.items():
-        for index, losses in enumerate(result.losses.T.tolist()):
-            # Nine digits tell every float32 from its neighbours.
-            writer.writerows(
-                [comparison.task, name, index, t, f"{loss:.9g}"] for t, loss in enumerate(losses)
-            )
-    return buffer.getvalue()
-
-
-def _picture(comparison: Comparison) -> bytes:
-    # Imported where it is needed: matplotlib takes long to load, and a comparison does without it.
-    from l2l_lightning.comparison.plots import Curve, curves_figure, png
-
-    curves = []
-    for name, result in comparison.results.items():
-        mean, half = mean_and_half_width(result.losses)
-        label = f"{name}  {result.final_loss}"
-        if result.diverged:
-            label += f"  ({result.diverged}/{comparison.num_optimizees} diverged)"
-        curves.append(
-            Curve(
-                label=label,
-                mean=mean.numpy(),
-                low=(mean - half).numpy(),
-                high=(mean + half).numpy(),
-                final=result.final_loss.mean,
-                highlight=name == LEARNED,
-            )
-        )
-    title = f"{comparison.task}\nmean of {comparison.num_optimizees} optimizees, with its 95% interval"
-    legend_title = f"final loss (mean of last {min(FINAL_STEPS, comparison.horizon)})"
-    return png(curves_figure(curves, title, legend_title))
-
-
-def comparison_table(comparison: Comparison) -> Table:
-    """One row per optimizer, by final loss.
-
-    "learned − it" is the paired difference of the final losses; "lead" says how clearly the learned optimizer
-    is ahead (see Comparison.lead) in the final loss, then in the sum. "setting" says which other
-    hyperparameters are not the default; without any there is no such column.
-    """
-    with_learned = LEARNED in comparison.results
-    with_settings = any(result.setting for result in comparison.results.values())
-    title = f"{comparison.task}, {comparison.horizon} steps, {comparison.num_optimizees} optimizees"
-    table = Table(title=escape(title))
-    table.add_column("optimizer")
-    for column in ("final loss", "sum of losses", "diverged", "learning rate"):
-        table.add_column(column, justify="right")
-    if with_settings:
-        table.add_column("setting")
-    table.add_column("seconds", justify="right")
-    if with_learned:
-        table.add_column("learned − it", justify="right")
-        table.add_column("lead")
-    for name in comparison.ranking:
-        result = comparison.results[name]
-        row = [
-            escape(name),
-            str(result.final_loss),
-            str(result.sum_loss),
-            str(result.diverged),
-            "" if result.learning_rate is None else f"{result.learning_rate:g}",
-            *([setting_text(result.setting)] if with_settings else []),
-            f"{result.seconds:.2f}",
-        ]
-        if with_learned and name != LEARNED:
-            leads = (comparison.lead(name, measure) for measure in VALUES)
-            row += [str(comparison.difference(name)), " / ".join(leads)]
-        table.add_row(*row, style="bold" if name == LEARNED else None)
-    return table

@@ -17,8 +17,8 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from l2l_lightning.comparison.compare import Interval, mean_and_half_width
 from l2l_lightning.comparison.plots import Curve, curves_figure, png
+from l2l_lightning.comparison.statistics import Interval, mean_and_half_width
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting
 from l2l_lightning.examples.problem import Problem
 from l2l_lightning.examples.training import Run

@@ -27,8 +27,8 @@ from l2l_lightning.comparison.baselines import (
     TunedBaseline,
     default_baselines,
     run_baseline,
-    tune_horizons,
 )
+from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.errors import CommandLineError, WeightsError
 from l2l_lightning.files import write_atomically
@@ -218,7 +218,7 @@ class Bench:
             report(fraction, f"tuning {name}: learning rate {rate:g} gives {score:.3g}")
 
         splits = self.splits(request.task.dataset)
-        return tune_horizons(
+        return tune(
             request.task,
             None if splits is None else splits.validation,
             request.horizons,

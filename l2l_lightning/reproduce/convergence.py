@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from l2l_lightning.comparison.baselines import BASELINES, setting_text
-from l2l_lightning.comparison.compare import Interval
 from l2l_lightning.comparison.plots import curves_figure, png
+from l2l_lightning.comparison.statistics import Interval
 from l2l_lightning.reproduce.bench import Bench, Request, Run, Train, Tune
 from l2l_lightning.reproduce.experiment import (
     Experiment,

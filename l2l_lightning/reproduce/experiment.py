@@ -13,9 +13,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from l2l_lightning.comparison.baselines import final_losses
-from l2l_lightning.comparison.compare import Interval, mean_and_half_width
 from l2l_lightning.comparison.plots import Curve
+from l2l_lightning.comparison.statistics import Interval, final_losses, mean_and_half_width
 from l2l_lightning.reproduce.bench import Bench, Request
 from l2l_lightning.reproduce.training import Report
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from l2l_lightning.comparison.compare import Interval
 from l2l_lightning.comparison.plots import heatmap_figure, png
+from l2l_lightning.comparison.statistics import Interval
 from l2l_lightning.reproduce.bench import Bench, Request, Run, Train
 from l2l_lightning.reproduce.experiment import (
     Experiment,

@@ -24,7 +24,7 @@ from torchmetrics import MeanMetric
 
 from l2l_lightning.checks import check_choice, check_positive, check_switches, check_whole_numbers
 from l2l_lightning.class_paths import class_config, from_class_config
-from l2l_lightning.comparison.baselines import final_losses
+from l2l_lightning.comparison.statistics import final_losses
 from l2l_lightning.errors import CheckpointError, CheckpointMismatchError
 from l2l_lightning.pretrained import load
 from l2l_lightning.rollout.buffers import Workspace

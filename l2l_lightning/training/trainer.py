@@ -14,16 +14,16 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
-from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text, tune
+from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text
 from l2l_lightning.comparison.compare import (
     LEARNED,
     Comparison,
     Contender,
     baseline_contender,
     compare,
-    comparison_table,
-    write_comparison,
 )
+from l2l_lightning.comparison.report import comparison_table, write_comparison
+from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tasks.base import Task
@@ -94,17 +94,18 @@ class MetaTrainer(Trainer):
             def report(name: str, rate: float, score: float) -> None:
                 progress.update(bar, description=f"Tuning {name}: learning rate {rate:g} gives {score:.4g}")
 
+            horizon = comparison.horizon or model.horizon
             tuned = tune(
                 task,
                 datamodule.images("validation", self.strategy.root_device),
-                comparison.horizon or model.horizon,
+                [horizon],
                 model.seed,
                 num_optimizees=comparison.num_tuning_optimizees,
                 baselines=[BASELINES[name] for name in comparison.baselines],
                 cache_dir=tuning_dir or Path(self.default_root_dir) / "tuning",
                 device=self.strategy.root_device,
                 progress=report,
-            )
+            )[horizon]
         _console().print(tuning_table(tuned.values(), task.describe()))
         return tuned
 

@@ -28,8 +28,8 @@ from l2l_lightning import (
     pretrained,
     run_rule,
 )
-from l2l_lightning.comparison.baselines import tune
 from l2l_lightning.comparison.compare import Contender, compare
+from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.data import DataNotFoundError, load_images
 from l2l_lightning.rollout.cuda_graphs import CaptureError
 from l2l_lightning.training.callbacks import CollapseGuard
@@ -314,7 +314,7 @@ PYTHON = [
     (lambda: trainer().compare(learner(), MetaData(), ckpt_path="/a.ckpt"), CheckpointError, "no checkpoint"),
     (lambda: compare([], optimizees, 5, seed=0), ValueError, "contenders must hold at least one"),
     (lambda: compare([learned()], optimizees, 0, seed=0), ValueError, "horizon must be at least 1"),
-    (lambda: tune(SQUARE, None, 5, 0, num_optimizees=0), ValueError, "at least one optimizee"),
+    (lambda: tune(SQUARE, None, [5], 0, num_optimizees=0), ValueError, "at least one optimizee"),
     (lambda: CollapseGuard(action="x"), ValueError, r"collapse\.action must be one of restart, stop"),
     (lambda: LatestCheckpoint(1.5), TypeError, r"latest\.every_n_meta_steps must be a whole number"),
     (lambda: pretrained.save(make_rule(), "rule.pt"), ValueError, r"path must end in \.safetensors"),

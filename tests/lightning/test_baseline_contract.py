@@ -13,11 +13,11 @@ from l2l_lightning.comparison.baselines import (
     BASELINES,
     TunedBaseline,
     default_baselines,
-    final_losses,
     preferred_number,
     run_baseline,
-    tune,
 )
+from l2l_lightning.comparison.statistics import final_losses
+from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.rollout.optimizees import Optimizees
 
 
@@ -137,7 +137,7 @@ def test_grids_are_wide_and_log_spaced():
 
 def test_a_search_scores_what_it_says_and_takes_the_best(name):
     baseline, task, horizon = BASELINES[name], QuickBowl((0.3, 2.0, 90.0), noise=0.1), 12
-    tuned = tune(task, None, horizon, 0, num_optimizees=2, baselines=[baseline])[name]
+    tuned = tune(task, None, [horizon], 0, num_optimizees=2, baselines=[baseline])[horizon][name]
     for setting, rate, loss in tuned.trials:
         tuning = Optimizees(task, None, 0, "tuning", range(2))
         expected = float(final_losses(run_baseline(baseline, rate, tuning, horizon, setting=setting)).mean())

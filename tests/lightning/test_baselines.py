@@ -6,7 +6,6 @@ import pytest
 import torch
 from bowls import Bowl, QuickBowl
 
-from l2l_lightning.comparison import baselines
 from l2l_lightning.comparison.baselines import (
     BASELINES,
     Alternative,
@@ -15,17 +14,22 @@ from l2l_lightning.comparison.baselines import (
     TunedBaseline,
     decades,
     default_baselines,
-    final_losses,
     preferred_number,
     run_baseline,
-    tune,
-    tune_horizons,
 )
+from l2l_lightning.comparison.statistics import final_losses
+from l2l_lightning.comparison.tuning import MAX_EXTENSIONS, tune
+from l2l_lightning.errors import TaskError
 from l2l_lightning.rollout.optimizees import Optimizees
 
 SGD = BASELINES["sgd"]
 MOMENTUM = BASELINES["momentum"]
 ADAM = BASELINES["adam"]
+
+
+def tuned_one(task, horizon, baseline=SGD, num_optimizees=2, **settings):
+    settings |= {"num_optimizees": num_optimizees, "baselines": [baseline]}
+    return tune(task, None, [horizon], 0, **settings)[horizon][baseline.name]
 
 
 class Slope(Bowl):
@@ -59,7 +63,7 @@ def test_final_loss_is_the_mean_of_the_last_ten():
     ids=["inside the grid", "above the grid", "below the grid"],
 )
 def test_finds_the_inverse_of_the_curvature(curvature, best):
-    tuned = tune(Bowl((curvature,)), None, 6, 0, num_optimizees=2, baselines=[SGD])["sgd"]
+    tuned = tuned_one(Bowl((curvature,)), 6)
     assert tuned.learning_rate == best
     assert not tuned.at_edge
     rates = list(tuned.scores)
@@ -68,14 +72,14 @@ def test_finds_the_inverse_of_the_curvature(curvature, best):
 
 
 def test_extension_is_bounded():
-    tuned = tune(Slope(), None, 3, 0, num_optimizees=1, baselines=[SGD])["sgd"]
+    tuned = tuned_one(Slope(), 3, num_optimizees=1)
     assert tuned.at_edge
-    assert len(tuned.scores) == len(SGD.grid) + baselines.MAX_EXTENSIONS
+    assert len(tuned.scores) == len(SGD.grid) + MAX_EXTENSIONS
     assert tuned.learning_rate == 1e6
 
 
 def test_one_diverged_optimizee_makes_the_score_infinite():
-    scores = tune(Bowl((1e4,)), None, 60, 0, num_optimizees=2, baselines=[SGD])["sgd"].scores
+    scores = tuned_one(Bowl((1e4,)), 60).scores
     assert scores[100.0] == math.inf
     assert scores[1e-4] < 1e-6
 
@@ -85,8 +89,8 @@ def test_says_when_every_learning_rate_diverges():
         def loss(self, theta, batch):
             return theta.sum() * math.nan
 
-    with pytest.raises(RuntimeError, match=r"sgd diverged at every learning rate .* θ0"):
-        tune(Broken(), None, 3, 0, num_optimizees=1, baselines=[SGD])
+    with pytest.raises(TaskError, match=r"sgd diverged at every learning rate .* θ0"):
+        tuned_one(Broken(), 3, num_optimizees=1)
 
 
 def heavy_ball_loss(curvature, theta0, learning_rate, momentum, horizon):
@@ -121,9 +125,7 @@ def test_chooses_the_momentum_that_the_theory_wants(condition, horizon, momentum
             for rate in rates
         }
     best = min((key for key in losses if math.isfinite(losses[key])), key=losses.get)
-    tuned = tune(task, None, horizon, 0, num_optimizees=2, baselines=[MOMENTUM], dtype=torch.float64)[
-        "momentum"
-    ]
+    tuned = tuned_one(task, horizon, MOMENTUM, dtype=torch.float64)
     assert (tuned.setting.get("momentum", 0.9), tuned.learning_rate) == best
     assert min(tuned.scores.values()) == pytest.approx(losses[best], rel=1e-4)
     theory = ((condition**0.5 - 1) / (condition**0.5 + 1)) ** 2
@@ -134,7 +136,7 @@ def test_the_default_setting_wins_a_draw():
     same = Baseline(
         "same", lambda p, lr, factor=1.0: torch.optim.SGD(p, lr), SGD.grid, (Alternative({"factor": 2.0}),)
     )
-    tuned = tune(Bowl((2.0,)), None, 4, 0, num_optimizees=2, baselines=[same])["same"]
+    tuned = tuned_one(Bowl((2.0,)), 4, same)
     assert tuned.setting == {}
     assert len({trial.final_loss for trial in tuned.trials if trial.learning_rate == 0.5}) == 1
 
@@ -146,9 +148,9 @@ def test_several_horizons_are_several_searches(task):
     """The steep one diverges at most rates, at some after the shorter horizons' ends."""
     runs = []
     settings = {"num_optimizees": 2, "baselines": [SGD, MOMENTUM, ADAM]}
-    several = tune_horizons(task, None, [15, 3, 40], 0, progress=lambda *run: runs.append(run), **settings)
+    several = tune(task, None, [15, 3, 40], 0, progress=lambda *run: runs.append(run), **settings)
     assert list(several) == [15, 3, 40]
-    alone = {horizon: tune(task, None, horizon, 0, **settings) for horizon in several}
+    alone = {horizon: tune(task, None, [horizon], 0, **settings)[horizon] for horizon in several}
     assert several == alone
     tried = {
         (name, *trial.setting.items(), trial.learning_rate)
@@ -161,14 +163,14 @@ def test_several_horizons_are_several_searches(task):
 
 
 def test_a_rate_that_diverges_later_counts_for_the_shorter_horizon():
-    several = tune_horizons(Bowl((1e4,)), None, [2, 60], 0, num_optimizees=2, baselines=[SGD])
+    several = tune(Bowl((1e4,)), None, [2, 60], 0, num_optimizees=2, baselines=[SGD])
     assert math.isfinite(several[2]["sgd"].scores[1.0])
     assert several[60]["sgd"].scores[1.0] == math.inf
 
 
 def test_refuses_a_horizon_of_no_steps():
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        tune_horizons(Bowl(), None, [5, 0], 0)
+        tune(Bowl(), None, [5, 0], 0)
 
 
 def test_pytorchs_own_learning_rates():
@@ -188,43 +190,46 @@ def test_json_round_trip():
     assert TunedBaseline(MOMENTUM, 0.1, {}, trials).scores == {0.1: 2.5, 0.2: math.inf}
 
 
-def test_json_is_read_strictly():
-    tuned = TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, (Trial({"momentum": 0.95}, 0.05, 1.0),))
-    for change, message in [
+TRIAL = {"setting": {"momentum": 0.95}, "learning_rate": 0.05, "final_loss": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
         ({"baseline": "lbfgs"}, "unknown baseline 'lbfgs': choose from sgd, momentum"),
-        ({"comment": "mine"}, "expected the keys baseline, learning_rate, setting, scores"),
-        (
-            {"setting": {"beta": 0.5}},
-            "momentum at learning rate 0.05 and setting {'beta': 0.5} is not possible",
-        ),
-        ({"setting": {"momentum": -1.0}}, "Invalid momentum value"),
-        ({"setting": {"momentum": "0.9"}}, "'0.9' is not a finite number"),
-        ({"setting": None}, "not possible"),
-        ({"learning_rate": 0.0}, "a learning rate is positive"),
-        ({"learning_rate": math.nan}, "nan is not a finite number"),
-        ({"learning_rate": None}, "None is not a finite number"),
-        ({"scores": None}, "not a list"),
         ({"baseline": ["sgd"]}, "unknown baseline"),
-        ({"learning_rate": 0.1}, "not the best of its scores"),
-        ({"setting": {}}, "not the best of its scores"),
+        ({"comment": "mine"}, "keys or numbers that a tuned baseline has not"),
+        ({"setting": {"beta": 0.5}}, "no tuned baseline: .*beta"),
+        ({"setting": {"momentum": -1.0}}, "Invalid momentum value"),
+        ({"setting": {"momentum": "0.9"}}, "no tuned baseline"),
+        ({"setting": {"momentum": math.nan}}, "cannot run at 0.05, {'momentum': nan}"),
+        ({"setting": None}, "no tuned baseline"),
+        ({"setting": {}}, "not among its scores"),
+        ({"learning_rate": 0.0}, "momentum cannot run at 0.0"),
+        ({"learning_rate": math.nan}, "momentum cannot run at nan"),
+        ({"learning_rate": None}, "no tuned baseline"),
+        ({"learning_rate": 0.1}, "not among its scores"),
+        ({"scores": None}, "no tuned baseline"),
+        ({"scores": [{"learning_rate": 0.05, "final_loss": 1.0}]}, "no tuned baseline: .*setting"),
+        ({"scores": [TRIAL | {"final_loss": math.nan}]}, "keys or numbers"),
         (
-            {"scores": [{"learning_rate": 0.05, "final_loss": 1.0}]},
-            "expected the keys setting, learning_rate",
+            {"scores": [TRIAL, TRIAL | {"learning_rate": 0.1, "final_loss": 0.5}]},
+            "not the best of its scores",
         ),
-        (
-            {"scores": [{"setting": {"momentum": 0.95}, "learning_rate": 0.05, "final_loss": math.nan}]},
-            "nan is not",
-        ),
-    ]:
-        with pytest.raises(ValueError, match=message):
-            TunedBaseline.from_json(tuned.as_json() | change)
+    ],
+)
+def test_json_is_read_strictly(change, message):
+    tuned = TunedBaseline(MOMENTUM, 0.05, {"momentum": 0.95}, (Trial(**TRIAL),))
+    with pytest.raises(ValueError, match=message):
+        TunedBaseline.from_json(tuned.as_json() | change)
 
 
-def test_json_without_a_key_is_refused():
+@pytest.mark.parametrize("key", ["baseline", "learning_rate", "setting", "scores"])
+def test_json_without_a_key_is_refused(key):
     content = TunedBaseline(SGD, 0.1).as_json()
-    for key in content:
-        with pytest.raises(ValueError, match="expected the keys"):
-            TunedBaseline.from_json({k: value for k, value in content.items() if k != key})
+    del content[key]
+    with pytest.raises(ValueError, match=f"no tuned baseline: .*{key}"):
+        TunedBaseline.from_json(content)
 
 
 class Search:
@@ -237,8 +242,8 @@ class Search:
         settings = {"num_optimizees": 2, "baselines": [SGD], "cache_dir": self.folder} | changes
         self.task = task or Bowl((2.0,))
         self.scored = 0
-        tuned = tune(self.task, None, horizon, seed, progress=self.count, **settings)
-        return next(iter(tuned.values()))
+        tuned = tune(self.task, None, [horizon], seed, progress=self.count, **settings)
+        return next(iter(tuned[horizon].values()))
 
     def count(self, name, learning_rate, score):
         self.scored += 1
@@ -289,9 +294,7 @@ def test_a_kept_setting_comes_back(search):
 
 def test_only_the_horizons_that_are_not_kept_are_run(search):
     known = search(horizon=8)
-    several = tune_horizons(
-        search.task, None, [4, 8], 0, num_optimizees=2, baselines=[SGD], cache_dir=search.folder
-    )
+    several = tune(search.task, None, [4, 8], 0, num_optimizees=2, baselines=[SGD], cache_dir=search.folder)
     assert several[8]["sgd"] == known
     assert several[4]["sgd"] == search(horizon=4)
     assert search.scored == 0

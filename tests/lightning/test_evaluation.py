@@ -10,17 +10,16 @@ from rich.console import Console
 
 from l2l_lightning import files, provenance
 from l2l_lightning.comparison.baselines import BASELINES, Trial, TunedBaseline, run_baseline
-from l2l_lightning.comparison.compare import (
-    Comparison,
-    Contender,
+from l2l_lightning.comparison.compare import Comparison, Contender, Result, baseline_contender, compare
+from l2l_lightning.comparison.report import comparison_table, write_comparison
+from l2l_lightning.comparison.statistics import (
     Interval,
-    Result,
-    baseline_contender,
-    compare,
-    comparison_table,
+    diverged,
+    final_loss,
+    final_losses,
     mean_and_half_width,
     student_t_quantile,
-    write_comparison,
+    sum_loss,
 )
 from l2l_lightning.data.images import Images
 from l2l_lightning.rollout.optimizees import Optimizees
@@ -195,20 +194,19 @@ def test_diverged_are_counted_and_not_dropped():
     blows_up = torch.where(torch.arange(20) < 15, falls, math.inf)
     recovers = torch.where(torch.arange(20) == 2, math.nan, falls)
     losses = torch.stack([falls, rises, blows_up, recovers, falls], dim=1).double()
-    result = Result(losses, 1.0, None)
-    assert result.diverged == 3
-    assert not math.isfinite(result.final_loss.mean)
-    assert not math.isfinite(result.sum_loss.mean)
-    assert Result(losses[:, :2], 1.0, None).diverged == 1
-    assert Result(losses[:, :2], 1.0, None).final_loss.mean == pytest.approx(2.0)
+    assert diverged(losses) == 3
+    assert not math.isfinite(final_loss(losses).mean)
+    assert not math.isfinite(sum_loss(losses).mean)
+    assert diverged(losses[:, :2]) == 1
+    assert final_loss(losses[:, :2]).mean == pytest.approx(2.0)
 
 
 def test_ranking_and_differences(comparison):
     assert comparison.ranking == ["learned", "slow", "lost"]
-    assert comparison.results["lost"].diverged == 5
+    assert diverged(comparison.results["lost"].losses) == 5
     assert comparison.lead("slow") == "clear"
     assert comparison.lead("lost") == "none"  # nothing can be said of a mean that does not exist
-    learned, slow = (comparison.results[name].final_losses for name in ("learned", "slow"))
+    learned, slow = (final_losses(comparison.results[name].losses) for name in ("learned", "slow"))
     assert comparison.difference("slow") == Interval.of(learned - slow)
     assert comparison.difference("slow").high < 0
     sums = [comparison.results[name].losses.sum(0) for name in ("learned", "slow")]

@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from l2l_lightning import LearnedOptimizer
 from l2l_lightning.cli import CommandLineError, main
-from l2l_lightning.comparison.compare import Interval
+from l2l_lightning.comparison.statistics import Interval
 from l2l_lightning.data import load_images
 from l2l_lightning.examples import comparison, resnet
 from l2l_lightning.examples.module import ADAMW, OptimizerSetting

@@ -62,7 +62,7 @@ def test_the_core_does_without_lightning():
     assert_runs(
         """
         from l2l_lightning import CoordinatewiseLSTM, MNISTMLP, Optimizees, Quadratic, Rollout, run_rule
-        import l2l_lightning.comparison.baselines, l2l_lightning.data, l2l_lightning.comparison.compare
+        import l2l_lightning.data, l2l_lightning.comparison.tuning, l2l_lightning.comparison.report
         rule = CoordinatewiseLSTM(hidden_size=4)
         optimizees = Optimizees(Quadratic(dim=3), None, 0, "train", range(2))
         Rollout(rule, optimizees).window(3).meta_loss.backward()

@@ -22,7 +22,8 @@ import make_pretrained
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, pretrained, rules, run_rule
 from l2l_lightning.class_paths import from_class_config, without_backend
-from l2l_lightning.comparison.baselines import BASELINES, final_losses
+from l2l_lightning.comparison.baselines import BASELINES
+from l2l_lightning.comparison.statistics import final_losses
 from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
 from l2l_lightning.reproduce.generalise import AIM
