@@ -53,11 +53,10 @@ def checkpoint(tmp_path_factory):
 NOT_HERE = re.compile(r"FOLDER --|--data-root FOLDER|--trainer.strategy ddp")
 
 
-# lightning/test_examples.py runs the examples' commands, too.
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.slow if command.startswith(("reproduce", "example")) else ())
+        pytest.param(command, marks=pytest.mark.slow if command.startswith("reproduce") else ())
         for command in commands()
         if not NOT_HERE.search(command)
     ],
@@ -72,9 +71,7 @@ def test_the_readmes_commands_run(command, checkpoint, tmp_path, monkeypatch, ca
     if command.endswith("--data.root FOLDER"):
         command = command.removesuffix("--data.root FOLDER")
     arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
-    tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"], "example": ["--quick"]}.get(
-        arguments[0], TINY
-    )
+    tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"]}.get(arguments[0], TINY)
     main([*arguments, *tiny])
     assert capsys.readouterr().out
 

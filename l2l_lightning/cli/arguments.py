@@ -24,7 +24,6 @@ LIGHTNING_COMMANDS = {
 }
 COMMANDS = LIGHTNING_COMMANDS | {
     "reproduce": "the study's and the paper's experiments, and REPORT.md",
-    "example": "train a network with a learned optimizer beside a tuned AdamW",
     "info": "versions, devices, kernel backends and presets",
 }
 """Every command, with what it does."""

@@ -94,10 +94,6 @@ def _run(arguments: list[str]) -> None:
         from l2l_lightning.reproduce.command import main as reproduce
 
         reproduce(names, settings)
-    elif arguments[:1] == ["example"]:
-        from l2l_lightning.examples.command import main as example
-
-        example(arguments[1:])
     else:
         prepared, name = prepare(arguments)  # before Lightning is imported, which takes seconds
         from l2l_lightning.cli import lightning_cli

@@ -128,7 +128,7 @@ FIT = [
 
 OTHER_COMMANDS = [
     ([], "no command was given: choose from fit, validate"),
-    (["FIT"], "there is no command FIT: choose from fit, .*, reproduce, example, info"),
+    (["FIT"], "there is no command FIT: choose from fit, .*, reproduce, info"),
     (["info", "more"], "info takes no arguments, got more"),
     (["validate"], "validate needs a trained rule.*--ckpt_path"),
     (["compare", "--ckpt_path=SYNTAX"], "is not a checkpoint of this program.*--ckpt_path"),
@@ -137,8 +137,6 @@ OTHER_COMMANDS = [
     (["reproduce", "everything"], "invalid choice: 'everything'.*'quadratic'"),
     (["reproduce", "quadratic", "--num-optimizees=0"], "--num-optimizees must be at least 2, got 0"),
     (["reproduce", "quadratic", "--out=BINARY/out"], r"binary\.yaml.*\(--out says where"),
-    (["example"], "one of {resnet,transformer}, but it was not provided"),
-    (["example", "foo"], "invalid choice: 'foo'.*'resnet', 'transformer'"),
     (["reproduce", "mnist", "--data-root=FOLDER", "--out=FOLDER/out"], "MNIST is not in .*--data-root"),
 ]
 
