@@ -1,0 +1,241 @@
+"""benchmarks/training: its optimizers are paired, its report is of its runs, its data is what it says."""
+
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from torch.utils.data import TensorDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks/training"))
+
+import compare
+import loop
+import resnet
+import transformer
+
+from l2l_lightning.comparison.statistics import Interval
+from l2l_lightning.data import load_images
+from l2l_lightning.errors import CommandLineError
+from l2l_lightning.rollout.optimizees import derive_generator
+
+ROOT = Path(__file__).resolve().parents[2]
+RULE = "lstm-mnist-mixture"
+TEXT = SimpleNamespace(context=12, dim=8)
+
+
+def digits(**changes):
+    args = {"width": 2, "weights": None, "data_root": None, "seed": 3, "device": "cpu"}
+    return resnet.resnet_problem(
+        SimpleNamespace(**args | {"pretraining_steps": 10, "batch_size": 4} | changes)
+    )
+
+
+@pytest.mark.parametrize("name", ["transformer", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_the_report_is_of_paired_runs(name, tmp_path, capsys):
+    compare.main([name, "--quick", "--device=cpu", f"--out={tmp_path}", "--rules", RULE, "--seed=4"])
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+    document = json.loads((tmp_path / "results.json").read_text())
+    with (tmp_path / "curves.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+
+    def losses(optimizer, seed, split):
+        key = (optimizer, str(seed), split)
+        return [float(r["loss"]) for r in rows if (r["optimizer"], r["seed"], r["split"]) == key]
+
+    assert document["quick"] is True
+    assert {"commit", "device", "versions", "data", "threads"} <= set(document)
+    finals = {}
+    for seed in range(2):
+        for split, count in (("train", 10), ("held_out", 11)):
+            adamw, rule = (losses(optimizer, seed, split) for optimizer in (loop.ADAMW, RULE))
+            assert len(adamw) == len(rule) == count
+            assert adamw[0] == rule[0]
+            assert adamw[1] != rule[1]
+            finals[seed] = (adamw[-1], rule[-1])
+    assert losses(RULE, 0, "train")[0] != losses(RULE, 1, "train")[0]
+    parameters = document["parameters"]
+    for index, (optimizer, state_bytes) in enumerate(((loop.ADAMW, 8), (RULE, 320))):
+        numbers = document["optimizers"][optimizer]
+        mean = (finals[0][index] + finals[1][index]) / 2
+        assert numbers["held_out_loss"]["mean"] == pytest.approx(mean, rel=1e-6)
+        assert state_bytes * parameters <= numbers["state_bytes"] < (state_bytes + 0.1) * parameters
+        assert min(numbers["seconds_per_step"], numbers["cpu_seconds_per_step"]) > 0
+        trials = numbers["tuning"]["trials"]
+        assert min(trials, key=lambda trial: trial["validation_loss"])["lr"] == numbers["setting"]["lr"]
+        assert len(trials) == 2
+    difference = (finals[0][1] - finals[0][0] + finals[1][1] - finals[1][0]) / 2
+    assert document["optimizers"][RULE]["loss_minus_adamw"]["mean"] == pytest.approx(difference, rel=1e-5)
+    assert RULE[:4] in capsys.readouterr().out
+
+
+def test_an_evaluation_is_of_all_held_out_data_and_changes_nothing(monkeypatch):
+    """In pieces of any size; the training goes on in training mode, with the same numbers."""
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    data = TensorDataset(torch.randn(10, 3), torch.randint(4, (10,)))
+    whole = loop.evaluate(network, data)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    monkeypatch.setattr(loop, "EVALUATION_BATCH_SIZE", 3)
+    assert loop.evaluate(network, data) == pytest.approx(whole, rel=1e-5)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training
+    logits = network.eval()(data.tensors[0])
+    assert whole[0] == pytest.approx(torch.nn.functional.cross_entropy(logits, data.tensors[1]).item())
+    assert whole[1] == pytest.approx((logits.argmax(1) == data.tensors[1]).float().mean().item())
+
+
+def fake_runs(monkeypatch, loss):
+    """Runs whose last held-out loss is a function of the setting; returns the seeds' streams."""
+    streams = set()
+
+    def run(problem, setting, stream, args):
+        streams.add(stream)
+        return [loop.Run([1.0], [(0, 2.0, 0.1), (10, loss(setting), 0.5)])]
+
+    monkeypatch.setattr(compare, "run", run)
+    return streams
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "best", "found", "tried"),
+    [
+        (loop.ADAMW, 0.003, 0.003, 4),
+        (RULE, 0.1, 0.1, 4),
+        (RULE, 1.0, 1.0, 6),
+        (RULE, 0.003, 0.003, 7),
+        (RULE, 1e-6, 0.001, 7),  # three rates beyond the grid at most
+    ],
+)
+def test_a_search_finds_the_best_rate_and_goes_on_at_its_edges(optimizer, best, found, tried, monkeypatch):
+    streams = fake_runs(monkeypatch, lambda s: abs(math.log(s.lr / best)) + s.weight_decay)
+    trials = compare.tune(None, optimizer, SimpleNamespace(quick=False))
+    assert min(trials, key=trials.get).lr == pytest.approx(found)
+    assert len(trials) == tried
+    assert streams == {"tuning"}
+
+
+def test_a_search_takes_a_better_decay_and_leaves_what_diverges(monkeypatch):
+    fake_runs(monkeypatch, lambda s: math.nan if s.lr > 0.1 else 1 / (s.lr + s.weight_decay))
+    trials = compare.tune(None, RULE, SimpleNamespace(quick=False))
+    assert min(trials, key=trials.get) == loop.Setting(RULE, 0.1, 0.001)
+    fake_runs(monkeypatch, lambda _: math.inf)
+    with pytest.raises(CommandLineError, match="adamw diverged at every setting"):
+        compare.tune(None, loop.ADAMW, SimpleNamespace(quick=False))
+
+
+def test_a_comparison_that_is_not_paired_is_refused(monkeypatch):
+    def run(problem, setting, stream, args):
+        return [loop.Run([1.0 + (setting.optimizer == RULE)], [(0, 2.0, 0.1)], [0.1], [0.1])]
+
+    monkeypatch.setattr(compare, "run", run)
+    with pytest.raises(RuntimeError, match=f"{RULE} and adamw are not paired"):
+        compare.compare(None, SimpleNamespace(rules=[RULE], quick=True))
+
+
+def test_a_narrow_resnet_is_torchvisions_with_narrow_stages():
+    ours, theirs = resnet.NarrowResNet18(64, 7), torchvision.models.resnet18(num_classes=7)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(3, 3, 28, 28)
+    assert torch.equal(ours(images), theirs(images))
+    narrow = resnet.NarrowResNet18(width=4, num_classes=5)
+    stages = (narrow.layer1, narrow.layer2, narrow.layer3, narrow.layer4)
+    assert [stage[-1].bn2.num_features for stage in stages] == [4, 8, 16, 32]
+
+
+def test_the_resnet_is_fine_tuned_with_a_new_head_on_digits_that_it_was_not_pretrained_on():
+    problem, splits = digits(), load_images("mnist")
+    for data, images in zip(problem[-3:], splits, strict=True):
+        pixels, labels = data[:]
+        new = images.labels >= 5
+        assert torch.equal(labels + 5, images.labels[new])
+        # Undone, torchvision's normalisation gives the grey values in every channel.
+        for channel, (mean, std) in enumerate(zip(resnet.IMAGENET_MEAN, resnet.IMAGENET_STD, strict=True)):
+            grey = pixels[:, channel].flatten(1) * std + mean
+            torch.testing.assert_close(grey, images.pixels[new], rtol=0, atol=1e-5)
+
+    def drawn(problem, index):
+        return loop.draw_network(problem.make_network, derive_generator(3, "test", index)).state_dict()
+
+    first, second = drawn(problem, 0), drawn(problem, 1)
+    different = {key for key in first if not torch.equal(first[key], second[key])}
+    assert different == {"fc.weight", "fc.bias"}
+    longer = drawn(digits(pretraining_steps=20), 0)
+    assert not torch.equal(first["conv1.weight"], longer["conv1.weight"])
+
+
+def test_torchvisions_weights_are_what_is_fine_tuned(monkeypatch):
+    downloaded = torchvision.models.resnet18()
+    monkeypatch.setattr(torchvision.models, "resnet18", lambda weights: downloaded)
+    network = digits(weights="IMAGENET1K_V1").make_network()
+    assert network.fc.out_features == 5
+    for key, value in network.state_dict().items():
+        assert key.startswith("fc.") or torch.equal(value, downloaded.state_dict()[key])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_transformer_does_not_look_ahead(training):
+    torch.manual_seed(0)
+    network = transformer.CharacterTransformer(context=9, dim=8).train(training)
+    text = torch.randint(128, (2, 9))
+    changed = text.clone()
+    changed[:, 5] = (text[:, 5] + 1) % 128
+    with torch.no_grad():
+        difference = (network(text) - network(changed)).abs().amax(dim=(0, 1))
+    assert difference[:5].max() < 1e-6
+    assert difference[5:].min() > 1e-4
+
+
+def test_the_splits_are_stretches_of_the_text_without_a_paragraph_in_common():
+    written = transformer.documentation()
+    paragraphs = written.split("\n\n")
+    assert len(written) > 100_000
+    assert len(set(paragraphs)) == len(paragraphs)
+    problem, text = transformer.transformer_problem(TEXT), torch.tensor(list(written.encode("ascii")))
+    first, second = len(text) * 8 // 10, len(text) * 9 // 10
+    bounds = ((0, first, 1), (first, second, 12), (second, len(text), 12))
+    for data, (start, stop, stride) in zip(problem[-3:], bounds, strict=True):
+        for index in (0, 1, len(data) - 1):
+            begin = start + index * stride
+            inputs, labels = data[index]
+            assert torch.equal(inputs, text[begin : begin + 12])
+            assert torch.equal(labels, text[begin + 1 : begin + 13])
+        assert stop - stride <= start + (len(data) - 1) * stride + 12 < stop
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps=15"], "--steps must be a multiple of 10, got 15"),
+        (["--num-seeds=0"], "--num-seeds must be at least 1"),
+        (["--rules", "lstm-mnist", "lstm-mnist"], "--rules names a rule twice"),
+        (["--rules", "nothing"], "there is no rule 'nothing'"),
+        (["--out=/dev/null/folder"], "--out says where"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_message(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        compare.main(["transformer", "--device=cpu", *arguments])
+    assert message in f"{stopped.value.code}{capsys.readouterr().err}"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["resnet", "transformer"])
+def test_the_readmes_table_is_the_committed_results(name):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    folder = ROOT / "benchmarks/results/training" / name
+    document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    assert document["quick"] is False
+    assert document["num_seeds"] >= 3
+    for row in compare.rows(document):
+        assert f"| {name} | {' | '.join(row.values())} |" in readme
+    for numbers in document["optimizers"].values():
+        values = torch.tensor(numbers["held_out_losses"], dtype=torch.float64)
+        assert numbers["held_out_loss"]["mean"] == pytest.approx(Interval.of(values).mean)
+    assert document["commit"] in readme
+    assert (folder / "curves.png").is_file()

@@ -1,0 +1,43 @@
+"""The scripts of docs/examples run, and do what they say."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from l2l_lightning import MetaLearner
+
+EXAMPLES = Path(__file__).parents[2] / "docs/examples"
+
+
+@pytest.fixture(autouse=True)
+def in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
+
+
+def test_the_loop_trains_with_every_optimizer_from_the_same_start(capsys):
+    import own_training_loop
+
+    assert sum(parameter.numel() for parameter in own_training_loop.make_network().parameters()) == 5130
+    (start,) = {tuple(losses.tolist()) for losses in own_training_loop.main(steps=0, num_seeds=2).values()}
+    found = own_training_loop.main(steps=20, num_seeds=2)
+    assert all((losses < torch.tensor(start)).all() for losses in found.values())
+    assert (found["learned"] < found["AdamW, lr 0.001"]).all()
+    assert capsys.readouterr().out.count("learned - it") == 6
+
+
+def test_the_rule_is_learned_saved_and_used():
+    import own_task_and_rule
+
+    before, after, reached = own_task_and_rule.main()
+    assert after < 0.1 * before
+    assert own_task_and_rule.valley(reached) < 0.01  # from 4
+    kept = MetaLearner.from_checkpoint("own_rule.ckpt", trust=["own_task_and_rule"])
+    assert type(kept.rule) is own_task_and_rule.BoundedMomentum
+    assert own_task_and_rule.final_loss(kept.task, kept.rule) == after
