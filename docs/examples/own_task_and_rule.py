@@ -51,13 +51,8 @@ def main(num_rollouts=60):
     task, rule = FunctionTask(valley, dim=2), BoundedMomentum()
     before = final_loss(task, rule)
     model = MetaLearner(task, rule, horizon=50, unroll=50, num_tasks=32, learning_rate=0.05)
-    options = {
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = Trainer(max_epochs=1, inference_mode=False, enable_checkpointing=False, **options)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=1, inference_mode=False, accelerator="cpu", **quiet)
     trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts))
     after = final_loss(task, rule)
     eta, gamma, beta = *rule.phi[:2].exp().tolist(), rule.phi[2].sigmoid().item()

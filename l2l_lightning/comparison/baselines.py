@@ -16,7 +16,6 @@ default setting is {}.
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -114,7 +113,7 @@ BETAS = (
 
 def _with_betas(optimizer: Callable[..., torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
     """Gives β1 and β2 a name each, so that a setting can name them."""
-    return lambda thetas, lr, beta1=0.9, beta2=0.999: optimizer(thetas, lr, betas=(beta1, beta2))
+    return lambda thetas, lr=1e-3, beta1=0.9, beta2=0.999: optimizer(thetas, lr, betas=(beta1, beta2))
 
 
 BASELINES: dict[str, Baseline] = {
@@ -249,7 +248,7 @@ class TunedBaseline:
                     raise ValueError(f"{baseline.name} cannot run at {rate!r}, {setting!r}")
                 # The optimizer itself knows its hyperparameters and their ranges.
                 baseline.make([torch.zeros(1)], rate, **setting)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError) as error:
             raise ValueError(f"this is no tuned baseline: {error!r}") from error
         if tuned.as_json() != content:
             raise ValueError("it has keys or numbers that a tuned baseline has not")
@@ -277,6 +276,5 @@ def default_baselines() -> dict[str, TunedBaseline]:
         >>> {name: default.learning_rate for name, default in default_baselines().items()}
         {'sgd': 0.001, 'momentum': 0.001, 'nag': 0.001, 'rmsprop': 0.01, 'adam': 0.001, 'adamw': 0.001}
     """
-    makers = {name: type(baseline.make([torch.zeros(1)], 1.0)) for name, baseline in BASELINES.items()}
-    rates = {name: float(inspect.signature(maker).parameters["lr"].default) for name, maker in makers.items()}
+    rates = {name: baseline.make([torch.zeros(1)]).defaults["lr"] for name, baseline in BASELINES.items()}
     return {name: TunedBaseline(baseline, rates[name]) for name, baseline in BASELINES.items()}

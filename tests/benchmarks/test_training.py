@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torchvision
+from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks/training"))
@@ -26,7 +27,6 @@ from l2l_lightning.rollout.optimizees import derive_generator
 
 ROOT = Path(__file__).resolve().parents[2]
 RULE = "lstm-mnist-mixture"
-TEXT = SimpleNamespace(context=12, dim=8)
 
 
 def digits(**changes):
@@ -37,98 +37,78 @@ def digits(**changes):
 
 
 @pytest.mark.parametrize("name", ["transformer", pytest.param("resnet", marks=pytest.mark.slow)])
-def test_the_report_is_of_paired_runs(name, tmp_path, capsys):
+def test_the_report_is_of_paired_runs(name, tmp_path):
     compare.main([name, "--quick", "--device=cpu", f"--out={tmp_path}", "--rules", RULE, "--seed=4"])
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
     document = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 
-    def losses(optimizer, seed, split):
-        key = (optimizer, str(seed), split)
-        return [float(r["loss"]) for r in rows if (r["optimizer"], r["seed"], r["split"]) == key]
+    def losses(split, step):
+        """Of every seed, [2 optimizers, 2 seeds]."""
+        found = [float(r["loss"]) for r in rows if (r["split"], r["step"]) == (split, str(step))]
+        return torch.tensor(found, dtype=torch.float64).view(2, 2)
 
-    assert document["quick"] is True
-    assert {"commit", "device", "versions", "data", "threads"} <= set(document)
-    finals = {}
-    for seed in range(2):
-        for split, count in (("train", 10), ("held_out", 11)):
-            adamw, rule = (losses(optimizer, seed, split) for optimizer in (loop.ADAMW, RULE))
-            assert len(adamw) == len(rule) == count
-            assert adamw[0] == rule[0]
-            assert adamw[1] != rule[1]
-            finals[seed] = (adamw[-1], rule[-1])
-    assert losses(RULE, 0, "train")[0] != losses(RULE, 1, "train")[0]
-    parameters = document["parameters"]
-    for index, (optimizer, state_bytes) in enumerate(((loop.ADAMW, 8), (RULE, 320))):
+    assert len(rows) == 4 * (10 + 11)
+    for split in ("train", "held_out"):
+        assert torch.equal(*losses(split, 0))
+        assert (losses(split, 1)[0] != losses(split, 1)[1]).all()
+    assert losses("train", 0)[0, 0] != losses("train", 0)[0, 1]
+    finals = losses("held_out", 10)
+    for optimizer, values, state_bytes in zip((loop.ADAMW, RULE), finals, (8, 320), strict=True):
         numbers = document["optimizers"][optimizer]
-        mean = (finals[0][index] + finals[1][index]) / 2
-        assert numbers["held_out_loss"]["mean"] == pytest.approx(mean, rel=1e-6)
-        assert state_bytes * parameters <= numbers["state_bytes"] < (state_bytes + 0.1) * parameters
+        assert numbers["held_out_loss"]["mean"] == pytest.approx(float(values.mean()), rel=1e-6)
+        difference = float((values - finals[0]).mean())
+        assert numbers["loss_minus_adamw"]["mean"] == pytest.approx(difference, abs=1e-7)
+        assert numbers["state_bytes"] / document["parameters"] == pytest.approx(state_bytes, abs=0.1)
         assert min(numbers["seconds_per_step"], numbers["cpu_seconds_per_step"]) > 0
         trials = numbers["tuning"]["trials"]
         assert min(trials, key=lambda trial: trial["validation_loss"])["lr"] == numbers["setting"]["lr"]
         assert len(trials) == 2
-    difference = (finals[0][1] - finals[0][0] + finals[1][1] - finals[1][0]) / 2
-    assert document["optimizers"][RULE]["loss_minus_adamw"]["mean"] == pytest.approx(difference, rel=1e-5)
-    assert RULE[:4] in capsys.readouterr().out
+    assert {"commit", "device", "versions", "data", "threads"} <= set(document)
 
 
 def test_an_evaluation_is_of_all_held_out_data_and_changes_nothing(monkeypatch):
-    """In pieces of any size; the training goes on in training mode, with the same numbers."""
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
-    data = TensorDataset(torch.randn(10, 3), torch.randint(4, (10,)))
-    whole = loop.evaluate(network, data)
+    inputs, labels = torch.randn(10, 3), torch.randint(4, (10,))
     before = {key: value.clone() for key, value in network.state_dict().items()}
     monkeypatch.setattr(loop, "EVALUATION_BATCH_SIZE", 3)
-    assert loop.evaluate(network, data) == pytest.approx(whole, rel=1e-5)
+    found = loop.evaluate(network, TensorDataset(inputs, labels))
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert network.training
-    logits = network.eval()(data.tensors[0])
-    assert whole[0] == pytest.approx(torch.nn.functional.cross_entropy(logits, data.tensors[1]).item())
-    assert whole[1] == pytest.approx((logits.argmax(1) == data.tensors[1]).float().mean().item())
+    logits = network.eval()(inputs)
+    loss, accuracy = cross_entropy(logits, labels), (logits.argmax(1) == labels).float().mean()
+    assert found == pytest.approx((loss.item(), accuracy.item()))
 
 
 def fake_runs(monkeypatch, loss):
-    """Runs whose last held-out loss is a function of the setting; returns the seeds' streams."""
-    streams = set()
-
-    def run(problem, setting, stream, args):
-        streams.add(stream)
-        return [loop.Run([1.0], [(0, 2.0, 0.1), (10, loss(setting), 0.5)])]
-
-    monkeypatch.setattr(compare, "run", run)
-    return streams
+    """Runs whose last held-out loss is a function of the setting."""
+    monkeypatch.setattr(
+        compare, "run", lambda _, setting, *__: [loop.Run([1.0], [(0, 2.0, 0.1), (10, loss(setting), 0.5)])]
+    )
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "best", "found", "tried"),
+    ("loss", "best", "tried"),
     [
-        (loop.ADAMW, 0.003, 0.003, 4),
-        (RULE, 0.1, 0.1, 4),
-        (RULE, 1.0, 1.0, 6),
-        (RULE, 0.003, 0.003, 7),
-        (RULE, 1e-6, 0.001, 7),  # three rates beyond the grid at most
+        (lambda s: abs(math.log(s.lr / 0.1)) + s.weight_decay, (0.1, 0.0), 4),
+        (lambda s: s.lr, (0.001, 0.0), 7),  # three rates beyond the grid at most
+        (lambda s: math.nan if s.lr > 0.1 else 1 / (s.lr + s.weight_decay), (0.1, 0.001), 4),
     ],
+    ids=["inside", "beyond", "decay, beside what diverges"],
 )
-def test_a_search_finds_the_best_rate_and_goes_on_at_its_edges(optimizer, best, found, tried, monkeypatch):
-    streams = fake_runs(monkeypatch, lambda s: abs(math.log(s.lr / best)) + s.weight_decay)
-    trials = compare.tune(None, optimizer, SimpleNamespace(quick=False))
-    assert min(trials, key=trials.get).lr == pytest.approx(found)
-    assert len(trials) == tried
-    assert streams == {"tuning"}
-
-
-def test_a_search_takes_a_better_decay_and_leaves_what_diverges(monkeypatch):
-    fake_runs(monkeypatch, lambda s: math.nan if s.lr > 0.1 else 1 / (s.lr + s.weight_decay))
+def test_a_search_tries_rates_and_then_decays(loss, best, tried, monkeypatch):
+    fake_runs(monkeypatch, loss)
     trials = compare.tune(None, RULE, SimpleNamespace(quick=False))
-    assert min(trials, key=trials.get) == loop.Setting(RULE, 0.1, 0.001)
+    assert min(trials, key=trials.get) == loop.Setting(RULE, *best)
+    assert len(trials) == tried
+
+
+def test_what_diverges_everywhere_or_is_not_paired_is_refused(monkeypatch):
     fake_runs(monkeypatch, lambda _: math.inf)
     with pytest.raises(CommandLineError, match="adamw diverged at every setting"):
         compare.tune(None, loop.ADAMW, SimpleNamespace(quick=False))
 
-
-def test_a_comparison_that_is_not_paired_is_refused(monkeypatch):
     def run(problem, setting, stream, args):
         return [loop.Run([1.0 + (setting.optimizer == RULE)], [(0, 2.0, 0.1)], [0.1], [0.1])]
 
@@ -158,14 +138,12 @@ def test_the_resnet_is_fine_tuned_with_a_new_head_on_digits_that_it_was_not_pret
             grey = pixels[:, channel].flatten(1) * std + mean
             torch.testing.assert_close(grey, images.pixels[new], rtol=0, atol=1e-5)
 
-    def drawn(problem, index):
-        return loop.draw_network(problem.make_network, derive_generator(3, "test", index)).state_dict()
-
-    first, second = drawn(problem, 0), drawn(problem, 1)
-    different = {key for key in first if not torch.equal(first[key], second[key])}
+    draws = [
+        loop.draw_network(problem.make_network, derive_generator(3, "test", index)).state_dict()
+        for index in range(2)
+    ]
+    different = {key for key in draws[0] if not torch.equal(draws[0][key], draws[1][key])}
     assert different == {"fc.weight", "fc.bias"}
-    longer = drawn(digits(pretraining_steps=20), 0)
-    assert not torch.equal(first["conv1.weight"], longer["conv1.weight"])
 
 
 def test_torchvisions_weights_are_what_is_fine_tuned(monkeypatch):
@@ -195,7 +173,10 @@ def test_the_splits_are_stretches_of_the_text_without_a_paragraph_in_common():
     paragraphs = written.split("\n\n")
     assert len(written) > 100_000
     assert len(set(paragraphs)) == len(paragraphs)
-    problem, text = transformer.transformer_problem(TEXT), torch.tensor(list(written.encode("ascii")))
+    problem, text = (
+        transformer.transformer_problem(SimpleNamespace(context=12, dim=8)),
+        torch.tensor(list(written.encode("ascii"))),
+    )
     first, second = len(text) * 8 // 10, len(text) * 9 // 10
     bounds = ((0, first, 1), (first, second, 12), (second, len(text), 12))
     for data, (start, stop, stride) in zip(problem[-3:], bounds, strict=True):

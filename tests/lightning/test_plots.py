@@ -25,30 +25,27 @@ def has_colour(pixels, colour):
     return bool((np.abs(pixels - matplotlib.colors.to_rgb(colour)).max(axis=-1) < 0.01).any())
 
 
-def test_draws_every_curve_in_its_colour():
+def test_draws_every_curve_in_its_colour_and_sorts_the_legend():
     axes, pixels = draw(
-        curve("learned", np.geomspace(2, 0.1, 50), highlight=True), curve("adam"), curve("sgd", np.ones(50))
+        curve("b", final=0.2),
+        curve("lost", np.ones(50), final=float("nan")),
+        curve("a", np.geomspace(2, 0.1, 50), final=0.1, highlight=True),
     )
     assert pixels.shape[0] > 600
     assert pixels.shape[1] > 1000
     for colour in (HIGHLIGHT, *COLOURS[:2]):
         assert has_colour(pixels, colour)
     assert not has_colour(pixels, COLOURS[2])
-    learned, adam, _ = axes.lines
-    assert learned.get_linewidth() > adam.get_linewidth()
-    assert learned.get_zorder() > adam.get_zorder()
+    b, _, highlighted = axes.lines
+    assert highlighted.get_linewidth() > b.get_linewidth()
+    assert highlighted.get_zorder() > b.get_zorder()
     assert len(axes.collections) == 3
-
-
-def test_legend_is_sorted_by_final_value_with_the_undefined_last():
-    axes, _ = draw(
-        curve("b", final=0.2), curve("lost", final=float("nan")), curve("a", final=0.1, highlight=True)
-    )
     texts = axes.get_legend().get_texts()
     assert [text.get_text() for text in texts] == ["a", "b", "lost"]
     assert [text.get_fontweight() for text in texts] == ["bold", "normal", "normal"]
     colours = [line.get_color() for line in axes.get_legend().get_lines()]
     assert colours == [HIGHLIGHT, COLOURS[0], COLOURS[1]]
+    assert plt.get_fignums() == []  # none is left in pyplot
 
 
 def test_more_curves_than_colours_differ_in_style():
@@ -79,8 +76,3 @@ def test_values_that_are_not_finite_are_gaps(bad, everywhere):
     with np.errstate(invalid="ignore"):
         axes, _ = draw(curve(mean=mean), curve("adam"))
     assert np.isfinite(axes.lines[0].get_ydata()).sum() == (0 if everywhere else 5)
-
-
-def test_leaves_no_figure_in_pyplot():
-    draw(curve())
-    assert plt.get_fignums() == []
