@@ -9,7 +9,7 @@ LightningModule, which finds φ by Adam on the sum of the losses along whole rol
 import torch
 from lightning.pytorch import Trainer
 
-from l2l_lightning import FunctionTask, LearnedOptimizer, MetaData, MetaLearner, UpdateRule
+from l2l_lightning import FunctionTask, LearnedOptimizer, MetaData, MetaLearner, UpdateRule, pretrained
 from l2l_lightning.rollout import Optimizees, run_rule
 
 
@@ -51,17 +51,17 @@ def main(num_rollouts=60):
     task, rule = FunctionTask(valley, dim=2), BoundedMomentum()
     before = final_loss(task, rule)
     model = MetaLearner(task, rule, horizon=50, unroll=50, num_tasks=32, learning_rate=0.05)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
-    trainer = Trainer(max_epochs=1, inference_mode=False, accelerator="cpu", **quiet)
+    off = ("logger", "enable_progress_bar", "enable_checkpointing", "enable_model_summary")
+    trainer = Trainer(max_epochs=1, inference_mode=False, accelerator="cpu", **dict.fromkeys(off, False))
     trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts))
     after = final_loss(task, rule)
     eta, gamma, beta = *rule.phi[:2].exp().tolist(), rule.phi[2].sigmoid().item()
     print(f"loss after 50 steps: {before:.3g} before meta-training, {after:.3g} after it")
     print(f"found: η = {eta:.3g}, γ = {gamma:.3g}, β = {beta:.3g}")
 
-    trainer.save_checkpoint("own_rule.ckpt")
-    # A checkpoint names the code of its rule and task; what is your own is imported on your word only.
-    trained = MetaLearner.from_checkpoint("own_rule.ckpt", trust=[__name__]).rule
+    pretrained.save(rule, "own_rule.safetensors")
+    # The file names the rule's class; a class that is not the package's is imported on your word only.
+    trained = pretrained.load("own_rule.safetensors", trust=[__name__])
 
     point = torch.nn.Parameter(torch.tensor([-1.0, 1.0]))
     optimizer = LearnedOptimizer([point], rule=trained)
