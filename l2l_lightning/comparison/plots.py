@@ -24,29 +24,32 @@ STYLES = ("-", "--", ":")
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """A line with its band; where it is not finite it has a gap, or ends."""
+    """A curve of T values with its band; it has gaps, or ends, where it is not finite.
+
+    Args:
+        label: The text of its legend entry.
+        mean: The line, [T].
+        low: The band's lower edge, [T].
+        high: The band's upper edge, [T].
+        final: The value that the legend is sorted by, the least first.
+        highlight: Whether the figure is about this curve: it is on top, bold, in a colour of its own.
+    """
 
     label: str
-    """Its words in the legend."""
     mean: npt.NDArray[np.float64]
-    """The line, [T]."""
     low: npt.NDArray[np.float64]
-    """The band's lower edge, [T]."""
     high: npt.NDArray[np.float64]
-    """The band's upper edge, [T]."""
     final: float
-    """Its place in the legend: the least comes first."""
     highlight: bool = False
-    """Whether it is what the figure is about: on top, bold, and in a colour of its own."""
 
 
 def curves_figure(curves: Sequence[Curve], title: str, legend_title: str) -> Figure:
-    """Losses against steps, one curve per optimizer, on a log axis if every mean is positive.
+    """Draws losses against steps, one curve per optimizer, on a log axis if every mean is positive.
 
     Args:
-        curves: In an order that stays the same from figure to figure, as it decides the colours.
-        title: Above the axes.
-        legend_title: Above the legend, which lies beside the axes and is sorted by `Curve.final`.
+        curves: The curves, in an order that stays the same from figure to figure: it decides the colours.
+        title: The text above the axes.
+        legend_title: The text above the legend, which lies beside the axes and is sorted by `Curve.final`.
 
     Example:
         >>> mean = np.geomspace(1, 0.1, 50)
@@ -103,7 +106,7 @@ def curves_figure(curves: Sequence[Curve], title: str, legend_title: str) -> Fig
 
 
 def _scale(axes: Axes, means: npt.NDArray[np.float64]) -> None:
-    """A log axis around the means, if all that are finite are positive; bands that reach zero are cut off."""
+    """Makes a log axis around the means if all that are finite are positive; cuts off bands that reach zero."""
     means = means[np.isfinite(means)]
     if not means.size or means.min() <= 0:
         return
@@ -126,15 +129,15 @@ def heatmap_figure(
     label: str,
     middle: float | None = None,
 ) -> Figure:
-    """A table of positive numbers, coloured on a log scale; what is not finite is grey and reads ∞.
+    """Draws a table of positive numbers, coloured on a log scale; what is not finite is grey and reads ∞.
 
     Args:
-        values: [rows][columns].
-        rows: Their names, from the top.
-        columns: Their names.
-        title: Above the axes.
-        label: Of the colour bar.
-        middle: The neutral colour's value: below it green, above it red, alike at the same ratio. None
+        values: The numbers, [rows][columns].
+        rows: The rows' names, from the top.
+        columns: The columns' names.
+        title: The text above the axes.
+        label: The text beside the colour bar.
+        middle: The value of the neutral colour: below it green, above it red, alike at the same ratio. None
             colours from the least to the greatest.
 
     Example:
@@ -171,7 +174,7 @@ def heatmap_figure(
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:
-    """The figure as a PNG file's bytes; needs no display.
+    """Returns the figure as a PNG file's bytes; needs no display.
 
     Example:
         >>> png(Figure(), dpi=20)[1:4]

@@ -6,7 +6,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -154,23 +153,19 @@ def _scorer(
     One run serves all the horizons: what it gave is kept until another asks for it.
     """
     longest = max(horizons, default=0)
-    known: dict[Any, dict[int, float]] = {}
 
-    def score(horizon: int, setting: Setting, position: int) -> float:
-        key = (*setting.items(), position)
-        if key not in known:
-            rate = preferred_number(position)
-            losses = run_baseline(
-                baseline, rate, make_optimizees(), longest, setting=setting, stop_if_diverged=True
-            )
-            means = {h: float(final_losses(losses[:h]).mean()) for h in horizons}
-            known[key] = {h: mean if math.isfinite(mean) else math.inf for h, mean in means.items()}
-            if progress is not None:
-                label = f"{baseline.name} ({setting_text(setting)})" if setting else baseline.name
-                progress(label, rate, known[key][longest])
-        return known[key][horizon]
+    @functools.cache
+    def run(position: int, **setting: float) -> dict[int, float]:
+        rate, optimizees = preferred_number(position), make_optimizees()
+        losses = run_baseline(baseline, rate, optimizees, longest, setting=setting, stop_if_diverged=True)
+        means = {horizon: float(final_losses(losses[:horizon]).mean()) for horizon in horizons}
+        scores = {horizon: mean if math.isfinite(mean) else math.inf for horizon, mean in means.items()}
+        if progress is not None:
+            label = f"{baseline.name} ({setting_text(setting)})" if setting else baseline.name
+            progress(label, rate, scores[longest])
+        return scores
 
-    return score
+    return lambda horizon, setting, position: run(position, **setting)[horizon]
 
 
 def _search(baseline: Baseline, score: Callable[[Setting, int], float]) -> TunedBaseline:
