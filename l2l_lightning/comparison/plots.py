@@ -106,7 +106,7 @@ def curves_figure(curves: Sequence[Curve], title: str, legend_title: str) -> Fig
 
 
 def _scale(axes: Axes, means: npt.NDArray[np.float64]) -> None:
-    """Makes a log axis around the means if all that are finite are positive; cuts off bands that reach zero."""
+    """Makes a log axis around the means if the finite ones are positive; cuts off bands that reach zero."""
     means = means[np.isfinite(means)]
     if not means.size or means.min() <= 0:
         return
