@@ -3,8 +3,8 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from l2l_lightning.cli.arguments import presets
 from l2l_lightning.cli.main import main
+from l2l_lightning.configs import presets
 from l2l_lightning.errors import CommandLineError
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from l2l_lightning.cli.run_folder import last_checkpoint, newest_config
+from l2l_lightning.configs import presets
 from l2l_lightning.errors import CommandLineError
 from l2l_lightning.trust import foreign_references, refuse_foreign
 
@@ -30,17 +30,6 @@ COMMANDS = LIGHTNING_COMMANDS | {
 
 DEFAULT_PRESET = "quadratic"
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
-
-
-def presets() -> dict[str, Path]:
-    """The shipped presets by short name.
-
-    Example:
-        >>> "mnist" in presets()
-        True
-    """
-    folder = Path(str(resources.files("l2l_lightning.configs")))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def prepare(arguments: list[str]) -> tuple[list[str], str]:

@@ -14,7 +14,7 @@ import torch
 from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -23,11 +23,11 @@ from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.rollout.cuda_graphs import check_available
-from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.training.meta_learner import MetaLearner, check_precision
 from l2l_lightning.training.metrics_log import MetricsLog
+from l2l_lightning.training.presets import CALLBACK_DEFAULTS, CALLBACKS, TRAINER_DEFAULTS
 from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
@@ -79,16 +79,7 @@ class MetaLearningCLI(LightningCLI):
             MetaData,
             trainer_class=MetaTrainer,
             parser_class=_Parser,
-            trainer_defaults={
-                "max_epochs": 1,
-                "gradient_clip_val": 1.0,
-                # Validation rollouts need the optimizees' gradients.
-                "inference_mode": False,
-                "num_sanity_val_steps": 0,
-                "log_every_n_steps": 10,
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-            },
+            trainer_defaults={**TRAINER_DEFAULTS},
             save_config_callback=RunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
@@ -124,26 +115,10 @@ class MetaLearningCLI(LightningCLI):
             help="Modules of yours, separated by commas, that may be imported if a checkpoint names them.",
         )
         parser.add_argument("--comparison", type=ComparisonSettings, default=ComparisonSettings())
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.add_lightning_class_args(LatestCheckpoint, "latest")
-        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
-        parser.add_lightning_class_args(PhiAveraging, "averaging")
-        parser.add_lightning_class_args(CollapseGuard, "collapse")
-        parser.set_defaults(
-            {
-                "checkpoint.monitor": "val/sum_loss",
-                "checkpoint.filename": "best-{step}",
-                # A run that was killed and goes on writes its best one again, not beside it.
-                "checkpoint.enable_version_counter": False,
-                "checkpoint.auto_insert_metric_name": False,
-                "checkpoint.save_on_train_epoch_end": False,
-                "early_stopping.monitor": "val/sum_loss",
-                "early_stopping.patience": 30,
-                "early_stopping.check_finite": False,
-                # A run that goes on from its end has no validation of its own to look at.
-                "early_stopping.check_on_train_epoch_end": False,
-            }
-        )
+        for name, kind in CALLBACKS.items():
+            parser.add_lightning_class_args(kind, name)
+            defaults = CALLBACK_DEFAULTS.get(name, {})
+            parser.set_defaults({f"{name}.{option}": value for option, value in defaults.items()})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=_seed)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

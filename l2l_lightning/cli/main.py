@@ -17,7 +17,8 @@ from types import FrameType
 import torch
 from l2l_kernels import BackendUnavailableError
 
-from l2l_lightning.cli.arguments import COMMANDS, one_line, prepare, presets
+from l2l_lightning.cli.arguments import COMMANDS, one_line, prepare
+from l2l_lightning.configs import presets
 from l2l_lightning.errors import L2LError, RunStoppedError
 
 _HELP = "\n".join(

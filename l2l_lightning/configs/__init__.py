@@ -1,1 +1,15 @@
-"""Presets: `--config NAME`."""
+"""Presets: the files of options that `--config NAME` stands for."""
+
+from importlib import resources
+from pathlib import Path
+
+
+def presets() -> dict[str, Path]:
+    """Returns the shipped presets by short name.
+
+    Example:
+        >>> "mnist" in presets()
+        True
+    """
+    folder = Path(str(resources.files("l2l_lightning.configs")))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
