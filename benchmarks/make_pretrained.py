@@ -19,16 +19,16 @@ import torch
 from l2l_lightning import LearnedOptimizer, Optimizees, pretrained, run_rule
 from l2l_lightning.class_paths import class_config
 from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline
-from l2l_lightning.comparison.statistics import Interval, final_losses
+from l2l_lightning.comparison.statistics import final_loss, sum_loss, summary
 from l2l_lightning.data import load_images
 from l2l_lightning.files import write_json
 from l2l_lightning.provenance import commit
-from l2l_lightning.reproduce import bench as bench_module
-from l2l_lightning.reproduce.bench import Bench, Run, Settings, Tune, tuning_key
+from l2l_lightning.reproduce import result_store
 from l2l_lightning.reproduce.command import EXPERIMENTS
-from l2l_lightning.reproduce.experiment import summary
 from l2l_lightning.reproduce.generalise import AIM, RULES
 from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
+from l2l_lightning.reproduce.result_store import Request, ResultStore, tuning_key
+from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.rules import UpdateRule
 from l2l_lightning.tasks import MNISTMLP, NoisyScaledSquare, Quadratic
 from l2l_lightning.tasks.base import Task
@@ -58,29 +58,29 @@ def measure(rule: UpdateRule, task: Task, num_optimizees: int = 32) -> dict[str,
         "seed": 0,
         "num_optimizees": num_optimizees,
         "horizon": 100,
-        "final_loss": Interval.of(final_losses(losses).double()).as_json(),
-        "sum_of_losses": Interval.of(losses.double().sum(0)).as_json(),
+        "final_loss": final_loss(losses).as_json(),
+        "sum_of_losses": sum_loss(losses).as_json(),
     }
 
 
-def headline(bench: Bench, name: str) -> dict[str, Any]:
+def headline(store: ResultStore, name: str) -> dict[str, Any]:
     """A rule and the tuned baselines on what it is for, on all of the data."""
     task = HEADLINES[name]
-    number = 128 if task.dataset is None else bench.settings.num_optimizees
-    runs = {"learned": Run(task, name, 100, number)}
-    runs |= {baseline: Run(task, baseline, 100, number) for baseline in BASELINES}
+    number = 128 if task.dataset is None else store.settings.num_optimizees
+    requests = {"learned": Request(task, name, 100, number)}
+    requests |= {baseline: Request(task, baseline, 100, number) for baseline in BASELINES}
     optimizers = {}
-    for label, run in runs.items():
-        optimizers[label] = summary(bench.losses(run))
+    for label, request in requests.items():
+        optimizers[label] = summary(store.losses(request)) | {"num_optimizees": number}
         if label in BASELINES:
-            tuned = bench.baseline(run)
+            tuned = store.baseline(request)
             optimizers[label] |= {"learning_rate": tuned.learning_rate, "setting": tuned.setting}
-    curve = bench.losses(runs["learned"]).double().mean(1)
+    curve = store.losses(requests["learned"]).double().mean(1)
     return {
         "task": task.describe(),
-        "data": bench.source(task.dataset),
+        "data": store.source(task.dataset),
         "horizon": 100,
-        "seed": bench.settings.seed,
+        "seed": store.settings.seed,
         "optimizers": optimizers,
         "learning_curve": [round(loss, 5) for loss in curve.tolist()],
     }
@@ -135,13 +135,13 @@ def drift_failure(theta: float) -> str:
     )
 
 
-def tuned_table(bench: Bench) -> dict[str, list[dict[str, Any]]]:
+def tuned_table(store: ResultStore) -> dict[str, list[dict[str, Any]]]:
     """Every search that the experiments asked for: the setting chosen, without all that was tried."""
-    table = {}
+    table: dict[str, list[dict[str, Any]]] = {}
     for experiment in EXPERIMENTS.values():
-        for request in experiment().requests(bench):
-            if isinstance(request, Tune):
-                for horizon, found in bench.tuned(request).items():
+        for request in experiment().requests(store):
+            if request.optimizer in BASELINES and request.tuning == "tuned":
+                for horizon, found in store.tuned(request.task, request.searched).items():
                     rows = [TunedBaseline(t.baseline, t.learning_rate, t.setting) for t in found.values()]
                     table[tuning_key(request.task, horizon)] = [row.as_json() for row in rows]
     return table
@@ -153,17 +153,17 @@ def main() -> None:
     parser.add_argument("reproduction", help="its --out folder")
     parser.add_argument("--data-root", required=True, help="folder of all of MNIST")
     args = parser.parse_args()
-    bench = Bench(Settings(out=args.reproduction, data_root=args.data_root))
+    store = ResultStore(Settings(out=args.reproduction, data_root=args.data_root))
     package = Path(pretrained.__file__).parent
     for name, task in HEADLINES.items():
-        rule = bench.rule(name)
-        training = json.loads((bench.rule_folder(name) / "training.json").read_text(encoding="utf-8"))
-        rows = matrix(bench.out, name)
+        rule = store.rule(name)
+        training = json.loads((store.rule_folder(name) / "training.json").read_text(encoding="utf-8"))
+        rows = matrix(store.out, name)
         card = {
             "rule": {"class": type(rule).__name__, **rule.config()},
             "meta_training": training
-            | {"data": bench.source(task.dataset), "start_from": RECIPES[name].start},
-            "headline": headline(bench, name),
+            | {"data": store.source(task.dataset), "start_from": RECIPES[name].start},
+            "headline": headline(store, name),
             "repeatable": measure(rule, task),
             "known_failures": [*failures(rows), drift_failure(drift(rule))],
             "generalisation": rows,
@@ -172,15 +172,15 @@ def main() -> None:
         pretrained.save(rule, package / f"{name}.safetensors")
         write_json(package / f"{name}.json", card)
     for name in EXPERIMENT_RULES:
-        pretrained.save(bench.rule(name), package / "experiments" / f"{name}.safetensors")
+        pretrained.save(store.rule(name), package / "experiments" / f"{name}.safetensors")
     document = {
-        "data": bench.source("mnist"),
-        "seed": bench.settings.seed,
-        "num_tuning_optimizees": bench.settings.num_tuning_optimizees,
+        "data": store.source("mnist"),
+        "seed": store.settings.seed,
+        "num_tuning_optimizees": store.settings.num_tuning_optimizees,
         "commit": commit(),
-        "searches": tuned_table(bench),
+        "searches": tuned_table(store),
     }
-    write_json(Path(bench_module.__file__).parent / bench_module.SHIPPED_TUNING, document)
+    write_json(Path(result_store.__file__).parent / result_store.SHIPPED_TUNING, document)
 
 
 if __name__ == "__main__":

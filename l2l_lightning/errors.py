@@ -48,6 +48,10 @@ class MetaTrainingError(L2LError, RuntimeError):
     """Meta-training cannot go on; the message says what happened and which option to change."""
 
 
+class ReproductionError(L2LError, ValueError):
+    """Experiments cannot be run as asked, or were interrupted; the message says what to do."""
+
+
 class RuleError(L2LError, TypeError):
     """A rule that breaks the contract of update rules; the message has the sentence that it breaks."""
 

@@ -24,21 +24,21 @@ LEARNED = "learned optimizer"
 UPDATE = "θ update"
 META_LOSS = "meta-loss"
 PARTS = (LEAVES, FORWARD, BACKWARD, LEARNED, UPDATE, META_LOSS)
-"""What an operation of an unrolled window belongs to."""
+"""The parts of an unrolled window; every operation belongs to one."""
 
 
 class Place(NamedTuple):
-    """Which part of which inner step an operation belongs to."""
+    """Says which part of which inner step an operation belongs to."""
 
     part: str
     step: int | None = None
-    """t; None for what belongs to no step."""
+    """The inner step t; None for what belongs to none."""
     name: str | None = None
-    """Of a leaf."""
+    """The name of a leaf."""
 
 
 Observer = Callable[[str, int | None, Iterable[Tensor]], None]
-"""(part, t, the tensors that this part has just computed): called part by part while a window is unrolled."""
+"""Called with (part, t, the tensors that this part has just computed) while a window is unrolled."""
 
 
 @dataclass(frozen=True)
@@ -46,62 +46,34 @@ class Operation:
     """A node of the graph."""
 
     kind: str
-    """As autograd calls it, without its namespace and number: "SigmoidBackward" becomes "Sigmoid"."""
+    """Autograd's name for it, without namespace and number: "SigmoidBackward0" becomes "Sigmoid"."""
     place: Place | None
-    """None where nobody told."""
+    """Where it belongs, if that is known."""
     shapes: tuple[tuple[int, ...], ...]
-    """Of what it computed."""
-    saved: tuple[tuple[int, ...], ...]
-    """Of the tensors that it saved for its derivative."""
+    """The shapes of what it computed."""
     saved_bytes: int
-    """Of the storages behind those that no operation before it had saved: the sum counts each once."""
+    """The storages saved for its derivative that no operation before it had saved: a sum counts each once."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph in the direction of the computation; the same one comes out the same."""
+    """A graph in the direction of the computation; the same computation gives an equal one."""
 
     operations: tuple[Operation, ...]
-    """Every one after all that it depends on."""
+    """The operations, each after all that it depends on."""
     edges: tuple[tuple[int, int], ...]
-    """(from, to): indices of operations, one pair for every argument that carries a derivative."""
+    """Pairs (from, to) of indices of operations, one for every argument that carries a derivative."""
 
     @property
     def saved_bytes(self) -> int:
-        """What all operations together have saved."""
+        """The bytes that all operations together have saved."""
         return sum(operation.saved_bytes for operation in self.operations)
 
     def by_part(self) -> dict[str, tuple[int, int]]:
-        """(operations, saved bytes) of every part that occurs, in the order of PARTS."""
-        totals = {
-            part: [op for op in self.operations if op.place is not None and op.place.part == part]
-            for part in PARTS
-        }
-        return {part: (len(ops), sum(op.saved_bytes for op in ops)) for part, ops in totals.items() if ops}
-
-
-class Places:
-    """Remembers, part by part, which operations have come since the last part.
-
-    An operation belongs to the first tensors that it can be reached from: nothing needs to be known of what a
-    task or a rule computes. It is an `Observer`.
-    """
-
-    def __init__(self) -> None:
-        self.of: dict[Node, Place] = {}
-
-    def __call__(self, part: str, step: int | None, tensors: Iterable[Tensor]) -> None:
-        """Takes every operation behind the tensors that is not known yet for this part's."""
-        for tensor in tensors:
-            for node in _topological(tensor.grad_fn, known=self.of):
-                self.of[node] = Place(part, step)
-
-    def name_leaves(self, rule: UpdateRule) -> None:
-        """Names the leaves, wherever they were first used: φ's as the rule does, the other one θ0."""
-        names = {id(parameter): name for name, parameter in rule.named_parameters()}
-        for node in self.of:
-            if isinstance(variable := getattr(node, "variable", None), Tensor):
-                self.of[node] = Place(LEAVES, None, names.get(id(variable), "θ0"))
+        """Counts (operations, saved bytes) of every part that occurs, in the order of PARTS."""
+        placed = [(op.place.part, op.saved_bytes) for op in self.operations if op.place is not None]
+        sizes = {part: [size for name, size in placed if name == part] for part in PARTS}
+        return {part: (len(saved), sum(saved)) for part, saved in sizes.items() if saved}
 
 
 def unrolled_window(
@@ -111,10 +83,10 @@ def unrolled_window(
     second_order: bool,
     observe: Observer | None = None,
 ) -> Tensor:
-    """The meta-loss of the T steps from θ0 on, with the whole window's graph behind it.
+    """Returns the meta-loss of the T steps from θ0 on, with the whole window's graph behind it.
 
-    As `Rollout.window` does with second_order. Without, the optimizee's gradient is detached, and the graph
-    holds T+1 evaluations of the optimizee and T steps of the rule.
+    With second_order it is what `Rollout.window` computes so. Without, the optimizee's gradient is detached,
+    and the graph holds T+1 evaluations of the optimizee and T steps of the rule.
 
     Args:
         rule: m_φ.
@@ -154,7 +126,10 @@ def unrolled_window(
 
 
 def window_graph(rule: UpdateRule, optimizees: Optimizees, unroll: int, second_order: bool) -> Graph:
-    """What autograd holds of an unrolled window, every operation in its place. Arguments as unrolled_window.
+    """Returns what autograd holds of an unrolled window; the arguments are those of unrolled_window.
+
+    An operation belongs to the part whose tensors it was first reached from: nothing needs to be known of
+    what a task or a rule computes. Leaves have φ's names, and θ0.
 
     Example:
         >>> from l2l_lightning import CoordinatewiseLSTM, Quadratic
@@ -163,17 +138,25 @@ def window_graph(rule: UpdateRule, optimizees: Optimizees, unroll: int, second_o
         >>> list(graph.by_part())
         ['θ0 and φ', 'optimizee forward', 'learned optimizer', 'θ update', 'meta-loss']
     """
-    places = Places()
-    meta_loss = unrolled_window(rule, optimizees, unroll, second_order, places)
-    places.name_leaves(rule)
-    return autograd_graph(meta_loss, places.of)
+    places: dict[Node, Place] = {}
+
+    def observe(part: str, step: int | None, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            places.update(dict.fromkeys(_topological(tensor.grad_fn, known=places), Place(part, step)))
+
+    meta_loss = unrolled_window(rule, optimizees, unroll, second_order, observe)
+    names = {id(parameter): name for name, parameter in rule.named_parameters()}
+    for node in places:
+        if isinstance(variable := getattr(node, "variable", None), Tensor):
+            places[node] = Place(LEAVES, None, names.get(id(variable), "θ0"))
+    return autograd_graph(meta_loss, places)
 
 
 def autograd_graph(output: Tensor, places: Mapping[Node, Place] | None = None) -> Graph:
-    """The graph behind a tensor; empty if it carries none.
+    """Returns the graph behind a tensor; it is empty if the tensor carries none.
 
     Args:
-        output: What backward would be called on.
+        output: The tensor that backward would be called on.
         places: Where operations belong, if that is known.
 
     Example:
@@ -191,62 +174,44 @@ def autograd_graph(output: Tensor, places: Mapping[Node, Place] | None = None) -
     seen: set[int] = set()
     operations = []
     for node in nodes:
-        saved = _saved_tensors(node)
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in saved}
-        new_bytes = sum(storage.nbytes() for key, storage in storages.items() if key not in seen)
+        storages = {storage.data_ptr(): storage.nbytes() for storage in _saved_storages(node)}
+        new_bytes = sum(size for key, size in storages.items() if key not in seen)
         seen.update(storages)
-        operations.append(
-            Operation(
-                _kind(node),
-                places.get(node) if places else None,
-                tuple(tuple(metadata.shape) for metadata in _outputs(node)),
-                tuple(tuple(tensor.shape) for tensor in saved),
-                new_bytes,
-            )
-        )
+        kind = node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
+        # Named for the backward pass, whose inputs are derivatives of the operation's outputs.
+        shapes = tuple(tuple(output.shape) for output in getattr(node, "_input_metadata", ()))
+        operations.append(Operation(kind, (places or {}).get(node), shapes, new_bytes))
     edges = [(index[source], index[node]) for node in nodes for source in _sources(node)]
     return Graph(tuple(operations), tuple(sorted(edges)))
 
 
 def _sources(node: Node) -> list[Node]:
-    """What a node's arguments came from; next_functions go backwards, as derivatives do."""
+    """Returns where a node's arguments came from: next_functions go backwards, as derivatives do."""
     return [source for source, _ in node.next_functions if source is not None]
 
 
 def _topological(root: Node | None, known: Mapping[Node, Any] | None = None) -> list[Node]:
-    """Every node behind the root, each after its sources, those that are known and all behind them left out.
+    """Lists every node behind the root after its sources; the known ones and all behind them are left out.
 
     Keep them for as long as they are compared: autograd makes a node's Python object when asked, and another
     one when that is gone.
     """
-    known = known or {}
     order: dict[Node, None] = {}
     # The first visit comes back to the node after its sources; recursion would be as deep as the graph.
     stack = [(root, False)] if root is not None else []
     while stack:
         node, sources_done = stack.pop()
-        if node in order or node in known:
-            continue
         if sources_done:
             order[node] = None
-        else:
+        elif node not in order and node not in (known or {}):
             stack.append((node, True))
             stack.extend((source, False) for source in reversed(_sources(node)))
     return list(order)
 
 
-def _kind(node: Node) -> str:
-    return node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
-
-
-def _outputs(node: Node) -> list[Any]:
-    # Named for the backward pass, whose inputs are derivatives of the operation's outputs.
-    return list(getattr(node, "_input_metadata", ()))
-
-
-def _saved_tensors(node: Node) -> list[Tensor]:
-    """What a node keeps for its derivative: autograd's own nodes by attribute, a Function's in one tuple."""
+def _saved_storages(node: Node) -> list[torch.UntypedStorage]:
+    """Lists what a node keeps: autograd's own nodes have it in attributes, a Function's in one tuple."""
     values = [getattr(node, name) for name in sorted(dir(node)) if name.startswith("_saved_")]
     values += [getattr(node, "saved_tensors", ())]
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    return [item for item in flat if isinstance(item, Tensor)]
+    return [item.untyped_storage() for item in flat if isinstance(item, Tensor)]

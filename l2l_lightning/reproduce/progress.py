@@ -1,78 +1,38 @@
-"""What a long command is doing, and about how long it will take."""
+"""A bar over a long command's pieces of work: k of N, what is being computed, and the time since it began."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-from l2l_lightning.reproduce.training import Report
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_EVERY = 30.0
-"""Seconds between lines where there is no terminal to draw a bar on."""
-
-FOUND = 0.2
-"""Work that takes less, in seconds, was done before: it says nothing about the machine."""
-
-PRIOR = 30.0
-"""Seconds of work that count as having taken what was estimated, until there is more to go by."""
+"""Seconds from one line to the next where there is no terminal to draw a bar on."""
 
 
-class Countdown:
-    """Work with an estimated cost in seconds; the time left goes by what the work so far has taken.
+class ProgressBar(Progress):
+    """rich's bar for one list of work, to be entered; where the output is no terminal, a line now and then.
 
     Args:
-        total: The estimated seconds of all of it.
+        total: N, the pieces of work.
     """
 
-    def __init__(self, total: float) -> None:
-        self.total = total
-        self.done = 0.0
-        self.taken = 0.0
-        self._last_line = -LINE_EVERY
+    def __init__(self, total: int) -> None:
         console = Console()
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("", total=total)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self._work = self.add_task("", total=total)
+        self._next_line = 0.0
 
-    def __enter__(self) -> Countdown:
-        if self._bar:
-            self._bar.start()
-        return self
+    def report(self, text: str) -> None:
+        """Says what is being computed."""
+        self.update(self._work, description=text)
+        if self.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            task = self.tasks[0]
+            print(f"{task.completed:.0f} of {task.total:.0f}: {text}", flush=True)
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def left(self, done: float) -> str:
-        """The time left in words, when `done` estimated seconds are."""
-        pace = (self.taken + PRIOR) / (self.done + PRIOR)
-        minutes = max(self.total - done, 0.0) * pace / 60
-        return "under a minute left" if minutes < 1 else f"about {minutes:.0f} min left"
-
-    @contextlib.contextmanager
-    def work(self, cost: float, what: str) -> Iterator[Report]:
-        """One piece of work; gives what it reports its progress to."""
-        started = time.perf_counter()
-
-        def report(fraction: float, text: str) -> None:
-            done = self.done + cost * min(fraction, 1.0)
-            line = f"{what}{text} · {self.left(done)}"
-            if self._bar:
-                self._bar.update(self._task, description=line, completed=done, total=self.total)
-            elif time.perf_counter() - self._last_line >= LINE_EVERY:
-                self._last_line = time.perf_counter()
-                print(line, flush=True)
-
-        yield report
-        elapsed = time.perf_counter() - started
-        if elapsed < FOUND:
-            self.total -= cost
-        else:
-            self.done += cost
-            self.taken += elapsed
+    def count(self) -> None:
+        """Counts one piece of work as done."""
+        self.advance(self._work)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
+from typing import Any
 
 SNAPSHOTS = (10, 200)
 """Meta-epochs (rollouts) after which the study shows its ReLU rule, besides the end, 3,000."""
@@ -13,10 +15,8 @@ class Recipe:
     """A meta-training: a preset, and what differs from it."""
 
     preset: str
-    minutes: float
-    """What it takes on two cores, for the time left."""
-    arguments: tuple[str, ...] = ()
-    """Options of `fit`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Values that are put over the preset's, nested as they are."""
     snapshots: tuple[int, ...] = ()
     """Numbers of rollouts after which the rule is kept as it is then."""
     start: str | None = None
@@ -28,21 +28,21 @@ class Ablation:
     """One setting of the preprocessing ablation."""
 
     preprocessing: str
-    """"log_sign" or "identity"."""
+    """How gradients enter the rule: "log_sign" or "identity"."""
     factor: float
-    """p of log_sign; what identity multiplies gradients by."""
+    """The p of log_sign; for identity what gradients are multiplied by."""
     output_scale: float
     unroll: int
-    """20 is truncated, 100 the whole rollout."""
-    name: str = field(init=False)
+    """T, the inner steps of a window: 20 is truncated, 100 is the whole rollout."""
 
-    def __post_init__(self) -> None:
-        parts = (self.preprocessing, f"{self.factor:g}", f"{self.output_scale:g}", str(self.unroll))
-        object.__setattr__(self, "name", f"ablation-{'-'.join(parts)}")
+    @property
+    def name(self) -> str:
+        """The name of the rule that it trains."""
+        return f"ablation-{self.preprocessing}-{self.factor:g}-{self.output_scale:g}-{self.unroll}"
 
     @property
     def inputs(self) -> str:
-        """How gradients enter, in words."""
+        """Says how gradients enter."""
         if self.preprocessing == "log_sign":
             return f"log and sign, p = {self.factor:g}"
         return "as they are" if self.factor == 1 else f"times {self.factor:g}"
@@ -50,50 +50,44 @@ class Ablation:
     @property
     def recipe(self) -> Recipe:
         """A short run of the preset `mnist`: the same inner steps for every setting."""
-        factor = "p" if self.preprocessing == "log_sign" else "gradient_scale"
-        arguments = (
-            f"--model.rule.preprocessing={self.preprocessing}",
-            f"--model.rule.{factor}={self.factor}",
-            f"--model.rule.output_scale={self.output_scale}",
-            f"--model.unroll={self.unroll}",
-            "--model.num_tasks=1",
-            f"--data.num_rollouts={ABLATION_ROLLOUTS}",
-            f"--trainer.val_check_interval={ABLATION_ROLLOUTS * 100 // self.unroll // 4}",
-            "--model.num_validation_optimizees=8",
-            "--collapse.start_patience=100",  # it is the outcome if a setting stays at chance
-            "--collapse.patience=100",
-        )
-        return Recipe("mnist", 0.5, arguments)
+        rule = {
+            "preprocessing": self.preprocessing,
+            "p" if self.preprocessing == "log_sign" else "gradient_scale": self.factor,
+            "output_scale": self.output_scale,
+        }
+        model = {"rule": {"init_args": rule}, "unroll": self.unroll, "num_tasks": 1}
+        options = {
+            "model": {**model, "num_validation_optimizees": 8},
+            "data": {"num_rollouts": ABLATION_ROLLOUTS},
+            "trainer": {"val_check_interval": ABLATION_ROLLOUTS * 100 // self.unroll // 4},
+            # It is the outcome if a setting stays at chance.
+            "collapse": {"start_patience": 100, "patience": 100},
+        }
+        return Recipe("mnist", options)
 
 
 ABLATION_ROLLOUTS = 50
+INPUTS = (("identity", 1.0), ("identity", 100.0), ("identity", 1000.0), ("log_sign", 10.0))
 ABLATIONS = [
-    Ablation(preprocessing, factor, output_scale, unroll)
-    for preprocessing, factor in (
-        ("identity", 1.0),
-        ("identity", 100.0),
-        ("identity", 1000.0),
-        ("log_sign", 10.0),
-    )
-    for output_scale in (0.1, 1.0)
-    for unroll in (20, 100)
+    Ablation(*inputs, output_scale, unroll)
+    for inputs, output_scale, unroll in itertools.product(INPUTS, (0.1, 1.0), (20, 100))
 ]
 
 RECIPES: dict[str, Recipe] = {
-    "lstm-quadratic": Recipe("quadratic", 1.5),
-    "lstm-study-quadratic": Recipe("study_quadratic", 1.0),
-    "lstm-mnist": Recipe("mnist", 28.0),
-    "lstm-mnist-relu": Recipe("mnist_relu", 22.0, snapshots=SNAPSHOTS),
-    "lstm-mnist-tanh": Recipe("mnist_tanh", 4.0),
-    "lstm-mnist-activations": Recipe("mnist_activations", 8.0),
-    "lstm-mnist-mixture": Recipe("mnist_mixture", 20.0, start="lstm-mnist-activations"),
+    "lstm-quadratic": Recipe("quadratic"),
+    "lstm-study-quadratic": Recipe("study_quadratic"),
+    "lstm-mnist": Recipe("mnist"),
+    "lstm-mnist-relu": Recipe("mnist_relu", snapshots=SNAPSHOTS),
+    "lstm-mnist-tanh": Recipe("mnist_tanh"),
+    "lstm-mnist-activations": Recipe("mnist_activations"),
+    "lstm-mnist-mixture": Recipe("mnist_mixture", start="lstm-mnist-activations"),
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
 }
-"""Every rule by name."""
+"""How every rule is trained, by the rule's name."""
 
 
 def snapshot_of(name: str) -> tuple[str, int] | None:
-    """The recipe and the number of rollouts that a snapshot's name stands for ("lstm-mnist-relu-200").
+    """Returns the recipe and the number of rollouts that a snapshot's name stands for, if it is one's.
 
     Example:
         >>> snapshot_of("lstm-mnist-relu-200"), snapshot_of("lstm-mnist")

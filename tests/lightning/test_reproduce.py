@@ -2,7 +2,8 @@
 
 import csv
 import json
-import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -11,38 +12,32 @@ import torch
 from l2l_lightning import pretrained
 from l2l_lightning.cli import main
 from l2l_lightning.comparison.baselines import BASELINES
-from l2l_lightning.reproduce import bench as bench_module
-from l2l_lightning.reproduce import training
-from l2l_lightning.reproduce.bench import Bench, NotShippedError, Run, Settings, Train, Tune
-from l2l_lightning.reproduce.command import EXPERIMENTS, OutFolderError, reproduce
-from l2l_lightning.reproduce.experiment import diverged, lead, ratio
-from l2l_lightning.reproduce.generalise import cells
-from l2l_lightning.reproduce.progress import Countdown
-from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, snapshot_of
+from l2l_lightning.configs import presets
+from l2l_lightning.errors import ReproductionError, WeightsError
+from l2l_lightning.reproduce import result_store
+from l2l_lightning.reproduce.command import reproduce
+from l2l_lightning.reproduce.generalise import GeneraliseExperiment, cells
+from l2l_lightning.reproduce.progress import ProgressBar
+from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES
+from l2l_lightning.reproduce.result_store import Request, ResultStore
+from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import meta_train
 from l2l_lightning.tasks import MNISTMLP, Quadratic
+from l2l_lightning.training.presets import make_learner, preset_values
 
-SMALL = [
-    "--data.num_rollouts=4",
-    "--model.horizon=6",
-    "--model.unroll=2",
-    "--model.num_tasks=2",
-    "--model.num_validation_optimizees=2",
-    "--trainer.val_check_interval=3",
-]
+SMALL = {
+    "data": {"num_rollouts": 4},
+    "model": {"horizon": 6, "unroll": 2, "num_tasks": 2, "num_validation_optimizees": 2},
+    "trainer": {"val_check_interval": 3},
+}
 
 
 def settings(folder, **arguments):
     return Settings(out=str(folder), quick=True, num_tuning_optimizees=1, **arguments)
 
 
-def silent(fraction, text):
-    pass
-
-
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def equal_rules(ours, theirs):
+    return all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
 
 
 @pytest.fixture(scope="module")
@@ -54,39 +49,37 @@ def quadratic(tmp_path_factory):
 
 
 def test_an_experiment_leaves_numbers_pictures_and_a_report(quadratic):
-    document = json.loads((quadratic / "quadratic/results.json").read_text())
-    assert document["seed"] == 0
-    assert document["quick"] is True
-    assert {"commit", "device", "versions", "data", "seconds", "findings"} <= set(document)
-    assert (quadratic / "quadratic/paper_quadratic.png").read_bytes()[1:4] == b"PNG"
+    folder = quadratic / "quadratic"
+    document = json.loads((folder / "results.json").read_text())
+    assert (document["seed"], document["quick"]) == (0, True)
+    assert {"commit", "device", "versions", "data", "seconds"} <= set(document)
+    assert (folder / "paper_quadratic.png").read_bytes()[1:4] == b"PNG"
     report = (quadratic / "REPORT.md").read_text()
     assert "A quick run" in report
+    assert "## Methods" in report
     for finding in document["findings"]:
         assert f"| {finding['ours']} | {finding['verdict']} |" in report
-
-
-def test_the_reports_numbers_are_the_means_of_the_csvs_losses(quadratic):
-    rows = read_csv(quadratic / "quadratic/results.csv")
-    document = json.loads((quadratic / "quadratic/results.json").read_text())
+    with (folder / "results.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
     for panel, results in document["results"].items():
         for name, numbers in results["optimizers"].items():
             losses = np.array(
-                [float(r["loss"]) for r in rows if (r["panel"], r["optimizer"]) == (panel, name)]
+                [float(row["loss"]) for row in rows if (row["panel"], row["optimizer"]) == (panel, name)]
             ).reshape(numbers["num_optimizees"], results["horizon"])
             assert numbers["final_loss"]["mean"] == pytest.approx(losses[:, -10:].mean(), rel=1e-6)
             assert numbers["sum_loss"]["mean"] == pytest.approx(losses.sum(1).mean(), rel=1e-6)
 
 
 def test_what_is_done_is_not_done_again(quadratic, monkeypatch, capsys):
-    monkeypatch.setattr(Bench, "answer", lambda *_: pytest.fail("something was computed again"))
+    monkeypatch.setattr(ResultStore, "losses", lambda *_: pytest.fail("something was computed again"))
     reproduce(["quadratic"], settings(quadratic))
     assert "quadratic: done before" in capsys.readouterr().out
 
 
-def test_an_interrupted_reproduction_goes_on_where_it_was(quadratic, tmp_path, monkeypatch):
+def test_an_interrupted_reproduction_goes_on_where_it_was(quadratic, tmp_path, monkeypatch, capsys):
     """Stopped among the curves: what was trained, tuned and run is found, and the numbers are the same."""
     runs = []
-    original = bench_module.run_baseline
+    original = result_store.run_baseline
 
     def interrupted(*arguments, **options):
         runs.append(arguments)
@@ -94,126 +87,89 @@ def test_an_interrupted_reproduction_goes_on_where_it_was(quadratic, tmp_path, m
             raise KeyboardInterrupt
         return original(*arguments, **options)
 
-    monkeypatch.setattr(bench_module, "run_baseline", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        reproduce(["quadratic"], settings(tmp_path))
+    monkeypatch.setattr(result_store, "run_baseline", interrupted)
+    arguments = ["reproduce", "quadratic", "--quick", "--num-tuning-optimizees=1", f"--out={tmp_path}"]
+    with pytest.raises(SystemExit):
+        main(arguments)
+    assert capsys.readouterr().err == "error: interrupted: the same command goes on from here\n"
     assert not (tmp_path / "quadratic/results.json").exists()
-    monkeypatch.setattr(training.MetaLearningCLI, "build", lambda *_, **__: pytest.fail("trained again"))
-    reproduce(["quadratic"], settings(tmp_path))
+    (trained,) = (tmp_path / "rules").glob("lstm-study-quadratic-*/rule.safetensors")
+    when = trained.stat().st_mtime_ns
+    main(arguments)
+    assert trained.stat().st_mtime_ns == when
     assert len(runs) == 1 + 2 * len(BASELINES)  # the one that was interrupted, and everyone once
     ours, theirs = ((f / "quadratic/results.csv").read_text() for f in (tmp_path, quadratic))
     assert ours == theirs
 
 
 def test_a_folder_is_not_shared_by_different_settings(quadratic):
-    with pytest.raises(OutFolderError, match="seed 0, not 1: name another folder with --out"):
+    with pytest.raises(ReproductionError, match="seed 0, not 1: name another folder with --out"):
         reproduce(["quadratic"], settings(quadratic, seed=1))
 
 
-def test_a_meta_training_that_was_stopped_gives_the_same_rule(tmp_path):
-    whole = meta_train("quadratic", tmp_path / "whole", report=silent, arguments=SMALL, snapshots=[3])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_meta_training_that_was_stopped_gives_the_same_rule(number, tmp_path):
+    def train(name, report):
+        folder = tmp_path / name
+        return meta_train("quadratic", folder, seed=0, report=report, options=SMALL, snapshots=[3])
 
-    def stop(fraction, text):
-        if fraction >= 0.5:
-            raise KeyboardInterrupt
+    def stop(text):
+        if text.startswith("meta-step 7 "):
+            os.kill(os.getpid(), number)
 
-    arguments = [*SMALL, "--latest.every_n_meta_steps=5"]  # the last validation was earlier
+    whole = train("whole", print)
     with pytest.raises(KeyboardInterrupt):
-        meta_train("quadratic", tmp_path / "cut", report=stop, arguments=arguments, snapshots=[3])
+        train("cut", stop)
     assert not (tmp_path / "cut/rule.safetensors").exists()
-    resumed = meta_train("quadratic", tmp_path / "cut", report=silent, arguments=SMALL, snapshots=[3])
-    for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    snapshots = [pretrained.load(tmp_path / name / "after-3.safetensors") for name in ("whole", "cut")]
-    for ours, theirs in zip(*(rule.parameters() for rule in snapshots), strict=True):
-        assert torch.equal(ours, theirs)
+    steps = []
+    assert equal_rules(train("cut", steps.append), whole)
+    assert steps[0].startswith("meta-step 8 of 12")
+    assert equal_rules(
+        *(pretrained.load(tmp_path / f"{name}/after-3.safetensors") for name in ("whole", "cut"))
+    )
     record = json.loads((tmp_path / "cut/training.json").read_text())
     assert record["meta_steps"] == 12
     assert record["seconds"] > 0
+    assert equal_rules(train("cut", lambda text: pytest.fail("trained again")), whole)
+
+
+def test_a_presets_training_is_the_command_lines(tiny_fit, tmp_path):
+    """The same φ, bit for bit, from the objects as from `fit` with the same options."""
+    folder = tiny_fit("--config=mnist")
+    options = {
+        "data": {"num_rollouts": 2},
+        "model": {"horizon": 6, "unroll": 3, "num_tasks": 2, "num_validation_optimizees": 2},
+        "trainer": {"val_check_interval": 2, "accelerator": "cpu"},
+    }
+    meta_train("mnist", tmp_path / "ours", seed=0, report=print, options=options)
+    paths = [next(path.rglob("best-*.ckpt")) for path in (folder, tmp_path / "ours")]
+    theirs, ours = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+    assert paths[0].name == paths[1].name
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
 def test_losses_are_kept_by_what_determines_them(tmp_path):
-    bench = Bench(settings(tmp_path))
-    run = Run(Quadratic(dim=3), "sgd", 4, 2, tuning="default")
-    first = bench.losses(run)
-    assert torch.equal(bench.losses(run), first)
+    store = ResultStore(settings(tmp_path))
+    request = Request(Quadratic(dim=3), "sgd", 4, 2, tuning="default")
+    first = store.losses(request)
+    assert torch.equal(store.losses(request), first)
     kept = list((tmp_path / "losses").iterdir())
     assert len(kept) == 1
-    bench.losses(Run(Quadratic(dim=3), "sgd", 4, 3, tuning="default"))
+    store.losses(Request(Quadratic(dim=3), "sgd", 4, 3, tuning="default"))
     assert len(list((tmp_path / "losses").iterdir())) == 2
     # A damaged file is computed again, never read.
     kept[0].write_bytes(kept[0].read_bytes()[:-8])
-    assert torch.equal(bench.losses(run), first)
+    assert torch.equal(store.losses(request), first)
 
 
-def test_one_search_serves_several_horizons(tmp_path):
-    bench = Bench(settings(tmp_path))
-    task = Quadratic(dim=3)
-    together = bench.tuned(Tune(task, (3, 6)))
-    for horizon in (3, 6):
-        alone = Bench(settings(tmp_path / "alone")).tuned(Tune(task, (horizon,)))[horizon]
-        for name, tuned in alone.items():
-            other = together[horizon][name]
-            assert (other.learning_rate, other.setting) == (tuned.learning_rate, tuned.setting)
-
-
-def test_only_what_is_shipped_comes_from_the_package(tmp_path):
-    bench = Bench(settings(tmp_path, from_pretrained=True))
-    assert bench.rule("lstm-mnist").spec.hidden_size == 20
-    with pytest.raises(NotShippedError, match=r"no rule 'lstm-mars'.*leave out --from-pretrained"):
-        bench.rule("lstm-mars")
-
-
-def losses_from(final, steps=12, start=3.0):
-    """Losses [steps, K] that begin at `start` and whose last ten have the given values."""
-    values = torch.as_tensor(final, dtype=torch.float64)
-    losses = values.repeat(steps, 1)
-    losses[0] = start
-    return losses
-
-
-def test_a_ratio_of_means_and_its_interval():
-    generator = np.random.default_rng(0)
-    b = generator.uniform(0.5, 1.5, 12)
-    a = 1.2 * b + generator.normal(0, 0.05, 12)
-    value = ratio(losses_from(a), losses_from(b))
-    quotient = a.mean() / b.mean()
-    assert value.mean == pytest.approx(quotient, rel=1e-12)
-    residual = (a - quotient * b).std(ddof=1) / b.mean()
-    assert value.high - value.mean == pytest.approx(2.200985 * residual / math.sqrt(12), rel=1e-6)
-    exact = ratio(losses_from(2 * b), losses_from(b))
-    assert (exact.low, exact.high) == pytest.approx((2.0, 2.0), abs=1e-9)
-    assert ratio(losses_from([1.0, math.nan]), losses_from([1.0, 1.0])).mean == math.inf
-
-
-def test_the_ratios_interval_covers_its_share():
-    """Of 1,000 samples with a known ratio of expectations, about 95% cover it."""
-    generator = np.random.default_rng(1)
-    covered = 0
-    for _ in range(1000):
-        b = generator.normal(1.0, 0.2, 16)
-        a = 0.8 * b + generator.normal(0, 0.1, 16)
-        value = ratio(losses_from(a), losses_from(b))
-        covered += value.low < 0.8 < value.high
-    assert 930 <= covered <= 970
-
-
-def test_leads_say_what_the_intervals_allow():
-    noise = [0.0, 0.1, 0.2, 0.3]
-    low, high = losses_from([1 + x for x in noise]), losses_from([2 + x for x in noise])
-    near = losses_from([1.05 + x for x in noise])
-    crossing = losses_from([1.3 - x for x in noise])
-    assert lead(low, high) == "ahead, disjoint intervals"
-    assert lead(high, low) == "behind, disjoint intervals"
-    assert lead(low, near) == "ahead, paired"
-    assert lead(near, low) == "behind, paired"
-    assert lead(low, crossing) == "level"
-
-
-def test_runs_that_diverge_are_counted():
-    losses = losses_from([1.0, 4.0, 1.0, 1.0])
-    losses[5, 2] = math.inf
-    assert diverged(losses) == 2  # one ends above its start, one met infinity
+def test_only_what_is_shipped_comes_from_the_package(tmp_path, monkeypatch):
+    store = ResultStore(settings(tmp_path, from_pretrained=True))
+    assert store.rule("lstm-mnist").spec.hidden_size == 20
+    with pytest.raises(WeightsError, match=r"no rule 'lstm-mars'.*leave out --from-pretrained"):
+        store.rule("lstm-mars")
+    monkeypatch.setattr(result_store, "tune", lambda *_, **__: pytest.fail("searched"))
+    assert store.tuned(MNISTMLP(), (100,))[100].keys() == set(BASELINES)
 
 
 def test_the_matrixs_cells():
@@ -231,74 +187,32 @@ def test_the_matrixs_cells():
     assert isinstance(deep.task, MNISTMLP)
 
 
-def test_every_recipe_is_a_preset_and_options_that_fit_knows():
-    from l2l_lightning.cli import presets
-    from l2l_lightning.cli.lightning_cli import MetaLearningCLI
-
+def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
     assert {recipe.preset for recipe in RECIPES.values()} <= set(presets())
     assert len({ablation.name for ablation in ABLATIONS}) == len(ABLATIONS) == 16
-    for name in ("lstm-mnist-relu", ABLATIONS[0].name, ABLATIONS[-1].name):
-        recipe = RECIPES[name]
-        cli = MetaLearningCLI.build([f"--config={presets()[recipe.preset]}", *recipe.arguments], run=False)
+    for name, recipe in RECIPES.items():
+        start = {"start_from": None} if recipe.start else {}
+        values = preset_values(recipe.preset, recipe.options)["model"] | start
+        model = make_learner(values, seed=0)
         if name == ABLATIONS[0].name:
-            rule = cli.model.rule
-            assert (rule.spec.preprocessing, rule.gradient_scale, rule.spec.output_scale) == (
-                "identity",
-                1,
-                0.1,
-            )
-            assert cli.model.unrolls == [20]
-    assert snapshot_of("lstm-mnist-relu-10") == ("lstm-mnist-relu", 10)
-    assert snapshot_of("lstm-mnist-relu-11") is None
-
-
-def test_the_time_left_goes_by_what_work_has_taken():
-    countdown = Countdown(1000.0)
-    assert countdown.left(0.0) == "about 17 min left"
-    countdown.done, countdown.taken = 400.0, 830.0  # half as fast as was estimated
-    assert countdown.left(400.0) == "about 20 min left"
-    assert countdown.left(1000.0) == "under a minute left"
-
-
-def test_the_time_left_counts_every_request(tmp_path):
-    bench = Bench(settings(tmp_path))
-    for experiment in EXPERIMENTS.values():
-        requests = experiment().requests(bench)
-        assert all(bench.seconds(request) > 0 for request in requests)
-        assert any(isinstance(request, Train) for request in requests)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["quadratic", "--num-optimizees=1"], ["--num-optimizees must be at least 2"]),
-        (["mnist", "--data-root=/no/such/folder"], ["/no/such/folder", "--data.root"]),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line(arguments, words, tmp_path, capsys):
-    with pytest.raises(SystemExit) as error:
-        main(["reproduce", *arguments, f"--out={tmp_path}", "--quick"])
-    assert error.value.code == 1
-    printed = capsys.readouterr().err
-    assert printed.startswith("error: ")
-    assert printed.count("\n") == 1
-    assert all(word in printed for word in words)
-
-
-def test_an_unknown_experiment_lists_those_there_are(capfd):
-    with pytest.raises(SystemExit) as error:
-        main(["reproduce", "figure-8"])
-    assert error.value.code == 2
-    printed = capfd.readouterr().err
-    assert all(name in printed for name in EXPERIMENTS)
+            rule = model.rule
+            assert (rule.spec.preprocessing, rule.gradient_scale) == ("identity", 1)
+            assert (rule.spec.output_scale, model.unrolls) == (0.1, [20])
 
 
 def test_smiles_are_measured_where_there_is_a_copy(tmp_path):
-    generalise = EXPERIMENTS["generalise"]()
-    without = Bench(settings(tmp_path, matrix="star"))
-    assert generalise.data(without) == {"mnist", "digits"}
-    assert not any("smiles" in str(request) for request in generalise.requests(without))
-    bench = Bench(settings(tmp_path, smiles_root=str(tmp_path)))
-    assert generalise.data(bench) == {"mnist", "digits", "smiles"}
-    tasks = [request.task for request in generalise.requests(bench) if isinstance(request, Run)]
-    assert "smiles" in {task.dataset for task in tasks}
+    generalise = GeneraliseExperiment()
+    for root, expected in ((None, {"mnist", "digits"}), (str(tmp_path), {"mnist", "digits", "smiles"})):
+        store = ResultStore(Settings(smiles_root=root))
+        assert generalise.data(store) == expected
+        assert {request.task.dataset for request in generalise.requests(store)} == expected
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
+    with ProgressBar(3) as progress:
+        progress.report("first")
+        progress.count()
+        progress.report("too soon")
+        monkeypatch.setattr("l2l_lightning.reproduce.progress.time.monotonic", lambda: 1e12)
+        progress.report("later")
+    assert capsys.readouterr().out.split("\n")[:2] == ["0 of 3: first", "1 of 3: later"]

@@ -13,7 +13,7 @@ import resource
 import signal
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -30,9 +30,8 @@ from l2l_lightning.tasks import Quadratic, Task
 
 Mode = Literal["ours", "unrolled, first order", "unrolled, second order"]
 MODES: tuple[Mode, ...] = ("ours", "unrolled, first order", "unrolled, second order")
-"""How a window's meta-gradient is found: without a graph, or through the one that autograd holds."""
+"""The ways to find a window's meta-gradient: without a graph, or through the one that autograd holds."""
 
-_ITSELF = Path("/proc/self")
 _TIMEOUT = 3600
 _NO_HOLES = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 """Lets glibc give every large tensor pages of its own. By default it soon takes them from the heap, where an
@@ -51,24 +50,11 @@ class MetaStep:
     unroll: int
 
     def meta_loss(self) -> Tensor:
-        """The forward half, of one optimizee: with all that the backward will need, and no more."""
+        """Runs the forward half on one optimizee; the result holds what the backward needs, no more."""
         optimizees = Optimizees(self.task, self.images, self.seed, "train", indices=[0])
         if self.mode == "ours":
             return Rollout(self.rule, optimizees).window(self.unroll).meta_loss
         return unrolled_window(self.rule, optimizees, self.unroll, self.mode == "unrolled, second order")
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What one meta-step was found to hold and to take."""
-
-    peak_bytes: int
-    """The most that was resident during it, beyond what was before it."""
-    operations: int
-    """Of the graph behind its meta-loss."""
-    edges: int
-    graph_bytes: int
-    """What that graph has saved."""
 
 
 class NotMeasuredError(L2LError, RuntimeError):
@@ -76,7 +62,7 @@ class NotMeasuredError(L2LError, RuntimeError):
 
 
 def held_bytes(rule: UpdateRule, coordinates: int, unroll: int) -> dict[str, int]:
-    """What a window without a graph holds, for n coordinates in θ's and φ's dtypes, float32 both.
+    """Returns the bytes that a window without a graph holds for n coordinates, all in float32.
 
         states [T+1, *state_shape, n], gradients [T+1, n], cotangents [T, n]
 
@@ -95,16 +81,24 @@ def held_bytes(rule: UpdateRule, coordinates: int, unroll: int) -> dict[str, int
 
 
 def available_bytes() -> int:
-    """Memory that the system could still give; all there is, where the system does not tell."""
+    """Returns the memory that the system could still give, or all there is where the system does not tell."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * _number("/proc/meminfo", "MemAvailable:")
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def measure(step: MetaStep) -> Measured:
+def _number(path: str, name: str) -> int:
+    lines = Path(path).read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+
+def measure(step: MetaStep) -> dict[str, int]:
     """Runs a meta-step in a fresh process, which must be able to import the task's and the rule's classes.
+
+    Returns:
+        "peak_bytes", the most that was resident during it beyond what was before it; "operations" and
+        "edges" of the graph behind its meta-loss; "graph_bytes", what that graph has saved.
 
     Raises:
         NotMeasuredError: The process was killed, as one is that takes more memory than there is, or failed.
@@ -112,7 +106,7 @@ def measure(step: MetaStep) -> Measured:
     Example:
         >>> from l2l_lightning import CoordinatewiseLSTM
         >>> step = MetaStep(Quadratic(), CoordinatewiseLSTM(), None, seed=0, mode="ours", unroll=5)
-        >>> measure(step).operations
+        >>> measure(step)["operations"]
         7
     """
     try:
@@ -131,12 +125,12 @@ def measure(step: MetaStep) -> Measured:
     if done.returncode > 0:
         lines = done.stderr.decode(errors="replace").strip().splitlines()
         raise NotMeasuredError(f"its process failed: {lines[-1] if lines else 'it says nothing'}")
-    # Libraries may have printed before.
-    return Measured(**json.loads(done.stdout.splitlines()[-1]))
+    measured: dict[str, int] = json.loads(done.stdout.splitlines()[-1])  # libraries may have printed before
+    return measured
 
 
 def main() -> None:
-    """The measured process: reads a pickled MetaStep, prints a Measured as a line of JSON."""
+    """Is the measured process: reads a pickled MetaStep, and prints what `measure` returns as JSON."""
     step: MetaStep = pickle.load(sys.stdin.buffer)  # from `measure`, its parent
     # Kernels are compiled and libraries initialised on a problem that leaves no memory behind.
     warm_up = MetaStep(Quadratic(dim=2), step.rule, None, step.seed, step.mode, unroll=1)
@@ -146,24 +140,27 @@ def main() -> None:
     # Before the backward, which frees the graph; the count's own objects do not show in the peak.
     graph = autograd_graph(meta_loss)
     torch.autograd.backward(meta_loss)
-    peak_bytes = _peak() - before
-    measured = Measured(peak_bytes, len(graph.operations), len(graph.edges), graph.saved_bytes)
-    print(json.dumps(asdict(measured)))
+    measured = {
+        "peak_bytes": _peak() - before,
+        "operations": len(graph.operations),
+        "edges": len(graph.edges),
+        "graph_bytes": graph.saved_bytes,
+    }
+    print(json.dumps(measured))
 
 
 def _restart_peak() -> int:
     """Lowers the peak to what is resident now, where the system can, and returns it."""
     if sys.platform == "linux":
-        (_ITSELF / "clear_refs").write_text("5", encoding="ascii")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     return _peak()
 
 
 def _peak() -> int:
-    """The most of this process that was resident, in bytes."""
+    """Returns the most bytes of this process that were resident."""
     if sys.platform == "linux":
         # Not ru_maxrss, which a process takes over from the one that started it.
-        lines = (_ITSELF / "status").read_text(encoding="ascii").splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+        return 1024 * _number("/proc/self/status", "VmHWM:")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
 
 

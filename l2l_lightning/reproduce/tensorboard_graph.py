@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections import defaultdict
 from pathlib import Path
 
@@ -11,13 +10,12 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.graph_pb2 import GraphDef
 from tensorboardX.proto.node_def_pb2 import NodeDef
 from tensorboardX.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboardX.record_writer import masked_crc32c
+from tensorboardX.record_writer import RecordWriter
 
-from l2l_lightning.files import write_atomically
 from l2l_lightning.reproduce.autograd_graph import Graph, Operation
 
 FILE_NAME = "events.out.tfevents.graph"
-"""TensorBoard reads what has "tfevents" in its name; it shows one graph for every folder."""
+"""The event file's name: TensorBoard reads what has "tfevents" in it, and shows one graph a folder."""
 
 
 def write_events(graph: Graph, folder: Path) -> Path:
@@ -33,33 +31,27 @@ def write_events(graph: Graph, folder: Path) -> Path:
         >>> write_events(graph, Path(tempfile.mkdtemp())).name
         'events.out.tfevents.graph'
     """
-    events = [Event(file_version="brain.Event:2"), Event(graph_def=graph_def(graph).SerializeToString())]
-    path = folder / FILE_NAME
-    write_atomically(path, b"".join(_record(event.SerializeToString()) for event in events))
-    return path
-
-
-def graph_def(graph: Graph) -> GraphDef:
-    """The graph as TensorFlow's message, in the order of its operations."""
     names = [_name(i, operation) for i, operation in enumerate(graph.operations)]
     inputs: dict[int, list[str]] = defaultdict(list)
     for source, target in graph.edges:
         inputs[target].append(names[source])
-    return GraphDef(
-        node=[
-            NodeDef(name=name, op=operation.kind, input=inputs[i], attr=_attributes(operation))
-            for i, (name, operation) in enumerate(zip(names, graph.operations, strict=True))
-        ]
-    )
+    nodes = [
+        NodeDef(name=names[i], op=operation.kind, input=inputs[i], attr=_attributes(operation))
+        for i, operation in enumerate(graph.operations)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = RecordWriter(str(folder / FILE_NAME))
+    writer.write(Event(file_version="brain.Event:2").SerializeToString())
+    writer.write(Event(graph_def=GraphDef(node=nodes).SerializeToString()).SerializeToString())
+    writer.close()
+    return folder / FILE_NAME
 
 
 def _name(index: int, operation: Operation) -> str:
-    place = operation.place
-    if place is None:
-        scopes = []
-    elif place.name is not None:
+    place, scopes = operation.place, []
+    if place is not None and place.name is not None:
         return "theta_0" if place.name == "θ0" else f"phi/{place.name}"
-    else:
+    if place is not None:
         scopes = [] if place.step is None else [f"t_{place.step:02d}"]
         scopes.append(place.part.replace("θ", "theta").replace(" ", "_"))
     return "/".join([*scopes, f"{operation.kind}_{index}"])
@@ -74,10 +66,3 @@ def _attributes(operation: Operation) -> dict[str, AttrValue]:
         "_output_shapes": AttrValue(list=AttrValue.ListValue(shape=shapes)),
         "saved_bytes": AttrValue(i=operation.saved_bytes),
     }
-
-
-def _record(message: bytes) -> bytes:
-    """A record of a TFRecord file: length and message, each with its checksum."""
-    length = struct.pack("<Q", len(message))
-    checksums = [struct.pack("<I", masked_crc32c(part)) for part in (length, message)]
-    return length + checksums[0] + message + checksums[1]
