@@ -17,7 +17,7 @@ CHAIN = ("rules", "rollout", "comparison", "training", "cli")
 
 @pytest.fixture(scope="module")
 def imports():
-    """Every module's own imports of others, those inside functions too, but not those of type checkers alone."""
+    """Every module's own imports of others, within functions too, but for those of type checkers alone."""
     graph = grimp.build_graph(*PACKAGES, exclude_type_checking_imports=True, cache_dir=None)
     return {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
 
