@@ -256,8 +256,9 @@ class MetaLearningCLI(LightningCLI):
         """
         windows = self.datamodule.num_windows(self.model, self.trainer)
         if not windows:
+            limit = self.trainer.limit_train_batches
             raise CommandLineError(
-                f"--trainer.limit_train_batches {self.trainer.limit_train_batches} leaves none of the run's "
+                f"--trainer.limit_train_batches {limit:g} leaves none of the run's "
                 f"{len(self.datamodule.windows(self.model))} meta-steps"
             )
         interval = getattr(self.trainer, "val_check_interval", None)  # there is none if it is a time
