@@ -44,6 +44,10 @@ class FolderInUseError(L2LError, RuntimeError):
     """Another process's run is in the folder; the message names it."""
 
 
+class GroupError(L2LError, ValueError):
+    """A tensor that a `Grouped` has no rule for; the message names the tensor and the keys."""
+
+
 class MetaTrainingError(L2LError, RuntimeError):
     """Meta-training cannot go on; the message says what happened and which option to change."""
 

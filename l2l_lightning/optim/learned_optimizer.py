@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -16,7 +16,7 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from l2l_lightning.optim.checks import check_dense, check_options, name_of, problem_of
 from l2l_lightning.optim.pack import CARRIED, STATE, STATISTICS, Pack, carried_shapes
-from l2l_lightning.optim.sharding import local, sum_over_shards
+from l2l_lightning.optim.sharding import is_zero, local, sum_over_shards
 from l2l_lightning.optim.state_dict import Uncast, checked, digest_of, rule_hash
 from l2l_lightning.pretrained import load
 from l2l_lightning.rules.base import Rule, Step, UpdateRule
@@ -105,6 +105,7 @@ class LearnedOptimizer(Optimizer):
         self._rules_on: dict[tuple[str, torch.device], list[tuple[UpdateRule, Step]]] = {}
         self._packs: dict[int, dict[_Place, Pack]] = {}  # by the group's index
         self._chosen: dict[Tensor, int] = {}  # the member of its rule that moves a parameter
+        self._tried: set[tuple[str, int | None]] = set()  # rules that read their features with such a T
         defaults = {
             "rule": self._add_rule(rule),
             "lr": lr,
@@ -132,10 +133,11 @@ class LearnedOptimizer(Optimizer):
             for index, parameter in enumerate(group["params"]):
                 check_dense(name_of(group, index), parameter)
                 self.rule_for(group, parameter)
-            for member in self._rule(group).members:
-                read_zero(member, group["total_steps"])
-        except ValueError:
+            self._check_reading(group)
+        except Exception:  # the user's own code may tell groups and read features
             self.param_groups.pop()
+            for parameter in group["params"]:
+                self._chosen.pop(parameter, None)
             raise
 
     @property
@@ -225,7 +227,7 @@ class LearnedOptimizer(Optimizer):
                 if isinstance(parameter, Tensor) and isinstance(entries.get(key), Uncast):
                     entries[key] = entries[key].tensor.to(parameter.device)
         super().__setstate__(state)
-        self._rules_on, self._packs, self._chosen = {}, {}, {}
+        self._rules_on, self._packs, self._chosen, self._tried = {}, {}, {}, set()
 
     def _add_rule(self, rule: str | Path | Rule) -> str:
         """Keeps a copy of a rule; returns what a group and a state dict call it: name@hash of φ."""
@@ -259,21 +261,28 @@ class LearnedOptimizer(Optimizer):
         return self._rule(group).members[self._member(group, parameter)]
 
     def _member(self, group: dict[str, Any], parameter: Tensor) -> int:
-        rule = self._rule(group)
-        if isinstance(rule, UpdateRule):
+        if isinstance(self._rule(group), UpdateRule):
             return 0
         if parameter not in self._chosen:
-            for info, other in zip(self._infos(group), group["params"], strict=True):
-                self._chosen[other] = rule.member_for(info)
+            self._chosen |= zip(group["params"], self.members_for(group), strict=True)
         return self._chosen[parameter]
 
-    def _infos(self, group: dict[str, Any]) -> Iterator[ParameterInfo]:
+    def members_for(self, group: dict[str, Any], names: Sequence[str] | None = None) -> list[int]:
+        """Which members of its rule move a group's parameters, by their own names or by others.
+
+        Raises:
+            ValueError: The group's rule has no member for one of them.
+        """
+        rule = self._rule(group)
+        return [rule.member_for(info) for info in self._infos(group, names)]
+
+    def _infos(self, group: dict[str, Any], names: Sequence[str] | None = None) -> Iterator[ParameterInfo]:
         """What is known of a group's parameters."""
         (index,) = (i for i, other in enumerate(self.param_groups) if other is group)
-        names = group.get("param_names") or [""] * len(group["params"])
+        names = names or group.get("param_names") or [""] * len(group["params"])
         for name, parameter in zip(names, group["params"], strict=True):
             yield ParameterInfo(
-                name,
+                name.replace("_orig_mod.", ""),  # which a compiled model puts before
                 tuple(parameter.shape),
                 index,
                 tuple(local(parameter).shape),
@@ -292,6 +301,7 @@ class LearnedOptimizer(Optimizer):
         """Raises for all that would fail after a first parameter had been written."""
         for group in self.param_groups:
             check_options(group)
+            self._check_reading(group)
             for index, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
@@ -299,15 +309,22 @@ class LearnedOptimizer(Optimizer):
                 if problem := problem_of(parameter, self.state.get(parameter, {}), shapes):
                     raise RuntimeError(f"{name_of(group, index)} {problem}")
 
+    def _check_reading(self, group: dict[str, Any]) -> None:
+        """Raises ValueError where a group's rule reads T, and the group has none."""
+        key = rule_hash(group["rule"]), group["total_steps"]
+        if key not in self._tried:
+            for member in self._rule(group).members:
+                read_zero(member, group["total_steps"])
+            self._tried.add(key)
+
     def _is_at_rest(self) -> bool:
-        """Whether every rate and every gradient is 0.
+        """Whether every rate and every gradient is 0, of sharded parameters in every process.
 
         In a first step that is how torch.distributed.checkpoint has an optimizer create its state, to save it
         or to load over it. A rule's state would move on even so, and the run would not be as if unsaved.
         """
         return all(
-            float(group["lr"]) == 0
-            and not any(local(p.grad).any() for p in group["params"] if p.grad is not None)
+            float(group["lr"]) == 0 and all(is_zero(p.grad) for p in group["params"] if p.grad is not None)
             for group in self.param_groups
         )
 
@@ -355,10 +372,12 @@ class LearnedOptimizer(Optimizer):
         layout = Layout(tuple(infos[parameter] for parameter in params))
         dtype = self.dtype_of(STATISTICS, group)
         try:
-            carried = {STATE: rule.init_state(n, self.dtype_of(STATE, group))}
-            if rule.features is not None:  # which are never rounded with the state
-                carried[STATISTICS] = rule.init_statistics(n, dtype)
-            pack = Pack(params, layout, carried, dtype)
+            # Not of inference mode, even if the first step is taken in it: others will write into it.
+            with torch.inference_mode(False), torch.no_grad():
+                carried = {STATE: rule.init_state(n, self.dtype_of(STATE, group))}
+                if rule.features is not None:  # which are never rounded with the state
+                    carried[STATISTICS] = rule.init_statistics(n, dtype)
+                pack = Pack(params, layout, carried, dtype)
         except torch.OutOfMemoryError as error:
             error.add_note(f"{what}: {advice}")
             raise

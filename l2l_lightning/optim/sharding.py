@@ -25,6 +25,12 @@ def local_gradient(parameter: Any) -> Tensor:
     return local(gradient)
 
 
+def is_zero(gradient: Any) -> bool:
+    """Whether all of a gradient is 0, of a DTensor's all shards: every process answers alike."""
+    count = (gradient != 0).sum()
+    return not (count.full_tensor() if hasattr(count, "full_tensor") else count)
+
+
 def like(parameter: Any, state: Tensor) -> Tensor:
     """A parameter's local state [*state_shape, *local shape]; of a DTensor a DTensor, sharded alike."""
     if not hasattr(parameter, "device_mesh"):

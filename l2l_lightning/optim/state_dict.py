@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.class_paths import without_backend
+from l2l_lightning.errors import RuleError
 from l2l_lightning.optim.checks import check_options, name_of
 from l2l_lightning.optim.pack import carried_shapes
 from l2l_lightning.optim.sharding import local
@@ -35,7 +36,10 @@ def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str
     _check_names(groups, saved_groups)
     states = dict(state_dict["state"])
     # An older version's groups neither counted steps nor knew how many there would be.
-    saved_groups = [{"step": 0, "total_steps": None} | saved for saved in saved_groups]
+    saved_groups = [
+        {"step": 0, "total_steps": group["total_steps"]} | saved
+        for group, saved in zip(groups, saved_groups, strict=True)
+    ]
     for group, saved in zip(groups, saved_groups, strict=True):
         if "rule" not in saved:
             raise ValueError("the state dict is not a LearnedOptimizer's: its groups have no rule")
@@ -47,6 +51,9 @@ def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str
                 f"the state dict is of rule {saved['rule']}, the optimizer's is {group['rule']}: "
                 "construct it with the rule that it was saved with"
             )
+        if "param_names" in group:
+            _check_members(optimizer, group, saved.get("param_names"))
+            saved["param_names"] = group["param_names"]  # by which the rule's members are chosen
         places = dict(zip(saved["params"], enumerate(group["params"]), strict=True))
         for key, (index, parameter) in places.items():
             if key in states:
@@ -75,6 +82,17 @@ def _check_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]
             raise ValueError(
                 f"the state dict has its parameters in another order: {name!r} is number {theirs[name][1]} "
                 f"of its group {theirs[name][0]}, and number {place[1]} of group {place[0]} here"
+            )
+
+
+def _check_members(optimizer: LearnedOptimizer, group: dict[str, Any], saved: list[str] | None) -> None:
+    """A state must go on under the member of its rule that it was made by, if a parameter has a new name."""
+    choices = zip(optimizer.members_for(group), optimizer.members_for(group, saved), strict=True)
+    for index, (ours, theirs) in enumerate(choices):
+        if ours != theirs and saved:
+            raise ValueError(
+                f"the state dict's {saved[index]!r} is {name_of(group, index)} here, which another rule of "
+                f"{group['rule']} moves: it must keep a name that the same one is chosen for"
             )
 
 
@@ -123,9 +141,17 @@ def rule_hash(rule: str) -> str:
 
 
 def digest_of(rule: Rule) -> str:
-    """A hash of all that a rule computes with: its class, constructor's arguments and φ."""
+    """A hash of all that a rule computes with: its class, constructor's arguments and φ.
+
+    Raises:
+        RuleError: The rule's arguments cannot be written down.
+    """
     config = without_backend(rule.config())
-    digest = hashlib.sha256(json.dumps([type(rule).__name__, config], sort_keys=True).encode())
+    try:
+        text = json.dumps([type(rule).__name__, config], sort_keys=True)
+    except (TypeError, ValueError) as error:
+        raise RuleError(f"{type(rule).__name__}.config() must be of plain values: {error}") from error
+    digest = hashlib.sha256(text.encode())
     for key, value in rule.state_dict().items():
         digest.update(f"{key} {value.dtype} {list(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -165,7 +165,7 @@ class Rollout:
         theta = optimizees.theta
         records = [self._record(index, T) for index in range(len(parts))]
         losses = theta.new_empty(T + 1, len(theta))
-        time = theta.new_tensor(self.steps_done)
+        time = _time(theta, self.steps_done)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
 
         def run(theta: Tensor, losses: Tensor, time: Tensor, *others: Tensor) -> None:
@@ -309,7 +309,7 @@ class Rollout:
             grads.append(grad.detach())
             if last:
                 break
-            time = Time(theta.new_tensor(self.steps_done + t), self.total_steps)
+            time = Time(_time(theta, self.steps_done + t), self.total_steps)
             with _full_precision(theta):
                 for index, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
                     statistics[index] = statistics[index].clone()  # the graph keeps what they were
@@ -397,7 +397,7 @@ def run_rule(
     graphs = (workspace or Workspace()).graphs
     task, images, theta = optimizees.task, optimizees.images, optimizees.theta
     parts = parts_of(rule, optimizees)
-    time = theta.new_zeros(())
+    time = _time(theta, 0)
     losses = theta.new_empty(horizon, len(optimizees))
     for stretch in torch.split(losses, STRETCH):
         count = len(stretch)
@@ -515,6 +515,11 @@ def _inner_loop(
         if reads_time:
             time.add_(1)
     torch.stack(found, out=losses)
+
+
+def _time(theta: Tensor, step: int) -> Tensor:
+    """The number of steps as a scalar, in float32 at least: bfloat16 counts no further than 256."""
+    return theta.new_tensor(step, dtype=torch.promote_types(theta.dtype, torch.float32))
 
 
 def _full_precision(theta: Tensor) -> AbstractContextManager[Any]:

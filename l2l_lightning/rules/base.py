@@ -66,7 +66,8 @@ class UpdateRule(Rule, metaclass=_Checked):
 
     - `state_shape` is a tuple of whole numbers.
     - The features are [width, n], and bring statistics [rows, n] up to date in place.
-    - `step` returns an update [n] and a state [*state_shape, n] in the inputs' dtype.
+    - `step` returns an update [n] and a state [*state_shape, n] in the inputs' dtype, leaves its arguments as
+      they are, and draws nothing at random: along a window that keeps few states it is taken twice.
     - All are finite where gradients, states and statistics are zero.
     - The update, or the state that later updates are made of, depends on φ, and is differentiable in it.
 
@@ -154,17 +155,23 @@ class UpdateRule(Rule, metaclass=_Checked):
         Returns:
             d/dφ, one tensor per parameter, in their order; and d/ds_0, [*state_shape, n].
         """
-        parameters = list(self.parameters())
-        totals = [torch.zeros_like(parameter) for parameter in parameters]
+        totals = {parameter: torch.zeros_like(parameter) for parameter in self.parameters()}
+        trained = [parameter for parameter in totals if parameter.requires_grad]
         d_state = torch.zeros_like(history[-1]) if d_final_state is None else d_final_state
         for t in reversed(range(len(inputs))):
             with torch.enable_grad():
                 state = history[t].detach().requires_grad_()
                 outputs = self.step(inputs[t], state)
-            d_step = torch.autograd.grad(
-                outputs, [state, *parameters], [d_updates[t], d_state], materialize_grads=True
+            known = zip(outputs, (d_updates[t], d_state), strict=True)
+            # What depends on neither φ nor the state, a constant state for one, has no graph.
+            pairs = [(output, d_output) for output, d_output in known if output.requires_grad]
+            if not pairs:
+                d_state = torch.zeros_like(d_state)
+                continue
+            graphs, cotangents = zip(*pairs, strict=True)
+            d_state, *d_phi = torch.autograd.grad(
+                graphs, [state, *trained], cotangents, materialize_grads=True
             )
-            d_state = d_step[0]
-            for total, part in zip(totals, d_step[1:], strict=True):
-                total.add_(part)
-        return totals, d_state
+            for parameter, part in zip(trained, d_phi, strict=True):
+                totals[parameter].add_(part)
+        return list(totals.values()), d_state

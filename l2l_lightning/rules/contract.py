@@ -52,15 +52,23 @@ def check_contract(rule: UpdateRule) -> None:
     assert phi is not None
     grad = phi.new_zeros(N, dtype=torch.promote_types(phi.dtype, torch.float32))
     inference = torch.is_inference_mode_enabled()
+    stream = torch.get_rng_state()
     full_precision = nullcontext() if phi.is_meta else torch.autocast(phi.device.type, enabled=False)
     with torch.enable_grad(), full_precision:
         inputs = grad
         if rule.features is not None:
             inputs = _features(rule, grad, require, tried)
         state = rule.init_state(N, grad.dtype)
+        versions = _versions(inputs, state)
         outputs = tried(
             "step takes (inputs, state) and returns (update, new state)", lambda: rule.step(inputs, state)
         )
+        # Kept states are stepped on from again, and must lead to what they led to.
+        sentence = "step leaves its arguments as they are"
+        require(_versions(inputs, state) == versions, sentence, "it writes into them")
+        drew = not torch.equal(torch.get_rng_state(), stream)
+        torch.set_rng_state(stream)
+        require(not drew, "a step is the same whenever it is taken", "it draws from the global random stream")
         is_pair = isinstance(outputs, tuple) and [type(x) for x in outputs] == [Tensor, Tensor]
         require(is_pair, "step returns the tensors (update, new state)", f"it returns {_describe(outputs)}")
         for what, tensor, expected in (
@@ -101,9 +109,16 @@ def _features(
             f"features have a {name}, a whole number from {low} on",
             "it is not set" if value is None else f"it is {value!r}",
         )
+    zero = _zero(rule, total_steps=100)
     inputs: Tensor = tried(
         "features take (grad, statistics, time, layout) and return the inputs",
-        lambda: read_zero(rule, total_steps=100),
+        lambda: rule.read(*zero),
+    )
+    statistics = zero[1]
+    require(
+        features.rows == 0 or statistics.is_inference() or statistics._version > 0,
+        "features bring their statistics up to date in place",
+        "nothing is written into them",
     )
     require(
         isinstance(inputs, Tensor)
@@ -123,10 +138,20 @@ def read_zero(rule: UpdateRule, total_steps: int | None) -> Tensor:
     Raises:
         ValueError: Its features need to know T, and total_steps is None.
     """
+    return rule.read(*_zero(rule, total_steps))
+
+
+def _zero(rule: UpdateRule, total_steps: int | None) -> tuple[Tensor, Tensor, Time, Layout]:
+    """The arguments of `rule.read` in a first step whose gradient is zero."""
     phi = next(rule.parameters())
     grad = phi.new_zeros(N, dtype=torch.promote_types(phi.dtype, torch.float32))
     time, layout = Time(grad.new_zeros(()), total_steps), Layout((ParameterInfo("parameter", (N,)),))
-    return rule.read(grad, rule.init_statistics(N, grad.dtype), time, layout)
+    return grad, rule.init_statistics(N, grad.dtype), time, layout
+
+
+def _versions(*tensors: Tensor) -> list[int]:
+    """How often tensors have been written into, where that is counted."""
+    return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 
 def _require_finite(require: Callable[[bool, str, str], None], what: str, tensor: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,13 +11,11 @@ import torch
 from torch import nn
 
 from l2l_lightning.class_paths import class_config, dotted_path, from_class_config, resolve
+from l2l_lightning.errors import GroupError
 from l2l_lightning.rules.base import Rule, UpdateRule
 from l2l_lightning.rules.layout import ParameterInfo
 
-KNOWN: dict[str, Callable[[ParameterInfo], str]] = {
-    "name": lambda tensor: tensor.name,
-    "rank": lambda tensor: str(tensor.rank),
-}
+KNOWN = {name: operator.attrgetter(name) for name in ("name", "rank")}  # which can be pickled
 """What a key of `Grouped` can be looked for in."""
 
 
@@ -80,20 +79,21 @@ class Grouped(Rule):
         """The position of the tensor's group.
 
         Raises:
-            ValueError: It belongs to none, or has no name to go by.
+            GroupError: It belongs to none, or has no name to go by.
         """
         if self.by == "name" and not tensor.name:
-            raise ValueError(
+            raise GroupError(
                 "Grouped chooses a tensor's rule by its name, and a tensor has none: pass the optimizer "
                 "model.named_parameters(), or choose by rank"
             )
-        text = self._text(tensor)
+        text = str(self._text(tensor))
         for position, key in enumerate(self.keys):
             if re.search(key, text) if self._is_pattern else key == text:
                 return position
-        raise ValueError(
+        raise GroupError(
             f"Grouped has no rule for the tensor {tensor.name!r} of shape {list(tensor.shape)}: "
-            f"its {self.by if self._is_pattern else 'group'} is {text!r}, the keys are {self.keys}"
+            f"its {self.by if self._is_pattern else 'group'} is {text!r}, the keys of its rules "
+            f"(--model.rule.rules) are {self.keys}"
         )
 
     @torch.no_grad()

@@ -14,7 +14,8 @@ class Time(NamedTuple):
     """How far an optimisation has come."""
 
     step: Tensor
-    """t, the number of steps before this one: a scalar in the gradients' dtype, on their device."""
+    """t, the number of steps before this one: a scalar in the gradients' dtype, but in float32 at least, on
+    their device."""
     total: int | None
     """T, the number of steps that there will be; None if nobody has said."""
 

@@ -248,8 +248,11 @@ class MetaLearner(LightningModule):
 
         Raises:
             TaskError: It cannot be evaluated.
+            GroupError: The rule has no member for one of its tensors.
         """
         if not self._task_was_tried:
+            for tensor in (tensor for task in self.task.members for tensor in task.tensors):
+                self.rule.member_for(tensor)
             data.load(self.task)
             check_evaluable(self.task, data.images("validation", "cpu"), self.seed)
             self._task_was_tried = True

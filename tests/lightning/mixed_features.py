@@ -36,12 +36,10 @@ class TensorAndTime(Features):
             raise ValueError("TensorAndTime needs total_steps")
         statistics += layout.mean(grad**2)
         scaled = grad / (statistics[0] + 1e-12).sqrt()
-        ranks = [torch.full(part.shape, float(tensor.rank)) for part, tensor in self._parts(grad, layout)]
-        rank = torch.cat([part.flatten(1) for part in ranks], 1).flatten().to(grad)
+        rank = torch.zeros_like(grad)
+        for part, tensor in zip(layout.split(rank), layout.tensors, strict=True):
+            part.fill_(tensor.rank)
         return torch.stack([scaled, (time.step / time.total).clamp(max=1).expand_as(grad), rank])
-
-    def _parts(self, grad, layout):
-        return zip(layout.split(grad), layout.tensors, strict=True)
 
 
 class TensorwiseMomentum(UpdateRule):

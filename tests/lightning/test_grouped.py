@@ -195,7 +195,7 @@ def test_phi_is_drawn_member_by_member():
         (
             lambda: LearnedOptimizer(ConvNet().named_parameters(), Grouped({"conv": lstm()})),
             ValueError,
-            "its name is 'fc.weight', the keys are",
+            "its name is 'fc.weight', the keys of its rules",
         ),
         (
             lambda: LearnedOptimizer(ConvNet().parameters(), TensorwiseMomentum()),
