@@ -2,39 +2,39 @@
 
 import copy
 import io
-import itertools
 import pickle
 import re
 
 import pytest
 import torch
+from mixed_features import TensorwiseMomentum
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
-from l2l_lightning.optim.learned_optimizer import STATE, STATISTICS
-from l2l_lightning.rules import RNNprop
+from l2l_lightning.optim.pack import STATE, STATISTICS
+from l2l_lightning.rules import Grouped, RNNprop
 
 RNNPROP = RNNprop(hidden_size=4)
 RNNPROP.reset_parameters(torch.Generator().manual_seed(0))
+GROUPED = Grouped({"weight": RNNPROP, "bias": TensorwiseMomentum()})
 OPTIONS = [
     {},
-    {"lr": 0.1},
     {"lr": torch.tensor(0.1)},
-    {"weight_decay": 0.1},
     {"maximize": True, "weight_decay": 0.1},
     {"rule": "lstm-quadratic"},
     {"state_dtype": torch.bfloat16},
+    {"rule": RNNPROP, "state_dtype": torch.bfloat16, "lr": 3.0},
+    {"rule": GROUPED, "total_steps": 100},
 ]
 
 
-def make(arguments=None, dtype=torch.float32, named=False, seed=0):
+def make(arguments=None, dtype=torch.float32, seed=0):
     """A model whose loss on its input it can decrease, and its optimizer."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype)
-    parameters = model.named_parameters() if named else model.parameters()
-    return model, LearnedOptimizer(parameters, **{"rule": "lstm-mnist"} | (arguments or {}))
+    return model, LearnedOptimizer(model.named_parameters(), **{"rule": "lstm-mnist"} | (arguments or {}))
 
 
 def train(model, optimizer, steps, sign=1):
@@ -56,32 +56,15 @@ def assert_same(a, b):
         assert all(map(torch.equal, a[1].state[ours].values(), b[1].state[theirs].values()))
 
 
-def test_it_goes_in_the_right_direction():
-    for arguments in OPTIONS:
-        sign = -1 if arguments.get("maximize") else 1
-        losses = train(*make(arguments), 40, sign)
-        assert sign * (losses[0] - losses[-1]) > 0.1, arguments
+@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
+def test_it_goes_in_the_right_direction(arguments):
+    sign = -1 if arguments.get("maximize") else 1
+    losses = train(*make(arguments), 40, sign)
+    assert sign * (losses[0] - losses[-1]) > 0.1
 
 
-def test_maximising_is_minimising_the_negative():
-    up, down = make({"maximize": True}), make()
-    train(*up, 5)
-    train(*down, 5, sign=-1)
-    assert_same(up, down)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "dtype"),
-    [
-        ({}, torch.bfloat16),
-        ({"lr": torch.tensor(0.1)}, torch.float32),
-        ({"maximize": True, "weight_decay": 0.1}, torch.float32),
-        ({"rule": "lstm-quadratic"}, torch.float32),
-        ({"state_dtype": torch.bfloat16}, torch.bfloat16),
-        ({"rule": RNNPROP, "state_dtype": torch.bfloat16}, torch.bfloat16),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
 def test_a_saved_state_resumes_bit_identically(arguments, dtype, tmp_path):
     straight, half = make(arguments, dtype), make(arguments, dtype)
     train(*straight, 6)
@@ -94,33 +77,9 @@ def test_a_saved_state_resumes_bit_identically(arguments, dtype, tmp_path):
     resumed[1].load_state_dict(saved["optimizer"])
     assert [id(p) for group in resumed[1].param_groups for p in group["params"]] == identities
     assert_same(resumed, half)
+    train(*half, 1)  # whose state is another's no more
     train(*resumed, 3)
     assert_same(resumed, straight)
-
-
-def plain(value):
-    if isinstance(value, dict):
-        return all(plain(key) and plain(entry) for key, entry in value.items())
-    if isinstance(value, list):
-        return all(map(plain, value))
-    return value is None or isinstance(value, torch.Tensor | int | float | bool | str)
-
-
-@pytest.mark.parametrize("arguments", [{}, {"lr": torch.tensor(0.1)}, OPTIONS[-1]], ids=str)
-def test_a_state_dict_is_plain_and_its_own_copy(arguments):
-    pair = make(arguments)
-    assert pair[1].state_dict()["state"] == {}
-    train(*pair, 2)
-    state_dict = pair[1].state_dict()
-    assert plain(state_dict)
-    assert list(state_dict["state"]) == [0, 1, 2, 3]
-    assert state_dict["state"][0][STATE].shape == (2, 2, 20, 6, 4)
-    taken = copy.deepcopy(state_dict)
-    twin = make(arguments, seed=1)
-    twin[1].load_state_dict(state_dict)
-    train(*pair, 1)
-    for key, entries in twin[1].state_dict()["state"].items():
-        assert torch.equal(entries[STATE], taken["state"][key][STATE])
 
 
 def test_a_state_dict_from_before_the_first_step_starts_anew():
@@ -136,125 +95,153 @@ def test_a_state_dict_from_before_the_first_step_starts_anew():
 
 
 def test_options_are_loaded_with_the_state():
-    pair, other = make({"lr": 0.3, "weight_decay": 0.1}), make()
-    train(*pair, 1)
+    pair, other = make({"lr": 0.3, "weight_decay": 0.1, "total_steps": 7}), make()
+    train(*pair, 2)
     other[1].load_state_dict(pair[1].state_dict())
-    assert (other[1].param_groups[0]["lr"], other[1].param_groups[0]["weight_decay"]) == (0.3, 0.1)
-    other[1].add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 1.0})
+    assert (
+        other[1].param_groups[0].items()
+        >= {"lr": 0.3, "weight_decay": 0.1, "total_steps": 7, "step": 2}.items()
+    )
+    other[1].add_param_group({"params": [("new", nn.Parameter(torch.ones(2)))], "lr": 1.0})
     train(*other, 1)
 
 
-def other_state_dict(change):
-    """The state dict of another optimizer, and what loading it must say."""
-    model, optimizer = make(named=True)
-    train(model, optimizer, 1)
-    parameters = list(model.named_parameters())
-    if change == "another rule":
-        other = LearnedOptimizer(parameters, "lstm-mnist-relu")
-        return other, "of rule lstm-mnist-relu@.*the optimizer's is lstm-mnist@"
-    if change == "another optimizer":
-        return torch.optim.Adam(parameters), "not a LearnedOptimizer's"
-    if change == "another state dtype":
-        other = LearnedOptimizer(parameters, "lstm-mnist", state_dtype=torch.bfloat16)
-        return other, r"torch\.bfloat16.*torch\.float32.*construct it with state_dtype=torch\.bfloat16"
-    if change == "names in another order":
-        other = LearnedOptimizer(parameters[::-1], "lstm-mnist")
-        return other, "another order: '0.weight' is number 3 of its group 0, and number 0 of group 0"
-    if change == "shapes in another order":
-        other = LearnedOptimizer([p for _, p in parameters[::-1]], "lstm-mnist")
-        return other, r"'0.weight' has shape \[6, 4\].*the state dict's is \[2, 2, 20, 2\].*another order"
-    if change == "fewer parameters":
-        other = LearnedOptimizer(parameters[:3], "lstm-mnist")
-        return other, "doesn't match the size of optimizer's group"
-    groups = [{"params": parameters[:2]}, {"params": parameters[2:]}]
-    return LearnedOptimizer(groups, "lstm-mnist"), "different number of parameter groups"
+@pytest.mark.parametrize("arguments", [{"total_steps": 9}, {"rule": RNNPROP}], ids=str)
+def test_a_state_dict_of_the_version_before_is_read(arguments):
+    """Its groups counted no steps, and T was not known to them."""
+    pair, twin = make(arguments), make(arguments, seed=1)
+    train(*pair, 2)
+    saved = pair[1].state_dict()
+    for key in ("step", "total_steps"):
+        del saved["param_groups"][0][key]
+    twin[1].load_state_dict(saved)
+    twin[0].load_state_dict(pair[0].state_dict())
+    for trained in (pair, twin):
+        train(*trained, 2)
+    assert_same(pair, twin)
+    assert (twin[1].param_groups[0]["total_steps"], twin[1].param_groups[0]["step"]) == (
+        arguments.get("total_steps"),
+        2,
+    )
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        *("another rule", "another optimizer", "another state dtype", "names in another order"),
-        *("shapes in another order", "fewer parameters", "more groups"),
-    ],
-)
-def test_a_state_dict_that_does_not_fit_is_refused(change):
-    model, optimizer = make(named=True)
+def assert_refused(pair, state_dict, error, message):
+    """It says why, has changed nothing, and the training goes on."""
+    before = copy.deepcopy(pair)
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        pair[1].load_state_dict(state_dict)
+    assert_same(pair, before)
+    assert pair[1].state_dict()["param_groups"] == before[1].state_dict()["param_groups"]
+    for trained in (pair, before):
+        train(*trained, 1)
+    assert_same(pair, before)
+
+
+OTHERS = {
+    "another rule": (
+        lambda named: LearnedOptimizer(named, "lstm-mnist"),
+        "of rule lstm-mnist@.*the optimizer's is RNNprop@",
+    ),
+    "another optimizer": (torch.optim.Adam, "not a LearnedOptimizer's"),
+    "another state dtype": (
+        lambda named: LearnedOptimizer(named, RNNPROP, state_dtype=torch.bfloat16),
+        r"torch\.bfloat16.*torch\.float32.*construct it with state_dtype=torch\.bfloat16",
+    ),
+    "names in another order": (
+        lambda named: LearnedOptimizer(named[::-1], RNNPROP),
+        "another order: '0.weight' is number 3 of its group 0, and number 0 of group 0",
+    ),
+    "shapes in another order": (
+        lambda named: LearnedOptimizer([parameter for _, parameter in named[::-1]], RNNPROP),
+        r"'0.weight' has shape \[6, 4\].*the state dict's is \[2, 2, 4, 2\].*another order",
+    ),
+    "fewer parameters": (
+        lambda named: LearnedOptimizer(named[:3], RNNPROP),
+        "doesn't match the size of optimizer's group",
+    ),
+    "more groups": (
+        lambda named: LearnedOptimizer([{"params": named[:2]}, {"params": named[2:]}], RNNPROP),
+        "different number of parameter groups",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_state_dict_of_another_optimizer_is_refused(case):
+    pair = make({"rule": RNNPROP})
+    train(*pair, 2)
+    make_other, message = OTHERS[case]
+    model, _ = make()
+    other = make_other(list(model.named_parameters()))
+    train(model, other, 1)
+    assert_refused(pair, other.state_dict(), ValueError, message)
+
+
+CHANGES = {
+    "a rate": (lambda entries: {}, {"lr": "x"}, TypeError, "lr must be a number"),
+    "a decay": (lambda entries: {}, {"weight_decay": float("nan")}, ValueError, "must not be negative"),
+    "a direction": (lambda entries: {}, {"maximize": 3}, TypeError, "maximize must be true or false"),
+    "an infinite state": (lambda e: {STATE: e[STATE] - torch.inf}, {}, ValueError, "not finite"),
+    "an infinite statistic": (
+        lambda e: {STATISTICS: e[STATISTICS] * torch.nan},
+        {},
+        ValueError,
+        "a number that is not finite",
+    ),
+    "no statistics": (lambda e: {STATISTICS: None}, {}, ValueError, "not 'statistics'"),
+    "fewer statistics": (
+        lambda e: {STATISTICS: e[STATISTICS][:2]},
+        {},
+        ValueError,
+        r"a state of \[3, 6, 4\]",
+    ),
+    "rounded statistics": (
+        lambda e: {STATISTICS: e[STATISTICS].bfloat16()},
+        {},
+        ValueError,
+        "torch.bfloat16, the optimizer's are torch.float32",
+    ),
+    "another optimizer's state": (
+        lambda e: {STATE: None, "exp_avg": e[STATE]},
+        {},
+        ValueError,
+        r"'0.weight': the state dict has \['exp_avg', 'statistics'\] for it",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_state_dict_that_no_optimizer_could_have_is_refused(case):
+    pair = make({"rule": RNNPROP})
+    train(*pair, 2)
+    saved = pair[1].state_dict()
+    change, options, error, message = CHANGES[case]
+    entries = saved["state"][0] | change(saved["state"][0])
+    saved["state"] = saved["state"] | {0: {key: value for key, value in entries.items() if value is not None}}
+    saved["param_groups"][0] |= options
+    assert_refused(pair, saved, error, message)
+
+
+def test_parameters_keep_their_names_when_a_state_dict_has_others():
+    """A compiled model's and a renamed layer's are no other order, unless the rule chooses by them."""
+    model, optimizer = make({"rule": GROUPED, "total_steps": 9})
     train(model, optimizer, 2)
-    other, message = other_state_dict(change)
-    for group in other.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = torch.ones_like(parameter)
-    other.step()
-    before = copy.deepcopy((model, optimizer))
-    with pytest.raises(ValueError, match=re.compile(message, re.DOTALL)):
-        optimizer.load_state_dict(other.state_dict())
-    assert_same((model, optimizer), before)
-    train(model, optimizer, 1)
-    train(*before, 1)
-    assert_same((model, optimizer), before)
-
-
-def test_statistics_are_float32_beside_a_rounded_state_and_are_checked():
-    """A quarter of RNNprop's 3 · 4 bytes would be lost in bfloat16, and with them what a long mean adds."""
-    model, optimizer = make({"rule": RNNPROP, "state_dtype": torch.bfloat16}, torch.bfloat16)
-    train(model, optimizer, 3)
-    saved = optimizer.state_dict()
-    entries = saved["state"][0]
-    assert (entries[STATE].dtype, entries[STATE].shape) == (torch.bfloat16, (2, 2, 4, 6, 4))
-    assert (entries[STATISTICS].dtype, entries[STATISTICS].shape) == (torch.float32, (3, 6, 4))
-    torch.testing.assert_close(entries[STATISTICS][2], torch.full((6, 4), 1 - 0.95**3))
-    for wrong, message in (
-        ({STATE: entries[STATE]}, "not 'statistics'"),
-        (entries | {STATISTICS: entries[STATISTICS][:2]}, r"a state of \[3, 6, 4\]"),
-        (
-            entries | {STATISTICS: entries[STATISTICS].bfloat16()},
-            "torch.bfloat16, the optimizer's are torch.float32",
-        ),
-        (entries | {STATISTICS: entries[STATISTICS] * torch.nan}, "not finite"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            optimizer.load_state_dict({**saved, "state": saved["state"] | {0: wrong}})
-    optimizer.load_state_dict(saved)
-
-
-def test_a_gradient_that_is_missing_leaves_statistics_alone():
-    model, optimizer = make({"rule": RNNPROP})
-    train(model, optimizer, 2)
-    before = copy.deepcopy(optimizer.state[model[0].weight])
-    model[0].weight.grad = None
-    optimizer.step()
-    after = optimizer.state[model[0].weight]
-    assert all(torch.equal(before[key], after[key]) for key in (STATE, STATISTICS))
-    assert optimizer.state[model[0].bias][STATISTICS][2, 0].item() == pytest.approx(1 - 0.95**3)
-
-
-def test_a_state_of_other_entries_is_refused():
-    model, optimizer = make()
-    train(model, optimizer, 1)
-    saved = optimizer.state_dict()
-    saved["state"][2] = {"exp_avg": torch.zeros(2, 6)}
-    with pytest.raises(ValueError, match=r"parameter 2 of its group: the state dict has \['exp_avg'\]"):
-        optimizer.load_state_dict(saved)
-
-
-def test_names_of_a_compiled_model_and_of_a_renamed_layer_are_no_other_order():
-    model, optimizer = make(named=True)
-    train(model, optimizer, 2)
-    compiled = [(f"_orig_mod.{name}", p) for name, p in model.named_parameters()]
-    renamed = [(name.replace("2.", "head."), p) for name, p in model.named_parameters()]
-    for names in (compiled, renamed):
-        twin = LearnedOptimizer(names, "lstm-mnist")
+    names = optimizer.param_groups[0]["param_names"]
+    for new in ([f"_orig_mod.{name}" for name in names], [name.replace("2.", "head.") for name in names]):
+        twin = LearnedOptimizer(zip(new, model.parameters(), strict=True), GROUPED, total_steps=9)
         twin.load_state_dict(optimizer.state_dict())
         assert_same((model, optimizer), (model, twin))
+        assert twin.param_groups[0]["param_names"] == new
+    new = [name.replace("2.bias", "2.weight_too") for name in names]
+    twin = LearnedOptimizer(zip(new, model.parameters(), strict=True), GROUPED, total_steps=9)
+    with pytest.raises(ValueError, match=r"'2\.bias' is '2\.weight_too' here, which another rule of Grouped"):
+        twin.load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "torch.save"])
-def test_copies_go_on_by_themselves(how):
-    for arguments in (*OPTIONS, {"rule": RNNPROP, "state_dtype": torch.bfloat16}):
-        assert_a_copy_goes_on(make(arguments), how)
-
-
-def assert_a_copy_goes_on(pair, how):
+@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
+def test_copies_go_on_by_themselves(arguments, how):
+    pair = make(arguments)
     train(*pair, 2)
     if how == "deepcopy":
         twin = copy.deepcopy(pair)
@@ -386,11 +373,15 @@ def test_hooks_around_saving_and_loading():
 
 
 def test_a_hook_may_put_names_into_another_order():
-    pair, (model, optimizer) = make(named=True), make(named=True)
+    pair, (model, optimizer) = make(), make()
     train(*pair, 2)
-    other = LearnedOptimizer(list(pair[0].named_parameters())[::-1], "lstm-mnist")
-    for index, key in enumerate(reversed(range(4))):
-        other.state[other.param_groups[0]["params"][index]] = pair[1].state[list(pair[0].parameters())[key]]
+    model.load_state_dict(pair[0].state_dict())
+    saved = pair[1].state_dict()
+    (group,) = saved["param_groups"]
+    backwards = {
+        "state": {i: saved["state"][3 - i] for i in range(4)},
+        "param_groups": [group | {"param_names": group["param_names"][::-1]}],
+    }
 
     def reorder(optimizer, state_dict):
         (group,) = state_dict["param_groups"]
@@ -400,9 +391,8 @@ def test_a_hook_may_put_names_into_another_order():
         return {"state": state, "param_groups": [group | {"param_names": names}]}
 
     optimizer.register_load_state_dict_pre_hook(reorder)
-    optimizer.load_state_dict(other.state_dict())
-    for ours, theirs in zip(model.parameters(), pair[0].parameters(), strict=True):
-        assert torch.equal(optimizer.state[ours][STATE], pair[1].state[theirs][STATE])
+    optimizer.load_state_dict(backwards)
+    assert_same((model, optimizer), pair)
 
 
 def test_a_step_has_a_name_in_profiles():
@@ -433,10 +423,10 @@ def test_parameters_that_cannot_be_optimised(params, error, message):
 def test_groups_may_not_share_a_parameter():
     model, optimizer = make()
     with pytest.raises(ValueError, match="more than one parameter group"):
-        optimizer.add_param_group({"params": model[0].weight})
+        optimizer.add_param_group({"params": [("again", model[0].weight)]})
     with pytest.raises(TypeError, match="param_group must be a dict"):
         optimizer.add_param_group([nn.Parameter(torch.ones(1))])
-    optimizer.add_param_group({"params": nn.Parameter(torch.ones(1))})
+    optimizer.add_param_group({"params": [("new", nn.Parameter(torch.ones(1)))]})
     assert len(optimizer.param_groups) == 2
 
 
@@ -462,17 +452,18 @@ def test_a_group_given_by_its_dict_is_not_changed():
     assert isinstance(group["rule"], CoordinatewiseLSTM)
 
 
-def test_groups_and_their_order_make_no_difference():
-    results = []
-    for sizes in ([4], [1, 3], [1, 1, 1, 1]):
-        model, _ = make()
-        parameters = iter(list(model.parameters()))
-        groups = [{"params": list(itertools.islice(parameters, size))} for size in sizes]
-        optimizer = LearnedOptimizer(groups, "lstm-mnist")
-        train(model, optimizer, 4)
-        results.append((model, optimizer))
-    for other in results[1:]:
-        for ours, theirs in zip(results[0][0].parameters(), other[0].parameters(), strict=True):
+@pytest.mark.parametrize("arguments", [{}, {"rule": RNNPROP}, {"rule": GROUPED, "total_steps": 9}], ids=str)
+def test_groups_and_their_order_make_no_difference(arguments):
+    pair = make(arguments)
+    train(*pair, 4)
+    for sizes in ((1, 3), (1, 1, 1, 1)):
+        model, _ = make(arguments)
+        parts = torch.split(torch.arange(4), sizes)
+        named = list(model.named_parameters())
+        groups = [{"params": [named[i] for i in part]} for part in reversed(parts)]
+        other = LearnedOptimizer(groups, **{"rule": "lstm-mnist"} | arguments)
+        train(model, other, 4)
+        for ours, theirs in zip(pair[0].parameters(), model.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 

@@ -98,18 +98,6 @@ def test_a_step_gives_an_update_and_a_state_for_every_coordinate(rule):
     assert rule.init_state(N, torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_the_same_step_twice_is_the_same_and_leaves_its_arguments_alone(rule):
-    grads, history, _ = inputs(rule)
-    given = grads[1].clone(), history[1].clone()
-    first, second = rule.step(*given), rule.step(*given)
-    for ours, theirs in zip(first, second, strict=True):
-        assert torch.equal(ours, theirs)
-    assert torch.equal(given[0], grads[1])
-    assert torch.equal(given[1], history[1])
-    again = inputs(rule)
-    assert torch.equal(history, again[1])
-
-
 def test_the_in_place_step_is_the_step(rule):
     """One stepper for many steps, into a history and into the state itself: its θ is the sum of updates."""
     grads, history, theta = inputs(rule)
@@ -362,6 +350,22 @@ BROKEN = {
         broken(features=features(__call__=lambda self, grad, statistics: grad[None])),
         r"features take \(grad, statistics, time, layout\)",
     ),
+    "a step in place": (
+        broken(step=lambda self, x, s: (self.log_rate * x, s.mul_(0.9))),
+        "step leaves its arguments as they are; it writes into them",
+    ),
+    "a step of the inputs in place": (
+        broken(step=lambda self, x, s: (self.log_rate * x.mul_(2), s)),
+        "step leaves its arguments as they are; it writes into them",
+    ),
+    "a random step": (
+        broken(step=lambda self, x, s: (self.log_rate * x * torch.rand_like(x), s)),
+        "a step is the same whenever it is taken; it draws from the global random stream",
+    ),
+    "statistics that stay": (
+        broken(features=features(rows=1)),
+        "features bring their statistics up to date in place; nothing is written",
+    ),
     "NaN features at zero": (
         broken(features=features(__call__=lambda self, grad, *_: grad[None] / grad)),
         "all is finite where",
@@ -372,8 +376,10 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_rule_that_breaks_the_contract_is_told_the_sentence_when_it_is_made(case):
     make, sentence = BROKEN[case]
+    before = torch.get_rng_state()
     with pytest.raises(RuleError, match=f"Broken breaks the contract of update rules: .*{sentence}"):
         make()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_rule_that_keeps_the_contract_is_made_anywhere():
@@ -401,3 +407,63 @@ def test_what_has_no_parameters_is_no_rule():
 
     with pytest.raises(RuleError, match="φ is a rule's parameters, and it has at least one; it has none"):
         Nothing()
+
+
+CONSTANT = {
+    "constant states": lambda self, x, s: (-self.log_rate.exp() * x, torch.zeros_like(s)),
+    "a state's graph that is cut": lambda self, x, s: (-self.log_rate.exp() * x, s.detach() + x),
+    "updates without φ": lambda self, x, s: (-0.1 * s, self.log_rate.exp() * (s + x)),
+}
+
+
+@pytest.mark.parametrize("case", CONSTANT)
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+def test_what_has_no_graph_has_no_part_in_the_meta_gradient(case, checkpoint_every):
+    rule = broken(step=CONSTANT[case])().double()
+    with torch.no_grad():
+        rule.log_rate.fill_(-6.0)
+    assert_windows_are_unrolled(rule, optimizees(), optimizees(), (3,), checkpoint_every=checkpoint_every)
+
+
+def test_frozen_parameters_stay_and_the_others_train(rule):
+    """φ may be frozen after a rule has been made: the others' derivatives are what they were."""
+    derivatives = []
+    for frozen in (False, True):
+        parameters = list(rule.parameters())
+        parameters[0].requires_grad_(not frozen)
+        rule.zero_grad()
+        Rollout(rule, optimizees(), total_steps=9).window(3).meta_loss.backward()
+        derivatives.append([parameter.grad for parameter in parameters])
+    assert derivatives[1][0] is None
+    torch.testing.assert_close(derivatives[1][1:], derivatives[0][1:], rtol=1e-12, atol=0)
+
+
+def test_steps_are_counted_in_float32_at_least():
+    seen = []
+
+    class Clock(Constant):
+        def __call__(self, grad, statistics, time, layout):
+            seen.append(time.step.item())
+            return grad[None]
+
+    rule = broken(features=Clock(), step=lambda self, x, s: (-0.01 * self.log_rate.exp() * x[0], s))()
+    seen.clear()
+    run_rule(rule, optimizees(torch.bfloat16), 300)
+    assert seen == list(range(300))
+
+
+def test_a_rule_whose_arguments_cannot_be_written_down_is_told_so():
+    class Forgets(Scale):
+        def __init__(self, rate=1.0):
+            super().__init__()
+
+    class Keeps(Scale):
+        def config(self):
+            return {"features": Constant()}
+
+    for rule, message in (
+        (Forgets(), "Forgets must keep its constructor's rate as attributes of the same names"),
+        (Keeps(), r"Keeps\.config\(\) must be of plain values: .*Constant"),
+    ):
+        with pytest.raises(RuleError, match=message):
+            LearnedOptimizer([nn.Parameter(torch.ones(1))], rule)
