@@ -110,6 +110,18 @@ def train_by_tensors(model):
     return snapshot(model, optimizer)
 
 
+def warm_up(make=lambda values: values):
+    """From a rate of 0 on, of one row, which one of two processes holds; its rule sums over the tensor."""
+    torch.manual_seed(2)
+    parameter = nn.Parameter(make(torch.ones(1, 5)))
+    optimizer = LearnedOptimizer([parameter], TensorwiseMomentum(), lr=0.0, total_steps=STEPS)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = step / STEPS
+        parameter.grad = make(torch.full((1, 5), 0.1 * (step + 1)))
+        optimizer.step()
+    return whole(parameter), whole(optimizer.state[parameter][STATE])
+
+
 def fully_sharded(folder):
     """Trains, saves, resumes one process's checkpoint, and resumes its own."""
     model = shard(make_model())
@@ -148,33 +160,37 @@ def fully_sharded(folder):
     return results
 
 
-def tensor_parallel_values():
-    """One parameter and three gradients."""
-    torch.manual_seed(1)
-    return torch.randn(3, 5), torch.randn(3, 3, 5)
+PLACEMENTS = {
+    "columns": (Shard(1), Shard(1)),
+    "replicated": (Replicate(), Replicate()),
+    "gradient replicated": (Shard(0), Replicate()),
+    "gradient sharded": (Replicate(), Shard(1)),
+    "gradient not yet summed": (Shard(1), Partial()),
+}
+"""Of a parameter and its gradients."""
+
+
+def train_one(parameter, laid_out=lambda gradient: gradient):
+    optimizer = LearnedOptimizer([parameter], RULE)
+    for gradient in torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(1)):
+        parameter.grad = laid_out(gradient)
+        optimizer.step()
+    return whole(parameter), whole(optimizer.state[parameter][STATE])
 
 
 def tensor_parallel(folder):
     """Sharded on either dimension, replicated, on a mesh of two dimensions; gradients laid out otherwise."""
     mesh = init_device_mesh("cpu", (WORLD,))
-    values, gradients = tensor_parallel_values()
-    results = {}
-    for name, placement, layout in (
-        ("columns", Shard(1), Shard(1)),
-        ("replicated", Replicate(), Replicate()),
-        ("gradient replicated", Shard(0), Replicate()),
-        ("gradient sharded", Replicate(), Shard(1)),
-        ("gradient not yet summed", Shard(1), Partial()),
-    ):
-        parameter = nn.Parameter(distribute_tensor(values.clone(), mesh, [placement]))
-        optimizer = LearnedOptimizer([parameter], RULE)
-        for gradient in gradients:
+    results = {"warm-up": warm_up(lambda values: distribute_tensor(values, mesh, [Shard(0)]))}
+    for name, (placement, layout) in PLACEMENTS.items():
+
+        def laid_out(gradient, layout=layout):
             if layout == Partial():
-                parameter.grad = DTensor.from_local(gradient / WORLD, mesh, [layout])
-            else:
-                parameter.grad = distribute_tensor(gradient, mesh, [layout])
-            optimizer.step()
-        results[name] = (whole(parameter), whole(optimizer.state[parameter][STATE]))
+                return DTensor.from_local(gradient / WORLD, mesh, [layout])
+            return distribute_tensor(gradient, mesh, [layout])
+
+        parameter = nn.Parameter(distribute_tensor(torch.ones(3, 5), mesh, [placement]))
+        results[name] = train_one(parameter, laid_out)
 
     plane = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "tensor"))
     model = make_model()
@@ -235,6 +251,14 @@ def assert_equal(actual, expected):
 def test_two_processes_have_the_numbers_of_one(results, single):
     for found in results:
         assert_equal(found["sharded"]["trained"], single[0])
+        assert_equal(found["sharded"]["missing"], train_without_the_first_layer(make_model()))
+
+
+def test_a_rate_of_zero_at_first_is_one_for_all_processes(results):
+    """A process without a row takes part in the first step's sum; the other one would wait for it."""
+    for found in results:
+        for ours, theirs in zip(found["tensor"]["warm-up"], warm_up(), strict=True):
+            assert_identical(ours, theirs)
 
 
 def test_each_process_holds_its_shards_states_only(results):
@@ -280,12 +304,6 @@ def test_a_state_dict_of_shards_fits_the_same_shards_only(results):
     assert all("torch.distributed.checkpoint" in message for message in refused)
 
 
-def test_shards_without_a_gradient_stay_as_they_are(results):
-    expected = train_without_the_first_layer(make_model())
-    for found in results:
-        assert_equal(found["sharded"]["missing"], expected)
-
-
 def test_what_a_rule_reads_of_tensors_is_of_whole_tensors(results):
     expected = train_by_tensors(make_model())
     for found in results:
@@ -296,18 +314,11 @@ def test_what_a_rule_reads_of_tensors_is_of_whole_tensors(results):
 
 
 def test_every_placement_gives_the_same_numbers(results):
-    values, gradients = tensor_parallel_values()
-    parameter = nn.Parameter(values.clone())
-    optimizer = LearnedOptimizer([parameter], RULE)
-    for gradient in gradients:
-        parameter.grad = gradient.clone()
-        optimizer.step()
-    names = ("columns", "replicated", "gradient replicated", "gradient sharded", "gradient not yet summed")
+    expected = train_one(nn.Parameter(torch.ones(3, 5)))
     for found in results:
-        for name in names:
-            theta, state = found["tensor"][name]
-            assert_identical(theta, parameter)
-            assert_identical(state, optimizer.state[parameter][STATE])
+        for name in PLACEMENTS:
+            for ours, theirs in zip(found["tensor"][name], expected, strict=True):
+                assert_identical(ours, theirs)
 
 
 def test_a_mesh_of_two_dimensions(results, single):

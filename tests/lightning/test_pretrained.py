@@ -21,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import make_pretrained
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, pretrained, rules, run_rule
-from l2l_lightning.class_paths import from_class_config, without_backend
+from l2l_lightning.class_paths import from_class_config
 from l2l_lightning.comparison.baselines import BASELINES
 from l2l_lightning.comparison.statistics import final_losses
 from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
 from l2l_lightning.reproduce.generalise import AIM
 from l2l_lightning.reproduce.recipes import ABLATIONS
-from l2l_lightning.rules import Grouped, RNNprop, UpdateRule
+from l2l_lightning.rules import Grouped, RNNprop, Rule, UpdateRule
 from l2l_lightning.tasks import Task
 
 
@@ -55,52 +55,34 @@ def file(rule, tmp_path):
     return rewrite
 
 
-def test_a_saved_rule_comes_back(rule, file):
-    loaded = pretrained.load(file.path)
-    assert loaded.config() == rule.config() | {"backend": None}
-    grad, state = torch.randn(5), torch.randn(*rule.state_shape, 5)
-    for a, b in zip(loaded.step(grad, state), rule.step(grad, state), strict=True):
-        assert torch.equal(a, b)
+WRONG_TEXTS = [
+    ({"format": "l2l_lightning rule, version 0"}, "version 0"),
+    ({"format": None}, "None"),
+    ({"rule": "os.system"}, r"'os\.system', not one of CoordinatewiseLSTM"),
+    ({"config": None}, "describes no CoordinatewiseLSTM"),
+    ({"config": '{"colour": 1}'}, "colour"),
+    ({"config": '{"hidden_size": 4096}'}, "hidden_size must be 1 to 64, got 4096"),
+    ({"config": '{"num_layers": 2, "hidden_size": 3}'}, "lacks bias_1, weight_1"),
+    ({"config": '{"num_layers": 1, "hidden_size": 4}'}, "the shape of bias_0 is"),
+]
+WRONG_TENSORS = [
+    (lambda t: t.pop("head_weight"), "lacks head_weight"),
+    (lambda t: t.update(extra=torch.ones(1)), "has not: extra"),
+    (lambda t: t.update(bias_0=t["bias_0"][1:].clone()), "the shape of bias_0"),
+    (lambda t: t.update(bias_0=t["bias_0"].double()), "the dtype of bias_0"),
+    (lambda t: t["weight_0"].__setitem__((0, 0), torch.nan), "weight_0 holds a number that is not finite"),
+]
 
 
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"format": "l2l_lightning rule, version 0"}, "version 0"),
-        ({"format": None}, "None"),
-        ({"rule": "os.system"}, r"'os\.system', not one of CoordinatewiseLSTM"),
-        ({"config": None}, "describes no CoordinatewiseLSTM"),
-        ({"config": "{"}, "describes no CoordinatewiseLSTM"),
-        ({"config": "[1]"}, "describes no CoordinatewiseLSTM"),
-        ({"config": '{"colour": 1}'}, "colour"),
-        ({"config": '{"hidden_size": 4096}'}, "hidden_size must be 1 to 64, got 4096"),
-        ({"config": '{"num_layers": 2, "hidden_size": 3}'}, "lacks bias_1, weight_1"),
-        ({"config": '{"num_layers": 1, "hidden_size": 4}'}, "the shape of bias_0 is"),
-    ],
-)
-def test_what_a_file_says_wrong_is_named(metadata, message, file):
-    with pytest.raises(WeightsError, match=message):
-        pretrained.load(file(**metadata))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t: t.pop("head_weight"), "lacks head_weight"),
-        (lambda t: t.update(extra=torch.ones(1)), "has not: extra"),
-        (lambda t: t.update(bias_0=t["bias_0"][1:].clone()), "the shape of bias_0"),
-        (lambda t: t.update(bias_0=t["bias_0"].double()), "the dtype of bias_0"),
-        (
-            lambda t: t["weight_0"].__setitem__((0, 0), torch.nan),
-            "weight_0 holds a number that is not finite",
-        ),
-    ],
-)
-def test_what_is_wrong_with_the_tensors_is_named(change, message, file):
-    tensors = {key: value.clone() for key, value in file.tensors.items()}
-    change(tensors)
-    with pytest.raises(WeightsError, match=message):
-        pretrained.load(file(tensors))
+def test_what_is_wrong_with_a_file_is_named(file):
+    for texts, message in WRONG_TEXTS:
+        with pytest.raises(WeightsError, match=message):
+            pretrained.load(file(**texts))
+    for change, message in WRONG_TENSORS:
+        tensors = {key: value.clone() for key, value in file.tensors.items()}
+        change(tensors)
+        with pytest.raises(WeightsError, match=message):
+            pretrained.load(file(tensors))
 
 
 class Bomb:
@@ -108,20 +90,14 @@ class Bomb:
         return pytest.fail, ("something was unpickled",)
 
 
-def test_a_foreign_file_is_refused(tmp_path):
-    path = tmp_path / "foreign.safetensors"
-    for content in (b"", b"\0" * 100, b"\xff" * 100, pickle.dumps(Bomb()), b'{"format": 1}'):
+def test_a_foreign_file_is_refused(file, tmp_path):
+    """So is every truncation of one of ours."""
+    whole, path = file.path.read_bytes(), tmp_path / "foreign.safetensors"
+    foreign = (b"\0" * 100, b"\xff" * 100, pickle.dumps(Bomb()), b'{"format": 1}')
+    for content in (*foreign, *(whole[:length] for length in range(0, len(whole), 7))):
         path.write_bytes(content)
         with pytest.raises(WeightsError, match=r"foreign\.safetensors cannot be read as safetensors"):
             pretrained.load(path)
-
-
-def test_every_truncation_of_a_file_is_refused(file):
-    whole = file.path.read_bytes()
-    for length in range(0, len(whole), 7):
-        file.path.write_bytes(whole[:length])
-        with pytest.raises(WeightsError, match="cannot be read as safetensors"):
-            pretrained.load(file.path)
 
 
 def test_names_that_are_none_list_those_that_are(tmp_path):
@@ -136,6 +112,7 @@ def test_names_that_are_none_list_those_that_are(tmp_path):
 @pytest.mark.parametrize(
     ("make", "trust"),
     [
+        (lambda: CoordinatewiseLSTM(1, 3, p=7.0, output_scale=0.3, backend="reference"), []),
         (lambda: RNNprop(1, 3, beta=0.8, backend="reference"), []),
         (lambda: Grouped({"conv.weight|fc": RNNprop(1, 2), "": CoordinatewiseLSTM(1, 3)}), []),
         (lambda: Grouped({"a": CoordinatewiseLSTM(1, 3), "b|c": LearnedMomentum()}), ["learned_momentum"]),
@@ -147,12 +124,13 @@ def test_any_rule_is_saved_and_comes_back_where_it_is_trusted(make, trust, tmp_p
     path, rule = tmp_path / "rule.safetensors", make()
     for parameter in rule.parameters():
         nn.init.normal_(parameter)
+    config = rule.config()
     pretrained.save(rule, path)
     before = torch.get_rng_state()
     loaded = pretrained.load(path, trust=trust)
     assert torch.equal(torch.get_rng_state(), before)
     assert type(loaded) is type(rule)
-    assert without_backend(loaded.config()) == without_backend(rule.config())
+    assert loaded.config() == config | ({"backend": None} if "backend" in config else {})
     for name, value in rule.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     if trust:
@@ -279,19 +257,15 @@ def test_the_readme_and_the_optimizer_say_the_cards_number():
     assert drift_in(readme) == drift_in(LearnedOptimizer.__doc__) == said
 
 
-def test_every_rule_of_the_package_is_saved_and_loaded(tmp_path):
-    concrete = [
-        rule for rule in vars(rules).values() if isinstance(rule, type) and issubclass(rule, UpdateRule)
-    ]
-    concrete = [rule for rule in concrete if rule not in (UpdateRule, rules.LSTMRule)]
-    assert len(concrete) > 1
-    for make in concrete:
-        rule = make()
-        pretrained.save(rule, tmp_path / "rule.safetensors")
-        again = pretrained.load(tmp_path / "rule.safetensors")
-        assert type(again) is make
-        assert again.config() == rule.config()
-        assert all(map(torch.equal, again.parameters(), rule.parameters()))
+def test_a_file_names_every_rule_of_the_package_in_short():
+    concrete = {
+        name: rule
+        for name, rule in vars(rules).items()
+        if isinstance(rule, type)
+        and issubclass(rule, Rule)
+        and rule not in (Rule, UpdateRule, rules.LSTMRule)
+    }
+    assert concrete == pretrained.RULES
 
 
 def test_the_rules_that_experiments_need_are_shipped():
@@ -302,32 +276,29 @@ def test_the_rules_that_experiments_need_are_shipped():
             pretrained.card(name)
 
 
-def defaults(what):
-    """A way of computing that a caller may be in when a file is read."""
-    match what:
-        case "float64":
-            return _restoring(torch.set_default_dtype, torch.get_default_dtype(), torch.float64)
-        case "meta":
-            return torch.device("meta")
-        case "inference mode":
-            return torch.inference_mode()
-        case "autocast":
-            return torch.autocast("cpu", torch.bfloat16)
-
-
 @contextlib.contextmanager
-def _restoring(setter, before, value):
-    setter(value)
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
     try:
         yield
     finally:
-        setter(before)
+        torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("what", ["float64", "meta", "inference mode", "autocast"])
+CONTEXTS = {
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "meta": lambda: torch.device("meta"),
+    "inference mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("what", CONTEXTS)
 def test_a_file_is_read_the_same_whatever_the_caller_computes_with(what):
     expected = pretrained.load("lstm-mnist")
-    with defaults(what):
+    with CONTEXTS[what]():
         rule = pretrained.load("lstm-mnist")
     for (name, ours), theirs in zip(rule.named_parameters(), expected.parameters(), strict=True):
         assert ours.dtype == torch.float32, name
@@ -337,56 +308,31 @@ def test_a_file_is_read_the_same_whatever_the_caller_computes_with(what):
         assert not ours.is_inference()
 
 
-def hostile_configs():
-    yield from (
-        "[" * 100_000,
-        '{"p": ' + "9" * 400 + "}",
-        '{"p": ' + "9" * 5000 + "}",
-        '{"p": NaN}',
-        '{"p": 1e999}',
-    )
-    yield from (
-        "null",
-        "[]",
-        "3",
-        '"x"',
-        "{",
-        '{"f": 1}',
-        '{"num_layers": null}',
-        '{"num_layers": 1000000000}',
-    )
-    yield from (
-        '{"hidden_size": 1000000}',
-        '{"hidden_size": -1}',
-        '{"hidden_size": 2.5}',
-        '{"hidden_size": "20"}',
-    )
-    yield from (
-        '{"num_layers": [2]}',
-        '{"preprocessing": "x"}',
-        '{"preprocessing": {}}',
-        '{"output_scale": null}',
-    )
-    yield from (
-        '{"output_scale": -1}',
-        '{"output_scale": Infinity}',
-        '{"gradient_scale": 0}',
-        '{"backend": "x"}',
-    )
-    yield from ('{"backend": ["cpu"]}', '{"forget_bias": "x"}', '{"head_init_scale": NaN}', '{"p": "10"}')
+ARGUMENTS = {
+    "p": ["NaN", "1e999", '"10"', "9" * 400, "9" * 5000],
+    "num_layers": ["null", "1000000000", "[2]"],
+    "hidden_size": ["1000000", "-1", "2.5", '"20"'],
+    "preprocessing": ['"x"', "{}"],
+    "output_scale": ["null", "-1", "Infinity"],
+    "backend": ['"x"', '["cpu"]'],
+    "gradient_scale": ["0"],
+    "forget_bias": ['"x"'],
+    "head_init_scale": ["NaN"],
+    "f": ["1"],
+}
+"""JSON that no rule has as its arguments."""
 
 
 def test_no_configuration_in_a_file_does_more_than_being_refused(tmp_path):
-    rule, count = pretrained.load("lstm-mnist"), 0
+    rule = pretrained.load("lstm-mnist")
+    configs = [f'{{"{name}": {value}}}' for name, values in ARGUMENTS.items() for value in values]
     tensors = {key: value.clone() for key, value in rule.state_dict().items()}
     path = tmp_path / "hostile.safetensors"
-    for config in hostile_configs():
+    for config in (*configs, "[" * 100_000, "null", "[]", "3", '"x"', "{"):
         metadata = {"format": pretrained.FORMAT, "rule": "CoordinatewiseLSTM", "config": config}
         save_file(tensors, path, metadata | {"sha256": pretrained._digest(tensors, metadata)})
         with pytest.raises(WeightsError, match=r"hostile\.safetensors"):
             pretrained.load(path)
-        count += 1
-    assert count >= 24
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):
