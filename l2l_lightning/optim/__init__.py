@@ -1,4 +1,4 @@
-"""A trained rule in anybody's training loop."""
+"""`LearnedOptimizer` runs a trained rule in any training loop."""
 
 from l2l_lightning.optim.learned_optimizer import LearnedOptimizer
 

@@ -1,4 +1,4 @@
-"""Which options, parameters and gradients LearnedOptimizer takes."""
+"""These functions say which options, parameters and gradients LearnedOptimizer accepts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.optim.sharding import local
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-"""Of parameters and gradients."""
+"""Parameters and gradients must have one of these dtypes."""
 
 
 def check_options(group: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def check_options(group: dict[str, Any]) -> None:
 
 
 def name_of(group: dict[str, Any], index: int) -> str:
-    """What messages call a group's parameter."""
+    """Returns the name by which messages refer to a group's parameter."""
     return repr(group["param_names"][index]) if "param_names" in group else f"parameter {index} of its group"
 
 
@@ -55,7 +55,7 @@ def check_dense(name: str, tensor: Tensor) -> None:
 def problem_of(
     parameter: Tensor, entries: dict[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> str | None:
-    """Why a parameter with a gradient cannot be updated, to follow its name."""
+    """Returns why a parameter with a gradient cannot be updated (a message puts the name before), or None."""
     gradient = parameter.grad
     assert gradient is not None
     if gradient.layout != torch.strided:

@@ -28,7 +28,7 @@ STATE_DTYPES = (None, torch.float32, torch.bfloat16)
 logger = logging.getLogger(__name__)
 
 _Place = tuple[torch.device, int]
-"""A device, and which member of a group's rule."""
+"""A pack is found by its device and by the member of its group's rule that moves it."""
 
 
 class LearnedOptimizer(Optimizer):
@@ -142,7 +142,7 @@ class LearnedOptimizer(Optimizer):
 
     @property
     def state_bytes(self) -> int:
-        """Bytes that the state takes on this process once every parameter that requires a gradient has one.
+        """The state takes this many bytes here, once every parameter that requires a gradient has one.
 
         The state has Π state_shape numbers for a coordinate: 80 for an LSTM of two layers of 20, that is 320
         bytes in float32 and 160 in bfloat16, where Adam's takes 8. Nothing is allocated to find out.
@@ -230,7 +230,7 @@ class LearnedOptimizer(Optimizer):
         self._rules_on, self._packs, self._chosen, self._tried = {}, {}, {}, set()
 
     def _add_rule(self, rule: str | Path | Rule) -> str:
-        """Keeps a copy of a rule; returns what a group and a state dict call it: name@hash of φ."""
+        """Keeps a copy of a rule and returns name@hash, which groups and state dicts call it."""
         if isinstance(rule, str) and rule_hash(rule) in self._rules:
             return rule
         if isinstance(rule, Rule):
@@ -253,7 +253,7 @@ class LearnedOptimizer(Optimizer):
             ) from None
 
     def rule_for(self, group: dict[str, Any], parameter: Tensor) -> UpdateRule:
-        """The rule that moves a parameter of a group: the group's, or the member that it has for it.
+        """Returns the rule that moves a parameter of a group: the group's, or its member.
 
         Raises:
             ValueError: The group's rule has no member for the parameter.
@@ -268,7 +268,7 @@ class LearnedOptimizer(Optimizer):
         return self._chosen[parameter]
 
     def members_for(self, group: dict[str, Any], names: Sequence[str] | None = None) -> list[int]:
-        """Which members of its rule move a group's parameters, by their own names or by others.
+        """Returns which members of the group's rule move its parameters, by their own or other names.
 
         Raises:
             ValueError: The group's rule has no member for one of them.
@@ -277,7 +277,7 @@ class LearnedOptimizer(Optimizer):
         return [rule.member_for(info) for info in self._infos(group, names)]
 
     def _infos(self, group: dict[str, Any], names: Sequence[str] | None = None) -> Iterator[ParameterInfo]:
-        """What is known of a group's parameters."""
+        """Yields what features and `Grouped` may know of each of a group's parameters."""
         (index,) = (i for i, other in enumerate(self.param_groups) if other is group)
         names = names or group.get("param_names") or [""] * len(group["params"])
         for name, parameter in zip(names, group["params"], strict=True):
@@ -290,7 +290,7 @@ class LearnedOptimizer(Optimizer):
             )
 
     def _on(self, group: dict[str, Any], device: torch.device) -> list[tuple[UpdateRule, Step]]:
-        """The members of a group's rule on a device, and what runs them there: φ is packed once."""
+        """Returns the members of a group's rule on a device, with their steppers, which pack φ once."""
         key = (rule_hash(group["rule"]), device)
         if key not in self._rules_on:
             rule = copy.deepcopy(self._rule(group)).to(device)
@@ -298,7 +298,7 @@ class LearnedOptimizer(Optimizer):
         return self._rules_on[key]
 
     def _check(self) -> None:
-        """Raises for all that would fail after a first parameter had been written."""
+        """Raises for everything that would otherwise fail after a first parameter had been written."""
         for group in self.param_groups:
             check_options(group)
             self._check_reading(group)
@@ -329,7 +329,7 @@ class LearnedOptimizer(Optimizer):
         )
 
     def _members(self, group: dict[str, Any], with_gradients: bool) -> list[Tensor]:
-        """The parameters of a group that have a state, or are about to get one as they have a gradient."""
+        """Returns the parameters of a group that have a state, or are about to get one."""
         return [
             parameter
             for parameter in _unique(group["params"])
@@ -337,7 +337,7 @@ class LearnedOptimizer(Optimizer):
         ]
 
     def _pack(self, index: int, members: list[Tensor]) -> dict[_Place, Pack]:
-        """The members of a group on each of their devices, and of each of its rules, with their states.
+        """Returns the packs of a group's parameters, one for each device and each member of its rule.
 
         `self.state` is what counts. A pack whose members or whose members' states are not the ones in it
         (a first gradient, a loaded state dict, a parameter that moved) is replaced: its states are copied,
@@ -385,7 +385,7 @@ class LearnedOptimizer(Optimizer):
         return pack
 
     def _bytes_by_device(self) -> dict[torch.device, int]:
-        """What the states of all groups take on each device: of parameters that have one or will get one."""
+        """Returns the bytes on each device that the states of all groups take, or will take."""
         result: dict[torch.device, int] = {}
         for group in self.param_groups:
             for parameter in _unique(group["params"]):
@@ -399,7 +399,7 @@ class LearnedOptimizer(Optimizer):
         return result
 
     def _bytes(self, group: dict[str, Any], parameter: Tensor) -> int:
-        """What the state of one parameter takes on this process."""
+        """Returns the bytes that the state of one parameter takes on this process."""
         bytes_ = sum(
             torch.Size(shape).numel() * self.dtype_of(key, group).itemsize
             for key, shape in carried_shapes(self.rule_for(group, parameter)).items()
@@ -407,18 +407,18 @@ class LearnedOptimizer(Optimizer):
         return int(bytes_ * local(parameter).numel())
 
     def dtype_of(self, key: str, group: dict[str, Any]) -> torch.dtype:
-        """What a group's states ("rule_state") are stored in, or their statistics: the arithmetic's dtype."""
+        """Returns the dtype of a group's entries "rule_state" or "statistics"."""
         dtype = torch.promote_types(next(self._rule(group).parameters()).dtype, torch.float32)
         return (self.state_dtype or dtype) if key == STATE else dtype
 
 
 def _unique(params: list[Tensor]) -> list[Tensor]:
-    """The parameters in their order, one that was given twice once."""
+    """Returns the parameters in their order, without repetitions."""
     return list(dict.fromkeys(params))
 
 
 def _total_memory(device: torch.device) -> int | None:
-    """The device's memory in bytes, if there is a way to know."""
+    """Returns the device's memory in bytes, or None if there is no way to know."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "cpu" and {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= os.sysconf_names.keys():

@@ -1,4 +1,4 @@
-"""Parameters side by side with their gradients and states: what one launch of a rule works on."""
+"""A pack holds the gradients and states of several parameters side by side, for one launch of a rule."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from l2l_lightning.rules.base import Step, UpdateRule
 from l2l_lightning.rules.layout import Layout, Time
 
 STATE = "rule_state"
-"""An entry of a parameter's `optimizer.state`: s_t, [*state_shape, *parameter.shape]."""
+"""`optimizer.state[parameter]` has s_t, [*state_shape, *parameter.shape], under this key."""
 
 STATISTICS = "statistics"
-"""The other, of a rule that reads features: their statistics, [rows, *parameter.shape]."""
+"""It has the statistics of the rule's features, [rows, *parameter.shape], under this key."""
 
 CARRIED = (STATE, STATISTICS)
 
 
 def carried_shapes(rule: UpdateRule) -> dict[str, tuple[int, ...]]:
-    """What a parameter of a rule has in `optimizer.state`, each [*shape, *parameter's shape]."""
+    """Returns the leading shape of each entry of `optimizer.state`, which is [*shape, *parameter.shape]."""
     carried = {STATE: tuple(rule.state_shape)}
     return carried if rule.features is None else carried | {STATISTICS: rule.statistics_shape}
 
 
 class Pack:
-    """Parameters side by side with their gradients, updates and states: what one launch works on.
+    """Holds gradients, updates and states of several parameters side by side, for one launch of a rule.
 
     Parameters stay where they are, and what a step needs of them is copied: re-pointing their data at one
     flat buffer would break what owns or replaces their storage (model.to, FSDP, CUDA graphs of torch.compile)
@@ -61,7 +61,7 @@ class Pack:
         self.entries: list[dict[str, Tensor]] = []
 
     def share(self, state: dict[Tensor, Any]) -> None:
-        """Takes the states that there are, and shows every parameter's piece in its entry from now on."""
+        """Copies the states that exist, and makes every parameter's entries views of its pieces."""
         for index, parameter in enumerate(self.params):
             entry = {}
             for key, pieces in self.pieces.items():
@@ -72,14 +72,14 @@ class Pack:
             self.entries.append(entry)
 
     def holds(self, params: list[Tensor], state: dict[Tensor, Any]) -> bool:
-        """Whether these parameters and their entries of `optimizer.state` are the ones in here."""
+        """Returns whether the pack holds just these parameters and their entries of `optimizer.state`."""
         return len(params) == len(self.params) and all(
             ours is theirs and all(state.get(ours, {}).get(key) is piece for key, piece in entry.items())
             for ours, theirs, entry in zip(self.params, params, self.entries, strict=True)
         )
 
     def step(self, rule: UpdateRule, step: Step, group: dict[str, Any]) -> None:
-        """One update of every parameter that has a gradient."""
+        """Updates every parameter of the pack that has a gradient."""
         present = [i for i, parameter in enumerate(self.params) if parameter.grad is not None]
         if len(present) == len(self.params):
             self._step_all(rule, step, group)

@@ -1,4 +1,4 @@
-"""Sharded parameters (DTensors): what this process holds of them, and states that are sharded alike."""
+"""These functions give the shard of a parameter that this process holds, and shard its state alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process holds of a tensor: all of it, or a DTensor's shard.
+    """Returns what this process holds of a tensor: all of it, or a DTensor's shard.
 
     By the method's name, as importing the class takes long, and not every PyTorch has it.
     """
@@ -18,7 +18,7 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def local_gradient(parameter: Any) -> Tensor:
-    """What this process holds of a parameter's gradient, sharded as the parameter is."""
+    """Returns what this process holds of a parameter's gradient, sharded as the parameter is."""
     gradient = parameter.grad
     if hasattr(parameter, "placements") and gradient.placements != parameter.placements:
         gradient = gradient.redistribute(parameter.device_mesh, parameter.placements)
@@ -26,13 +26,13 @@ def local_gradient(parameter: Any) -> Tensor:
 
 
 def is_zero(gradient: Any) -> bool:
-    """Whether all of a gradient is 0, of a DTensor's all shards: every process answers alike."""
+    """Returns whether a whole gradient is 0; for a DTensor, every process gets the same answer."""
     count = (gradient != 0).sum()
     return not (count.full_tensor() if hasattr(count, "full_tensor") else count)
 
 
 def like(parameter: Any, state: Tensor) -> Tensor:
-    """A parameter's local state [*state_shape, *local shape]; of a DTensor a DTensor, sharded alike."""
+    """Wraps a parameter's local state [*state_shape, *local shape] as a DTensor if the parameter is one."""
     if not hasattr(parameter, "device_mesh"):
         return state
     from torch.distributed.tensor import DTensor, Placement, Shard
@@ -60,7 +60,7 @@ def like(parameter: Any, state: Tensor) -> Tensor:
 
 
 def sum_over_shards(parameter: Any) -> Callable[[Tensor], Tensor] | None:
-    """What adds a tensor up over the processes with the parameter's other shards; None if there are none.
+    """Returns a function that sums a tensor over the processes that hold a parameter's shards, or None.
 
     Every process of the mesh must call it, in the same order.
     """

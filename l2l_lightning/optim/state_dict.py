@@ -1,4 +1,4 @@
-"""State dicts of LearnedOptimizer: what one must hold to be loaded, checked before anything changes."""
+"""A state dict of LearnedOptimizer is checked here from end to end before anything is loaded from it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 
 class Uncast:
-    """A state on its way through Optimizer.load_state_dict, which would cast a tensor to θ's dtype."""
+    """Hides a state from Optimizer.load_state_dict, which would cast a tensor to θ's dtype."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
 
 
 def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A hook before load_state_dict: the same state dict, checked, its states kept from being cast."""
+    """Checks a state dict and returns it with its states kept from being cast; a hook of load_state_dict."""
     groups, saved_groups = optimizer.param_groups, state_dict["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in saved_groups]:
         return state_dict  # Optimizer.load_state_dict says which of them differs
@@ -66,7 +66,7 @@ def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str
 
 
 def _check_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]]) -> None:
-    """A name that both sides know must be at one place: equal shapes would not show that two were swapped."""
+    """Raises ValueError if a name is at two places: equal shapes would not show that two were swapped."""
 
     def places(groups: list[dict[str, Any]]) -> dict[str, tuple[int, int]]:
         # A compiled model's parameters have one more level of names.
@@ -86,7 +86,7 @@ def _check_names(groups: list[dict[str, Any]], saved_groups: list[dict[str, Any]
 
 
 def _check_members(optimizer: LearnedOptimizer, group: dict[str, Any], saved: list[str] | None) -> None:
-    """A state must go on under the member of its rule that it was made by, if a parameter has a new name."""
+    """Raises ValueError if a parameter's new name chooses another member of its rule than the saved name."""
     choices = zip(optimizer.members_for(group), optimizer.members_for(group, saved), strict=True)
     for index, (ours, theirs) in enumerate(choices):
         if ours != theirs and saved:
@@ -104,7 +104,7 @@ def _check_state(
     leading: Sequence[int],
     dtype: torch.dtype,
 ) -> None:
-    """A saved state, or what else `what` names of it, must fit its parameter.
+    """Checks that one entry of a saved state fits its parameter.
 
     Raises:
         ValueError: It has another shape, dtype or sharding, there is none, or a number in it is not finite.
@@ -136,12 +136,12 @@ def _check_state(
 
 
 def rule_hash(rule: str) -> str:
-    """φ's hash, from name@hash: one rule may have two names."""
+    """Returns the hash of name@hash, which alone identifies a rule: it may have two names."""
     return rule.rpartition("@")[2]
 
 
 def digest_of(rule: Rule) -> str:
-    """A hash of all that a rule computes with: its class, constructor's arguments and φ.
+    """Returns a hash of everything that a rule computes with: its class, constructor's arguments and φ.
 
     Raises:
         RuleError: The rule's arguments cannot be written down.

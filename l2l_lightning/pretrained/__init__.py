@@ -1,4 +1,4 @@
-"""Trained rules that come with the package, and rules of your own, as files of plain numbers.
+"""Reads and writes trained rules, the package's and your own, as files of plain numbers.
 
 A rule is a safetensors file: φ's tensors and, as text, the rule's class, its constructor's arguments and a
 digest of all. Loading it executes nothing but this package and, if you say that you trust it, the class that
@@ -28,10 +28,10 @@ from l2l_lightning.rules import CoordinatewiseLSTM, Grouped, RNNprop, Rule
 from l2l_lightning.trust import foreign_references
 
 FORMAT = "l2l_lightning rule, version 2"
-"""What a file says that it is; a file of another format is refused."""
+"""A file says that it has this format; one of another format is refused."""
 
 FORMAT_WITHOUT_DIGEST = "l2l_lightning rule, version 1"
-"""Of an older version of this program; such a file is read with a warning."""
+"""An older version of this program wrote this format, which is read with a warning."""
 
 RULES: dict[str, type[Rule]] = {rule.__name__: rule for rule in (CoordinatewiseLSTM, Grouped, RNNprop)}
 """The package's own rules, which a file names in short: a name in it is looked up here, and not imported."""
@@ -40,12 +40,12 @@ _FOLDER = Path(__file__).parent
 
 
 def names() -> list[str]:
-    """The rules that come with the package."""
+    """Returns the names of the rules that come with the package."""
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
 def card(name: str) -> dict[str, Any]:
-    """What is known of one of the package's rules: its training, results, transfer and learning curve.
+    """Returns the card of one of the package's rules: its training, results, transfer and learning curve.
 
     Raises:
         WeightsError: The package has no rule of this name, or it is one of an experiment's, without a card.
@@ -62,7 +62,7 @@ def card(name: str) -> dict[str, Any]:
 
 
 def load(name: str | Path, trust: Sequence[str] = ()) -> Rule:
-    """A trained rule, on the CPU: one of the package's by its name, or a file by its path.
+    """Returns a trained rule on the CPU: one of the package's by its name, or a file's by its path.
 
     Args:
         name: "lstm-mnist", or a path that ends in .safetensors.
@@ -137,7 +137,7 @@ def save(rule: Rule, path: str | Path) -> None:
 
 
 def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 of what a file holds: its texts but for the digest itself, and its tensors, each by name."""
+    """Returns the SHA-256 of a file's texts, but for the digest itself, and of its tensors, each by name."""
     shapes = {key: [str(value.dtype), *value.shape] for key, value in tensors.items()}
     texts = {key: value for key, value in metadata.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps([texts, shapes], sort_keys=True).encode())
@@ -147,7 +147,7 @@ def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
 
 
 def _in_order(content: bytes) -> bytes:
-    """A safetensors file with its texts sorted, which safetensors writes in any order: one rule, one file."""
+    """Sorts a safetensors file's texts, which are written in any order, so that one rule is one file."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -169,7 +169,7 @@ def _package_file(name: str, suffix: str) -> Path:
 
 
 def _make_rule(path: Path, metadata: dict[str, str], trust: Sequence[str]) -> Rule:
-    """The rule that a file describes, without its weights."""
+    """Makes the rule that a file describes, without its weights."""
     if metadata.get("format") not in (FORMAT, FORMAT_WITHOUT_DIGEST):
         raise WeightsError(f"{path} says it is {metadata.get('format')!r}, not {FORMAT!r}")
     name = metadata.get("rule", "")

@@ -30,7 +30,7 @@ class Workspace:
         return Workspace, ()
 
     def of_part(self, index: int) -> Workspace:
-        """The buffers of a rollout's index-th part; the first one's are this workspace's own."""
+        """Returns the workspace of a rollout's index-th part; the first part has this one."""
         return self if index == 0 else self._others.setdefault(index, Workspace())
 
     def empty(self, name: str, shape: Sequence[int], like: Tensor) -> Tensor:

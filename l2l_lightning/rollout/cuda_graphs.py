@@ -19,7 +19,7 @@ from l2l_lightning.errors import CaptureError
 from l2l_lightning.tasks.base import Task
 
 CAPACITY = 8
-"""Graphs kept at once: a few window lengths, in training and in validation. Each holds memory of its own."""
+"""This many graphs are kept, as for a few window lengths. Each holds memory of its own."""
 
 
 class Graph(Protocol):

@@ -1,4 +1,4 @@
-"""What a window of T steps keeps of the rule's states, and the meta-gradient that comes of it.
+"""A window of T steps keeps some of the rule's states, from which its meta-gradient is computed.
 
 `FullHistory` keeps s_0 … s_T as the steps write them: nothing is computed twice. `KeptStates` lets the steps
 run in place and keeps every k-th state (or all of them, rounded). As a rule is coordinatewise and the
@@ -22,13 +22,13 @@ from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rules.base import Step, UpdateRule
 
 HistoryDtype = Literal["float32", "bfloat16"]
-"""What kept states are stored in: "float32" is as they are computed, float64 if φ is."""
+"""Kept states are stored as they are computed ("float32"; float64 if φ is), or rounded ("bfloat16")."""
 
 CHUNK_BYTES = 256 * 2**20
-"""Of a chunk's states that are held at once: tens of thousands of coordinates, which keep a launch busy, in
+"""A chunk's states take at most this: tens of thousands of coordinates, which keep a launch busy, in
 little memory beside what 10⁶ coordinates keep anyway."""
 CHUNK_MULTIPLE = 1024
-"""Of coordinates: whole slices of the CPU kernels' threads, whole blocks of the GPU's, and aligned rows."""
+"""A chunk is a multiple of this: whole slices of the CPU kernels' threads, whole GPU blocks, aligned rows."""
 
 
 def check_history(checkpoint_every: int | None, history_dtype: HistoryDtype, second_order: bool) -> None:
@@ -49,20 +49,20 @@ def check_history(checkpoint_every: int | None, history_dtype: HistoryDtype, sec
 
 
 class History(ABC):
-    """Where a window's steps read and write the state, and the meta-gradient afterwards."""
+    """Says where a window's steps read and write the state, and computes the meta-gradient afterwards."""
 
     carried: list[Tensor]
-    """Tensors that the steps update and that outlive the window."""
+    """The steps update these tensors, which outlive the window."""
     kept: dict[int, Tensor]
-    """Where s_t is to be copied, by t."""
+    """s_t is copied into kept[t], where there is one."""
     stored: Tensor
-    """All the states that are kept, [..., n]."""
+    """This tensor holds all the states that are kept, [..., n]."""
     key: tuple[Hashable, ...]
-    """What steps that are recorded as a CUDA graph depend on."""
+    """A CUDA graph of the steps depends on this."""
 
     @abstractmethod
     def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Where s_0 … s_T are read and written, given what stands for `carried`."""
+        """Returns where s_0 … s_T are read and written, given the tensors that stand for `carried`."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -70,7 +70,7 @@ class History(ABC):
 
     @abstractmethod
     def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
-        """d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter.
+        """Returns d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter.
 
         Args:
             grads: g_0 … g_T, [T+1, n].
@@ -80,7 +80,7 @@ class History(ABC):
 
 
 class FullHistory(History):
-    """s_0 … s_T, each where its step has written it.
+    """Keeps s_0 … s_T, each where its step has written it.
 
     Args:
         rule: m_φ.
@@ -99,7 +99,7 @@ class FullHistory(History):
         self.key = ("full", self.stored.data_ptr())
 
     def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The rows of the history."""
+        """Returns the rows of the history."""
         return self.stored.unbind()
 
     def finish(self) -> None:
@@ -107,14 +107,14 @@ class FullHistory(History):
         self.state.copy_(self.stored[-1])
 
     def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
-        """One backward through the whole window."""
+        """Runs one backward through the whole window."""
         d_updates = self.workspace.empty("d_updates", grads[1:].shape, grads)
         suffix_sums(grads, scale, d_updates)
         return self.rule.window_gradient(inputs, self.stored, d_updates)
 
 
 class KeptStates(History):
-    """Every k-th state of a window, from s_0 on; without a k, all of them.
+    """Keeps every k-th state of a window, from s_0 on; without a k, all of them.
 
     Args:
         rule: m_φ.
@@ -146,15 +146,15 @@ class KeptStates(History):
         self.key = ("kept", every, dtype, self.stored.data_ptr())
 
     def states(self, carried: Sequence[Tensor]) -> Sequence[Tensor]:
-        """One and the same at every step."""
+        """Returns one and the same tensor for every step."""
         return list(carried) * (self.T + 1)
 
     def finish(self) -> None:
-        """The state is s_T already."""
+        """Does nothing, as the state is s_T already."""
 
     @torch.no_grad()
     def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
-        """Chunk by chunk and in each from the last segment to the first."""
+        """Goes from chunk to chunk, and in each from the last segment to the first."""
         totals = [torch.zeros_like(parameter) for parameter in self.rule.parameters()]
         step = self.rule.stepper()
         segment = self.every or self.T
@@ -174,7 +174,7 @@ class KeptStates(History):
         return totals
 
     def _chunks(self, segment: int) -> Iterator[slice]:
-        """Slices of the coordinates, of which the states of so many steps fit in CHUNK_BYTES."""
+        """Yields slices of the coordinates, of which the states of so many steps fit in CHUNK_BYTES."""
         n = self.state.shape[-1]
         per_coordinate = (segment + 1) * self.state[..., 0].numel() * self.state.element_size()
         size = max(CHUNK_BYTES // per_coordinate // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
@@ -182,7 +182,7 @@ class KeptStates(History):
             yield slice(start, min(start + size, n))
 
     def _states(self, step: Step, inputs: Tensor, steps: slice, part: slice) -> Tensor:
-        """A chunk's states before and after each of these steps: those kept, and the others computed anew."""
+        """Returns a chunk's states before and after these steps, those that were not kept computed anew."""
         n = part.stop - part.start
         shape = (steps.stop - steps.start + 1, *self.state.shape[:-1], n)
         states = self.workspace.empty("segment", shape, self.state)
@@ -197,7 +197,7 @@ class KeptStates(History):
 
 
 def suffix_sums(grads: Tensor, scale: Sequence[float], out: Tensor) -> None:
-    """out[t] = Σ_{r>t} scale_r g_r, [T, n], accumulated from the end; grads [T+1, n]."""
+    """Writes out[t] = Σ_{r>t} scale_r g_r, [T, n], accumulated from the end; grads is [T+1, n]."""
     g, d = grads.unbind(), out.unbind()
     T = len(d)
     torch.mul(g[T], scale[T], out=d[T - 1])

@@ -21,7 +21,7 @@ STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
 
 
 def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
-    """The CPU generator of one draw: a function of (seed, stream, index) and of nothing else.
+    """Returns the CPU generator of one draw, a function of (seed, stream, index) and of nothing else.
 
     Raises:
         ValueError: An unknown stream, or a negative seed or index.
@@ -41,7 +41,7 @@ def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
 
 @contextmanager
 def _default_float32() -> Iterator[None]:
-    """Within it, tasks draw what they always draw: a generator's float64 numbers are others."""
+    """Within this context tasks draw in float32: a generator's float64 numbers are others."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -51,7 +51,7 @@ def _default_float32() -> Iterator[None]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on a device; the host does not wait for the transfer, nor for what the device is at."""
+    """Returns the tensor on a device; the host waits neither for the transfer nor for the device."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
@@ -62,14 +62,14 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def unstack(batches: Batch, count: int) -> list[Batch]:
-    """The minibatches [K, …] of `count` evaluations, from what `Optimizees.draw` gives; views, no copies."""
+    """Splits what `Optimizees.draw` gives into the minibatches [K, …] of `count` evaluations, as views."""
     leaves, structure = tree_flatten(batches)
     rows = [leaf.expand(count, *leaf.shape[1:]).unbind() for leaf in leaves]
     return [tree_unflatten([row[t] for row in rows], structure) for t in range(count)]
 
 
 def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype) -> Batch:
-    """What `task.losses` reads, in θ's dtype, from one evaluation's minibatches [K, …]."""
+    """Returns what `task.losses` reads of one evaluation's minibatches [K, …], in θ's dtype."""
     gathered = task.gather(batches, images)
     if gathered is batches:
         return batches
@@ -78,7 +78,7 @@ def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype
 
 
 def evaluate(task: Task, images: Images | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-    """f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …]; neither carries a graph."""
+    """Returns f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …], without a graph."""
     return task.losses_and_grads(theta, gather(task, images, batches, theta.dtype))
 
 
@@ -142,7 +142,7 @@ class Optimizees:
         return tree_map(stack, *itertools.chain(*evaluations))
 
     def draw(self, count: int) -> Batch:
-        """The minibatches of the next `count` evaluations, not yet gathered: [count, K, …] on the device.
+        """Draws the minibatches of `count` evaluations, not yet gathered, [count, K, …] on the device.
 
         Advances every optimizee's generator as `count` calls with 1 would, and moves the draws in one
         transfer. Where all evaluations have the same batch, [1, K, …].
@@ -155,15 +155,15 @@ class Optimizees:
         return self._stack(drawn)
 
     def next_batches(self) -> Batch:
-        """The minibatches [K, …] of the next evaluation, gathered; advances every optimizee's generator."""
+        """Draws and gathers the minibatches [K, …] of the next evaluation."""
         return gather(self.task, self.images, unstack(self.draw(1), 1)[0], self.dtype)
 
     def losses_and_grads(self) -> tuple[Tensor, Tensor]:
-        """f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches; neither carries a graph."""
+        """Returns f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches, without a graph."""
         return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
 
     def state_dict(self) -> dict[str, Any]:
-        """θ, the instances and the generators' states: what resuming in mid-rollout needs."""
+        """Returns what resuming in mid-rollout needs: θ, the instances and the generators' states."""
         return {
             "theta": self.theta.clone(),
             "instances": self._instances,

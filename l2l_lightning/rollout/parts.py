@@ -1,4 +1,4 @@
-"""The tensors that one update rule moves, of K optimizees side by side, and what it carries for them."""
+"""A part is the tensors of K optimizees that one update rule moves, with what it carries for them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from l2l_lightning.rules.layout import Layout
 
 
 class Part:
-    """Some of the tensors of K optimizees, one rule for all of them, its state and its features' statistics.
+    """Holds the state and the features' statistics of one rule, for some of the tensors of K optimizees.
 
     Args:
         rule: m_φ.
@@ -30,21 +30,21 @@ class Part:
         self.statistics = rule.init_statistics(layout.copies * layout.num_coordinates, dtype)
 
     def take(self, values: Tensor) -> Tensor:
-        """The part's coordinates of values [K, N], flat: [K·n]; a view where they are all."""
+        """Returns the part's coordinates of values [K, N], flat, [K·n]; a view if the part has all."""
         return (values if self.columns is None else values[:, self.columns]).reshape(-1)
 
     def added(self, theta: Tensor, update: Tensor) -> Tensor:
-        """θ [K, N] with the part's update [K·n] added, as a new tensor."""
+        """Returns θ [K, N] with the part's update [K·n] added, as a new tensor."""
         update = update.view(len(theta), -1)
         return theta + update if self.columns is None else theta.index_add(1, self.columns, update)
 
     def by_optimizee(self, values: Tensor) -> Tensor:
-        """Values [..., K·n] as a view [..., K, n]."""
+        """Returns values [..., K·n] as a view [..., K, n]."""
         return values.view(*values.shape[:-1], self.layout.copies, self.layout.num_coordinates)
 
 
 def parts_of(rule: Rule, optimizees: Optimizees) -> list[Part]:
-    """A part for every member of the rule that moves one of the task's tensors.
+    """Returns a part for every member of the rule that moves one of the task's tensors.
 
     Raises:
         ValueError: A tensor belongs to no member.
@@ -65,7 +65,7 @@ def parts_of(rule: Rule, optimizees: Optimizees) -> list[Part]:
 
 
 def in_order(rule: Rule, parts: Sequence[Part], gradients: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-    """Every part's gradients as one list, in the order of φ; zero for a member that moves nothing."""
+    """Returns all parts' gradients in the order of φ, zeros for a member that moves nothing."""
     known = {id(part.rule): found for part, found in zip(parts, gradients, strict=True)}
     return [
         gradient

@@ -34,11 +34,11 @@ from l2l_lightning.rules.layout import Layout, Time
 from l2l_lightning.tasks.base import Batch, Task
 
 STRETCH = 20
-"""Steps of `run_rule` whose minibatches are drawn, and which are recorded as a CUDA graph, at once."""
+"""`run_rule` draws the minibatches of this many steps at once, and records them as one CUDA graph."""
 
 
 class _KnownGradient(torch.autograd.Function):
-    """A scalar whose derivatives are already known: its value, n, then n parameters and their n gradients."""
+    """Takes a value, n, n parameters and their n known gradients, and returns the value with these."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, count: int, *tensors: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ class Rollout:
             return self._finished_window(records, losses, weights)
 
     def _record(self, index: int, T: int) -> _Record:
-        """The buffers of one part's window."""
+        """Takes the buffers of one part's window from the workspace."""
         part, workspace = self.parts[index], self.workspace.of_part(index)
         n = part.state.shape[-1]
         grads = workspace.empty("grads", (T + 1, n), self.optimizees.theta)
@@ -209,7 +209,7 @@ class Rollout:
         return KeptStates(part.rule, part.state, T, workspace, self.checkpoint_every, dtype)
 
     def _finished_window(self, records: Sequence[_Record], losses: Tensor, weights: Tensor) -> Window:
-        """The meta-loss and its derivatives, of a window's gradients, inputs and losses.
+        """Computes the meta-loss and its derivatives from a window's gradients, inputs and losses.
 
         Args:
             records: What every part's window has left.
@@ -284,7 +284,7 @@ class Rollout:
     def _unroll(
         self, rest: Tensor, batches: Sequence[Batch]
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]], Tensor]:
-        """The window of some of the K optimizees, with its graph.
+        """Runs the window of some of the K optimizees with its graph.
 
         Args:
             rest: Indices of the k that are run.
@@ -329,7 +329,7 @@ class Rollout:
         return stacked, theta.detach(), carried, finite
 
     def state_dict(self) -> dict[str, Any]:
-        """What resuming in mid-rollout needs, as tensors and plain values."""
+        """Returns what resuming in mid-rollout needs, as tensors and plain values."""
         return {
             "optimizees": self.optimizees.state_dict(),
             "state": [part.state.clone() for part in self.parts],
@@ -426,7 +426,7 @@ def run_rule(
 
 @dataclass(frozen=True)
 class _Record:
-    """What the window of one part keeps."""
+    """A window keeps these tensors of one part."""
 
     grads: Tensor
     """g_0 … g_T, [T+1, K·n]."""
@@ -436,7 +436,7 @@ class _Record:
 
     @property
     def key(self) -> tuple[Hashable, ...]:
-        """What a recorded CUDA graph depends on."""
+        """A recorded CUDA graph depends on this."""
         return (*self.history.key, self.grads.data_ptr(), self.inputs.data_ptr())
 
 
@@ -523,35 +523,35 @@ def _time(theta: Tensor, step: int) -> Tensor:
 
 
 def _full_precision(theta: Tensor) -> AbstractContextManager[Any]:
-    """What the rule and the meta-loss are computed in: autocast is for the optimizees' own networks."""
+    """Within this context the rule and the meta-loss are computed: autocast is for the optimizees alone."""
     device = theta.device.type
     # Entering autocast takes a good part of a small optimizee's step, even to switch off what is not on.
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def _finite(losses: Tensor, grads: Sequence[Tensor]) -> Tensor:
-    """Which optimizees' losses [T+1, K] and gradients, [T+1, K, n] of each part, are all finite, [K]."""
+    """Returns which optimizees' losses [T+1, K] and gradients, [T+1, K, n] a part, are all finite, [K]."""
     # NaN wins both, and neither needs memory: isfinite of the gradients would take as much as they do.
     extremes = torch.stack([losses, *(found for g in grads for found in (g.amax(-1), g.amin(-1)))])
     return extremes.isfinite().all(0).all(0)
 
 
 def _where(chosen: Tensor, device: torch.device) -> Tensor:
-    """The indices of those chosen, on a device."""
+    """Returns the indices of the True ones, on a device."""
     return chosen.nonzero().flatten().to(device)
 
 
 def _undefined(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """A meta-loss and its derivatives where no optimizee is left: NaN."""
+    """Returns NaN as the meta-loss and its derivatives, for where no optimizee is left."""
     return torch.full_like(value, torch.nan), [torch.full_like(p, torch.nan) for p in parameters]
 
 
 def _with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """The value, with these as its derivatives in the parameters."""
+    """Returns the value with these gradients as its derivatives in the parameters."""
     return cast(Tensor, _KnownGradient.apply(value, len(parameters), *parameters, *gradients))
 
 
 def _key(rule: Rule, task: Task, images: Images | None) -> tuple[Hashable, ...]:
-    """What a recorded inner loop depends on besides its arguments and buffers: objects, and where φ lies."""
+    """Returns what a recorded inner loop depends on besides its arguments and buffers."""
     phi = tuple((x.data_ptr(), x.dtype) for x in itertools.chain(rule.parameters(), rule.buffers()))
     return id(rule), id(task), id(images), phi

@@ -15,11 +15,11 @@ from l2l_lightning.rules.features import Features
 from l2l_lightning.rules.layout import Layout, ParameterInfo, Time
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
-"""(θ [n], x_t, s_t, s_{t+1}): adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_`."""
+"""A step takes (θ [n], x_t, s_t, s_{t+1}), adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_` does."""
 
 
 class Rule(Configurable, nn.Module, ABC):
-    """What is learned, φ its parameters: for every tensor of an optimizee an `UpdateRule` that moves it.
+    """A rule is what is learned; its parameters are φ, and it has an `UpdateRule` for every tensor.
 
     An `UpdateRule` moves all tensors itself; `Grouped` has one for each kind of tensor.
     """
@@ -31,7 +31,7 @@ class Rule(Configurable, nn.Module, ABC):
 
     @abstractmethod
     def member_for(self, tensor: ParameterInfo) -> int:
-        """Which of the members moves a tensor.
+        """Returns the position of the member that moves a tensor.
 
         Raises:
             ValueError: None does; the message names the tensor.
@@ -76,7 +76,7 @@ class UpdateRule(Rule, metaclass=_Checked):
     """
 
     features: Features | None = None
-    """What is made of gradients before the rule reads them; None: it reads them as they are."""
+    """The features turn gradients into what the rule reads; with None it reads gradients as they are."""
 
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
@@ -91,7 +91,7 @@ class UpdateRule(Rule, metaclass=_Checked):
         return 0
 
     def init_state(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
-        """s_0 of n coordinates, [*state_shape, n], on φ's device, in φ's dtype unless another is given."""
+        """Returns s_0, [*state_shape, n], on φ's device, in φ's dtype unless another is given."""
         return next(self.parameters()).new_zeros(*self.state_shape, n, dtype=dtype)
 
     @property
@@ -100,7 +100,7 @@ class UpdateRule(Rule, metaclass=_Checked):
         return (0 if self.features is None else self.features.rows,)
 
     def init_statistics(self, n: int, dtype: torch.dtype | None = None) -> Tensor:
-        """The features' statistics of n coordinates before the first gradient, [rows, n], zero.
+        """Returns the features' statistics of n coordinates before the first gradient, [rows, n], all zero.
 
         They are on φ's device and in φ's dtype unless another is given, but in float32 at least.
         """
@@ -109,15 +109,15 @@ class UpdateRule(Rule, metaclass=_Checked):
         return phi.new_zeros(*self.statistics_shape, n, dtype=dtype)
 
     def read(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
-        """x_t: g_t [n] itself, or its features [width, n], which bring the statistics up to date in place."""
+        """Returns x_t: g_t [n] itself, or the features [width, n], and updates the statistics in place."""
         return grad if self.features is None else self.features(grad, statistics, time, layout)
 
     @abstractmethod
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_t, s_t) to (u_t [n], s_{t+1}), differentiable in every argument and in φ."""
+        """Maps (x_t, s_t) to (u_t [n], s_{t+1}), differentiably in every argument and in φ."""
 
     def stepper(self) -> Step:
-        """`step_` for many steps with one φ: what depends on φ alone is computed here, once.
+        """Returns `step_` for many steps with one φ; what depends on φ alone is computed here, once.
 
         Call it under torch.no_grad, and take another one when φ has changed.
         """
@@ -131,17 +131,17 @@ class UpdateRule(Rule, metaclass=_Checked):
 
     @torch.no_grad()
     def step_(self, theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor) -> None:
-        """In place and without a graph: θ [n] += u_t; s_{t+1} goes into new_state (which may be `state`)."""
+        """Adds u_t to θ [n] and writes s_{t+1} into new_state (which may be `state`), without a graph."""
         self.stepper()(theta, inputs, state, new_state)
 
     def window_gradient(self, inputs: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
-        """d/dφ of Σ_t <d_updates_t, u_t> along a window: `segment_gradient` where nothing comes after it."""
+        """Returns d/dφ of Σ_t <d_updates_t, u_t> along a window whose last state has no further effect."""
         return self.segment_gradient(inputs, history, d_updates)[0]
 
     def segment_gradient(
         self, inputs: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """The derivatives of Σ_t <d_updates_t, u_t> + <d_final_state, s_T> along T steps of a window.
+        """Returns the derivatives of Σ_t <d_updates_t, u_t> + <d_final_state, s_T> along T steps of a window.
 
         Walks the states backwards and differentiates one step at a time, so that no more than one step's
         graph is ever held.

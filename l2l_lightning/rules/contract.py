@@ -1,4 +1,4 @@
-"""What every update rule must hold to, tried on two coordinates as soon as one has been constructed."""
+"""Every update rule is tried on two coordinates as soon as it has been constructed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from l2l_lightning.rules.base import UpdateRule
 
 N = 2
-"""Coordinates of the trial."""
+"""The trial has this many coordinates."""
 
 
 def check_contract(rule: UpdateRule) -> None:
@@ -99,7 +99,7 @@ def _features(
     require: Callable[[bool, str, str], None],
     tried: Callable[[str, Callable[[], Any]], Any],
 ) -> Tensor:
-    """What the features make of a gradient of zero, [width, n]."""
+    """Returns what the features make of a gradient of zero, [width, n], after checking it."""
     features = rule.features
     assert features is not None
     for name, low, high in (("width", 1, 32), ("rows", 0, 10**6)):
@@ -133,7 +133,7 @@ def _features(
 
 
 def read_zero(rule: UpdateRule, total_steps: int | None) -> Tensor:
-    """What a rule reads of a gradient of zero in its first step, [2] or [width, 2].
+    """Returns what a rule reads of a gradient of zero in its first step, [2] or [width, 2].
 
     Raises:
         ValueError: Its features need to know T, and total_steps is None.
@@ -142,7 +142,7 @@ def read_zero(rule: UpdateRule, total_steps: int | None) -> Tensor:
 
 
 def _zero(rule: UpdateRule, total_steps: int | None) -> tuple[Tensor, Tensor, Time, Layout]:
-    """The arguments of `rule.read` in a first step whose gradient is zero."""
+    """Returns the arguments of `rule.read` in a first step whose gradient is zero."""
     phi = next(rule.parameters())
     grad = phi.new_zeros(N, dtype=torch.promote_types(phi.dtype, torch.float32))
     time, layout = Time(grad.new_zeros(()), total_steps), Layout((ParameterInfo("parameter", (N,)),))
@@ -150,7 +150,7 @@ def _zero(rule: UpdateRule, total_steps: int | None) -> tuple[Tensor, Tensor, Ti
 
 
 def _versions(*tensors: Tensor) -> list[int]:
-    """How often tensors have been written into, where that is counted."""
+    """Returns how often tensors have been written into, which inference mode does not count."""
     return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
 

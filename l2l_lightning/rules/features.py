@@ -27,13 +27,13 @@ class Features(ABC):
     """
 
     width: int
-    """Numbers per coordinate that the rule reads, 1 to 32."""
+    """The rule reads this many numbers per coordinate, 1 to 32."""
     rows: int
-    """Statistics per coordinate; zero at first."""
+    """There are this many statistics per coordinate, which are zero at first."""
 
     @abstractmethod
     def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
-        """g_t [n] to x_t [width, n]; brings the statistics [rows, n] up to date in place.
+        """Maps g_t [n] to x_t [width, n], and updates the statistics [rows, n] in place.
 
         Args:
             grad: g_t, [n], n = layout.copies · layout.num_coordinates.

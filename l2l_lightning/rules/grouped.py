@@ -16,7 +16,7 @@ from l2l_lightning.rules.base import Rule, UpdateRule
 from l2l_lightning.rules.layout import ParameterInfo
 
 KNOWN = {name: operator.attrgetter(name) for name in ("name", "rank")}  # which can be pickled
-"""What a key of `Grouped` can be looked for in."""
+"""A key of `Grouped` is looked for in one of these facts of a tensor."""
 
 
 class Grouped(Rule):
@@ -76,7 +76,7 @@ class Grouped(Rule):
         return list(self.rules)  # type: ignore[arg-type]
 
     def member_for(self, tensor: ParameterInfo) -> int:
-        """The position of the tensor's group.
+        """Returns the position of the tensor's group.
 
         Raises:
             GroupError: It belongs to none, or has no name to go by.
@@ -103,6 +103,6 @@ class Grouped(Rule):
             rule.reset_parameters(generator)
 
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments; a function by its dotted path."""
+        """Returns the constructor's arguments, a function by its dotted path."""
         rules = {key: class_config(rule) for key, rule in zip(self.keys, self.members, strict=True)}
         return {"rules": rules, "by": self.by if isinstance(self.by, str) else dotted_path(self.by)}

@@ -1,4 +1,4 @@
-"""Where coordinates belong and when it is: what features may know besides gradients."""
+"""Layout and time tell features to which tensors coordinates belong, and how many steps came before."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ParameterInfo:
 
     @property
     def numel(self) -> int:
-        """Coordinates of the whole tensor."""
+        """The number of coordinates of the whole tensor."""
         return torch.Size(self.shape).numel()
 
     @property
@@ -59,13 +59,13 @@ class ParameterInfo:
 
     @property
     def numel_here(self) -> int:
-        """Coordinates that this process holds."""
+        """The number of coordinates that this process holds."""
         return torch.Size(self.shape_here).numel()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Which coordinates belong to which tensor: [copies, N] of them, flat, and each copy's tensors in order.
+    """Says which of [copies, N] flat coordinates belong to which tensor; each copy has its tensors in order.
 
     Args:
         tensors: The tensors of one optimizee.
@@ -86,14 +86,14 @@ class Layout:
         return sum(tensor.numel_here for tensor in self.tensors)
 
     def split(self, values: Tensor) -> list[Tensor]:
-        """Each tensor's part of values [..., copies · N], as a view: [..., copies, *shape here]."""
+        """Returns each tensor's part of values [..., copies · N], as a view [..., copies, *shape here]."""
         return [
             part.view(*part.shape[:-1], *tensor.shape_here)
             for part, tensor in zip(self._parts(values), self.tensors, strict=True)
         ]
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over each tensor of each copy, at all its coordinates: [..., copies · N] to the same.
+        """Replaces values [..., copies · N] by their mean over each tensor of each copy.
 
         Of a sharded tensor it is the mean over all shards, for which its processes wait for one another.
         """
@@ -110,10 +110,10 @@ class Layout:
         return torch.split(whole, [tensor.numel_here for tensor in self.tensors], dim=-1)
 
     def select(self, chosen: Sequence[int]) -> Layout:
-        """The layout of some of the tensors, by their positions."""
+        """Returns the layout of the tensors at these positions."""
         return Layout(tuple(self.tensors[index] for index in chosen), self.copies)
 
     def columns(self, chosen: Sequence[int]) -> Tensor:
-        """Where the coordinates of some of the tensors are in a copy: int64 [their number]."""
+        """Returns where the coordinates of these tensors are in a copy, int64 [their number]."""
         parts = torch.split(torch.arange(self.num_coordinates), [t.numel_here for t in self.tensors])
         return torch.cat([parts[index] for index in chosen])

@@ -34,7 +34,7 @@ class LSTMRule(UpdateRule):
     """
 
     gradient_scale: float = 1.0
-    """Multiplies inputs before anything else."""
+    """Inputs are multiplied by it before anything else."""
 
     def __init__(
         self,
@@ -84,11 +84,11 @@ class LSTMRule(UpdateRule):
         self.head_bias.zero_()
 
     def phi(self) -> Tensor:
-        """φ as the flat vector [P] that the operators take."""
+        """Returns φ as the flat vector [P] that the operators take."""
         return torch.cat([parameter.reshape(-1) for parameter in self.parameters()])
 
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_t, s_t [L, 2, H, n]) to (u_t [n], s_{t+1}), in plain PyTorch: the definition."""
+        """Maps (x_t, s_t [L, 2, H, n]) to (u_t [n], s_{t+1}) in plain PyTorch, which is the definition."""
         theta = inputs.new_zeros(inputs.shape[-1])
         return reference.step(theta, self._scaled(inputs), state, self.phi(), self.spec)
 
@@ -97,7 +97,7 @@ class LSTMRule(UpdateRule):
 
     @torch.no_grad()
     def stepper(self) -> Step:
-        """θ += u_t and new_state = s_{t+1} in one fused launch a step; φ is packed here."""
+        """Returns a step that adds u_t to θ and writes s_{t+1} in one fused launch; φ is packed here."""
         fused = functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
         if self.gradient_scale == 1:
             return fused
@@ -107,7 +107,7 @@ class LSTMRule(UpdateRule):
     def segment_gradient(
         self, inputs: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """The derivatives in φ and s_0 of a segment, by the fused backward through time."""
+        """Returns the derivatives in φ and s_0 of a segment, by the fused backward through time."""
         d_phi, d_state = bptt(
             self._scaled(inputs), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
         )
