@@ -29,6 +29,7 @@ class RNNprop(LSTMRule):
     Source: Lv, Jiang and Li 2017, "Learning gradient descent: better generalization and longer horizons".
 
     Example:
+        >>> import torch
         >>> from l2l_lightning import LearnedOptimizer
         >>> model = torch.nn.Linear(10, 1)
         >>> optimizer = LearnedOptimizer(model.parameters(), rule=RNNprop(hidden_size=4))

@@ -20,7 +20,7 @@ from l2l_lightning import (
     run_rule,
 )
 from l2l_lightning.errors import GroupError
-from l2l_lightning.rules import Grouped, ParameterInfo, RNNprop, UpdateRule
+from l2l_lightning.rules import Grouped, RNNprop
 from l2l_lightning.tasks import Mixture, Quadratic
 
 
@@ -75,20 +75,6 @@ def test_the_meta_gradient_is_the_unrolled_graphs(rule, options):
     rollout, carried = assert_windows_are_unrolled(rule, ours, theirs, (3, 2), total_steps=5, **options)
     torch.testing.assert_close(ours.theta, theirs.theta, rtol=1e-12, atol=1e-14)
     assert_same_carried(rollout, carried)
-
-
-def test_one_rule_twice_is_that_rule():
-    """Two equal members move what one moves, and their derivatives add up to its own."""
-    torch.manual_seed(0)
-    plain = lstm().double()
-    grouped = Grouped({"conv": copy.deepcopy(plain), "fc": copy.deepcopy(plain)})
-    windows = [Rollout(rule, optimizees()).window(4) for rule in (plain, grouped)]
-    torch.testing.assert_close(windows[1].losses, windows[0].losses, rtol=1e-12, atol=0)
-    for window in windows:
-        window.meta_loss.backward()
-    first, second = grouped.members
-    for ours, one, two in zip(plain.parameters(), first.parameters(), second.parameters(), strict=True):
-        torch.testing.assert_close(one.grad + two.grad, ours.grad, rtol=1e-9, atol=1e-14)
 
 
 def test_a_sick_optimizee_is_masked_in_every_part(rule):
@@ -204,8 +190,3 @@ def test_phi_is_drawn_member_by_member():
 def test_what_cannot_be_meant_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
-
-
-def test_a_member_is_a_rule_by_itself():
-    assert UpdateRule in type(lstm()).mro()
-    assert lstm().member_for(ParameterInfo("any", (2, 2))) == 0

@@ -25,7 +25,7 @@ OPTIONS = [
     {"maximize": True, "weight_decay": 0.1},
     {"rule": "lstm-quadratic"},
     {"state_dtype": torch.bfloat16},
-    {"rule": RNNPROP, "state_dtype": torch.bfloat16, "lr": 3.0},
+    {"rule": RNNPROP, "state_dtype": torch.bfloat16},
     {"rule": GROUPED, "total_steps": 100},
 ]
 
@@ -37,16 +37,12 @@ def make(arguments=None, dtype=torch.float32, seed=0):
     return model, LearnedOptimizer(model.named_parameters(), **{"rule": "lstm-mnist"} | (arguments or {}))
 
 
-def train(model, optimizer, steps, sign=1):
+def train(model, optimizer, steps):
     x = torch.linspace(-1, 1, 12).view(3, 4).to(next(model.parameters()).dtype)
-    losses = []
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = sign * (model(x) - 1).float().square().mean()
-        loss.backward()
+        (model(x) - 1).float().square().mean().backward()
         optimizer.step()
-        losses.append(loss.item())
-    return losses
 
 
 def assert_same(a, b):
@@ -54,13 +50,6 @@ def assert_same(a, b):
         assert torch.equal(ours, theirs)
         assert a[1].state[ours].keys() == b[1].state[theirs].keys()
         assert all(map(torch.equal, a[1].state[ours].values(), b[1].state[theirs].values()))
-
-
-@pytest.mark.parametrize("arguments", OPTIONS, ids=str)
-def test_it_goes_in_the_right_direction(arguments):
-    sign = -1 if arguments.get("maximize") else 1
-    losses = train(*make(arguments), 40, sign)
-    assert sign * (losses[0] - losses[-1]) > 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -355,44 +344,28 @@ def test_a_hook_may_change_the_arguments_of_a_step():
 
 
 def test_hooks_around_saving_and_loading():
+    """What is checked, and loaded, is what the user's hooks have made of a state dict."""
     pair = make()
     train(*pair, 2)
     seen = []
     optimizer = pair[1]
+
+    def mends(optimizer, state_dict):
+        seen.append(sorted(state_dict))
+        (group,) = state_dict["param_groups"]
+        return {"state": {}, "param_groups": [group | {"lr": 0.5}]}
+
     optimizer.register_state_dict_pre_hook(lambda o: seen.append("saving"))
     optimizer.register_state_dict_post_hook(lambda o, state: state | {"note": "kept"})
-    optimizer.register_load_state_dict_pre_hook(
-        lambda o, state: seen.append(sorted(state)) or {**state, "state": {}}
-    )
+    optimizer.register_load_state_dict_pre_hook(mends)
     optimizer.register_load_state_dict_post_hook(lambda o: seen.append(len(o.state)))
     saved = optimizer.state_dict()
     assert saved["note"] == "kept"
+    saved["param_groups"][0]["lr"] = "no number"
     optimizer.load_state_dict(saved)
     assert seen == ["saving", ["note", "param_groups", "state"], 0]
+    assert optimizer.param_groups[0]["lr"] == 0.5
     assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1
-
-
-def test_a_hook_may_put_names_into_another_order():
-    pair, (model, optimizer) = make(), make()
-    train(*pair, 2)
-    model.load_state_dict(pair[0].state_dict())
-    saved = pair[1].state_dict()
-    (group,) = saved["param_groups"]
-    backwards = {
-        "state": {i: saved["state"][3 - i] for i in range(4)},
-        "param_groups": [group | {"param_names": group["param_names"][::-1]}],
-    }
-
-    def reorder(optimizer, state_dict):
-        (group,) = state_dict["param_groups"]
-        places = dict(zip(group["param_names"], group["params"], strict=True))
-        names = optimizer.param_groups[0]["param_names"]
-        state = {i: state_dict["state"][places[name]] for i, name in enumerate(names)}
-        return {"state": state, "param_groups": [group | {"param_names": names}]}
-
-    optimizer.register_load_state_dict_pre_hook(reorder)
-    optimizer.load_state_dict(backwards)
-    assert_same((model, optimizer), pair)
 
 
 def test_a_step_has_a_name_in_profiles():
@@ -450,21 +423,6 @@ def test_a_group_given_by_its_dict_is_not_changed():
         LearnedOptimizer([group], "lstm-mnist")
     assert group.keys() == {"params", "rule"}
     assert isinstance(group["rule"], CoordinatewiseLSTM)
-
-
-@pytest.mark.parametrize("arguments", [{}, {"rule": RNNPROP}, {"rule": GROUPED, "total_steps": 9}], ids=str)
-def test_groups_and_their_order_make_no_difference(arguments):
-    pair = make(arguments)
-    train(*pair, 4)
-    for sizes in ((1, 3), (1, 1, 1, 1)):
-        model, _ = make(arguments)
-        parts = torch.split(torch.arange(4), sizes)
-        named = list(model.named_parameters())
-        groups = [{"params": [named[i] for i in part]} for part in reversed(parts)]
-        other = LearnedOptimizer(groups, **{"rule": "lstm-mnist"} | arguments)
-        train(model, other, 4)
-        for ours, theirs in zip(pair[0].parameters(), model.parameters(), strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_nothing_to_do():

@@ -199,34 +199,19 @@ def test_the_meta_gradient_of_a_window_is_the_unrolled_graphs(rule):
         torch.testing.assert_close(ours.theta, theirs.theta, rtol=1e-12, atol=1e-14)
 
 
-def test_a_configuration_rebuilds_the_rule(rule):
+def test_a_configuration_and_a_state_dict_are_all_that_a_rule_is(rule):
     config = json.loads(json.dumps(class_config(rule)))
-    again = from_class_config(config, UpdateRule).double()
-    assert class_config(again) == class_config(rule)
-    for drawn in (rule, again):
-        drawn.reset_parameters(torch.Generator().manual_seed(0))
-    for ours, theirs in zip(again.parameters(), rule.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-    grads, history, _ = inputs(rule)
-    for ours, theirs in zip(again.step(grads[1], history[1]), rule.step(grads[1], history[1]), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_a_state_dict_is_all_that_the_rule_has_learned(rule):
     buffer = io.BytesIO()
+    with torch.no_grad():
+        for parameter in rule.parameters():  # no rule's first φ
+            parameter.add_(0.1)
     torch.save(rule.state_dict(), buffer)
     buffer.seek(0)
-    grads, history, theta = inputs(rule)
-    other = copy.deepcopy(rule)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(0.5)
-    assert not torch.equal(inputs(other)[2], theta)
-    other.load_state_dict(torch.load(buffer, weights_only=True))
-    moved = torch.zeros_like(theta)
-    for t, grad in enumerate(grads):
-        other.step_(moved, grad, history[t], history[t + 1])
-    assert torch.equal(moved, theta)
+    again = from_class_config(config, UpdateRule).double()
+    assert class_config(again) == class_config(rule)
+    assert not torch.equal(inputs(again)[2], inputs(rule)[2])
+    again.load_state_dict(torch.load(buffer, weights_only=True))
+    assert all(map(torch.equal, inputs(again), inputs(rule)))
 
 
 def test_phi_is_drawn_from_the_generator_alone(rule):
