@@ -447,8 +447,8 @@ def test_a_rule_whose_arguments_cannot_be_written_down_is_told_so():
             return {"features": Constant()}
 
     for rule, message in (
-        (Forgets(), "Forgets must keep its constructor's rate as attributes of the same names"),
+        (Forgets(), "Forgets does not keep its arguments rate as attributes"),
         (Keeps(), r"Keeps\.config\(\) must be of plain values: .*Constant"),
     ):
-        with pytest.raises(RuleError, match=message):
+        with pytest.raises(TypeError, match=message):
             LearnedOptimizer([nn.Parameter(torch.ones(1))], rule)
