@@ -82,6 +82,7 @@ def check_contract(rule: UpdateRule) -> None:
                 f"it is {_describe(tensor)}",
             )
             _require_finite(require, f"the {what}", tensor)
+        _require_coordinatewise(rule, inputs, state, require)
         if inference:  # in which nothing can be differentiated
             return
         differentiable = [output for output in outputs if output.requires_grad and output.numel()]
@@ -91,6 +92,21 @@ def check_contract(rule: UpdateRule) -> None:
         total = torch.stack([output.sum() for output in differentiable]).sum()
         d_phi = torch.autograd.grad(total, trained, allow_unused=True)
         require(any(d is not None for d in d_phi), sentence, "no parameter of the rule has a part in them")
+
+
+def _require_coordinatewise(
+    rule: UpdateRule, inputs: Tensor, state: Tensor, require: Callable[[bool, str, str], None]
+) -> None:
+    if inputs.is_meta:
+        return
+    probe = torch.ones_like(inputs) * inputs.new_tensor([0.5, -0.25])
+    together = rule.step(probe, state)[0]
+    alone = torch.cat([rule.step(probe[..., [i]], state[..., [i]])[0] for i in range(N)])
+    require(
+        torch.allclose(together, alone, rtol=1e-3, atol=1e-6, equal_nan=True),
+        "a step moves every coordinate by its own inputs and state alone",
+        f"two coordinates move by {together.tolist()} together and by {alone.tolist()} each alone",
+    )
 
 
 def _features(

@@ -320,6 +320,10 @@ BROKEN = {
         r"step returns the tensors \(update, new state\)",
     ),
     "other arguments": (broken(step=lambda self, x: x), r"step takes \(inputs, state\)"),
+    "coordinates that are mixed": (
+        broken(step=lambda self, x, s: (self.log_rate.exp() * (x - x.mean()), s)),
+        "a step moves every coordinate by its own inputs and state alone",
+    ),
     "an update without φ": (
         broken(step=lambda self, x, s: (-x, s)),
         "depends on φ, and is differentiable in it; neither has a gradient",
