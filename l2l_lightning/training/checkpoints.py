@@ -2,7 +2,7 @@
 
 A file is what torch.save writes, a zip archive with the CRC-32 of each of its parts. Reading executes
 nothing: the checksums are verified, torch's restricted unpickler knows tensors and plain values only, and
-what it takes is bounded by the file's size. What a file means is for those to judge who wrote it.
+what it takes is bounded by the file's size.
 """
 
 from __future__ import annotations
@@ -24,11 +24,8 @@ from torch import Tensor
 from l2l_lightning.errors import CheckpointError
 from l2l_lightning.files import replacing
 
-MAX_DEPTH = 64
-"""The most lists and dicts in one another; ours have 12."""
-
-MAX_BITS = 64
-"""The most bits of a whole number."""
+MAX_DEPTH, MAX_BITS = 64, 64
+"""The most lists and dicts in one another (ours have 12), and the most bits of a whole number."""
 
 _MAY_CALL = {
     "collections OrderedDict",
@@ -72,9 +69,6 @@ def write(checkpoint: dict[str, Any], path: str | Path) -> None:
     Raises:
         CheckpointError: The path is not one of a local disk.
         OSError: It cannot be written.
-
-    Example:
-        >>> write(trainer._checkpoint_connector.dump_checkpoint(), "last.ckpt")  # doctest: +SKIP
     """
     if "://" in str(path):
         raise CheckpointError(f"{path}: checkpoints are written to local disks only (--checkpoint.dirpath)")
@@ -97,27 +91,22 @@ def read(path: str | Path) -> dict[str, Any]:
         >>> read("last.ckpt")["global_step"]  # doctest: +SKIP
         2800
     """
-    path = Path(path)
     if not os.path.isfile(path):  # which a name that is too long is not; Path.is_file raises
         raise CheckpointError(f"no checkpoint at {path}: give the path of a .ckpt file with --ckpt_path")
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read (--ckpt_path): {error.strerror}") from error
-    with file:
-        try:
-            _check_archive(file)
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_archive(file, size)
             file.seek(0)
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            _check_contents(checkpoint, os.fstat(file.fileno()).st_size)
-            if not isinstance(checkpoint, dict):
-                raise ValueError("it holds no entries by name")
-        except Exception as error:  # whatever the damage happens to provoke
-            raise CheckpointError(
-                f"{path} is not a checkpoint of this program (--ckpt_path), or is damaged: {_reason(error)}"
-            ) from error
-    loaded: dict[str, Any] = checkpoint
-    return loaded
+            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+            _check_contents(checkpoint, size)
+    except PermissionError as error:
+        raise CheckpointError(f"{path} cannot be read (--ckpt_path): {error.strerror}") from error
+    except Exception as error:  # whatever the damage happens to provoke
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this program (--ckpt_path), or is damaged: {_reason(error)}"
+        ) from error
+    return checkpoint
 
 
 @contextlib.contextmanager
@@ -127,7 +116,15 @@ def refusing(path: object, entry: str) -> Iterator[None]:
         yield
     except CheckpointError:
         raise
-    except (AttributeError, LookupError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise CheckpointError(f"{path} (--ckpt_path) cannot be used: {entry}: {_reason(error)}") from error
 
 
@@ -195,12 +192,11 @@ def _described(value: Any) -> str:
     return " ".join(reprlib.repr(value).split())
 
 
-def _check_archive(file: BinaryIO) -> None:
+def _check_archive(file: BinaryIO, size: int) -> None:
     """Raises if a file is not an archive as torch writes them, is damaged, or calls what torch.save does not.
 
     An archive may end with a comment: earlier versions put a digest there.
     """
-    size = os.fstat(file.fileno()).st_size
     if file.read(4) != b"PK\x03\x04":
         raise ValueError("it is not an archive")
     with zipfile.ZipFile(file) as archive:
@@ -226,6 +222,8 @@ def _check_contents(checkpoint: Any, size: int) -> None:
 
     A pickle can repeat a part, and a tensor its numbers, any number of times: it costs when they are copied.
     """
+    if not isinstance(checkpoint, dict):
+        raise ValueError("it holds no entries by name")
     values = numbers = size
     rest = [(checkpoint, 0)]
     while rest:

@@ -25,14 +25,16 @@ from l2l_lightning.tasks.base import Task
 
 
 class WindowIndex(NamedTuple):
-    """Which window a training step runs."""
+    """Which window a training step runs: T = `length` inner steps after the rollout's first `start`."""
 
     rollout: int
-    """Index of the rollout in the run."""
     start: int
-    """Inner steps of the rollout that came before."""
     length: int
-    """T, the window's inner steps."""
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting that may be one value or a list of them, as a list."""
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def rollout_horizon(horizons: Sequence[int], rollout: int) -> int:
@@ -43,13 +45,12 @@ def rollout_horizon(horizons: Sequence[int], rollout: int) -> int:
 class WindowLoader:
     """Every window of every rollout in order; resumable between any two windows.
 
-    Sized and stateful, which is what makes Lightning's resume in mid-rollout exact. With several unroll
+    It is sized and stateful, which is what makes Lightning's resume in mid-rollout exact. With several unroll
     lengths the run is divided evenly between them, in their order; a rollout's last window may be shorter.
-    With several horizons, rollouts have one or another (see `rollout_horizon`).
     """
 
     def __init__(self, num_rollouts: int, horizon: int | Sequence[int], unrolls: Sequence[int]) -> None:
-        self._horizons = [horizon] if isinstance(horizon, int) else horizon
+        self._horizons = listed(horizon)
         self._unrolls = unrolls
         self._num_rollouts = num_rollouts
         lengths = (math.ceil(horizon / unroll) for horizon, unroll in map(self._shape, range(num_rollouts)))
@@ -57,7 +58,6 @@ class WindowLoader:
         self._next = 0
 
     def _shape(self, rollout: int) -> tuple[int, int]:
-        """A rollout's horizon and the unroll of its windows."""
         unroll = self._unrolls[rollout * len(self._unrolls) // self._num_rollouts]
         return rollout_horizon(self._horizons, rollout), unroll
 

@@ -19,7 +19,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Adam
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_map_only
 from torchmetrics import MeanMetric
 
 from l2l_lightning.checks import check_choice, check_positive, check_switches, check_whole_numbers
@@ -36,26 +36,21 @@ from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training import checkpoints, resume
 from l2l_lightning.training.checkpoints import CheckpointFiles, check_state, refusing
-from l2l_lightning.training.data_module import MetaData, WindowIndex, check_data_settings, rollout_horizon
+from l2l_lightning.training.data_module import (
+    MetaData,
+    WindowIndex,
+    check_data_settings,
+    listed,
+    rollout_horizon,
+)
 from l2l_lightning.training.resharding import reshard
 from l2l_lightning.trust import refuse_foreign
 
-VERSION = 3
-"""Version of what MetaLearner adds to Lightning's checkpoints.
-
-1 and 2 hold the same, and 2 with a digest: a program that reads up to 2 takes a file without for damaged,
-where it should say that it is to be updated.
-"""
-
-SECTION = "l2l_lightning"
-"""Where in a checkpoint MetaLearner's own entries are."""
+SECTION, VERSION = "l2l_lightning", 3
+"""Where in a checkpoint MetaLearner's own entries are, and their version (2 had a digest, 1 no masks)."""
 
 ELSEWHERE = {"seed", "start_from"}
 """Arguments of the constructor that a checkpoint holds beside the settings."""
-
-
-def _on_cpu(value: Any) -> Any:
-    return value.cpu() if isinstance(value, Tensor) else value
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -67,10 +62,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     def some(*names: str) -> dict[str, Any]:
         return {name: settings[name] for name in names}
 
-    lengths = {
-        name: value if isinstance(value, list | tuple) else [value]
-        for name, value in some("horizon", "unroll").items()
-    }
+    lengths = {name: listed(value) for name, value in some("horizon", "unroll").items()}
     for name, values in lengths.items():
         if not values:
             raise ValueError(f"{name} must be at least 1, got {values}")
@@ -168,8 +160,7 @@ class MetaLearner(LightningModule):
         for name, argument, kind in (("task", task, Task), ("rule", rule, Rule)):
             if not isinstance(argument, kind):
                 raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
-        self.horizons = list(horizon) if isinstance(horizon, list | tuple) else [horizon]
-        self.unrolls = list(unroll) if isinstance(unroll, list | tuple) else [unroll]
+        self.horizons, self.unrolls = listed(horizon), listed(unroll)
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -186,7 +177,11 @@ class MetaLearner(LightningModule):
         self.seed = seed
         self.start_from = start_from
         if start_from is not None:
-            self._copy_phi(start_from)
+            theirs = load(start_from)
+            shapes = [{key: value.shape for key, value in r.state_dict().items()} for r in (theirs, rule)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(f"start_from={start_from} is a rule of another shape: {theirs.config()}")
+            rule.load_state_dict(theirs.state_dict())
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self._rollout: Rollout | None = None
         self._workspace = Workspace()
@@ -219,7 +214,8 @@ class MetaLearner(LightningModule):
         del settings["rule"]
         with refusing(path, "model"):
             model = cls(task, rule, **settings, seed=section["seed_everything"])
-            model._load_phi(path, checkpoint, section)
+            model._check_phi(path, checkpoint, section)
+        model.load_state_dict(checkpoint["state_dict"])
         return model
 
     def load_phi(self, path: str | Path) -> None:
@@ -230,21 +226,11 @@ class MetaLearner(LightningModule):
                 shape.
         """
         checkpoint = checkpoints.read(path)
-        self._load_phi(path, checkpoint, read_section(path, checkpoint))
-
-    def _load_phi(self, path: object, checkpoint: dict[str, Any], section: dict[str, Any]) -> None:
-        self._check_phi(path, checkpoint, section)
+        self._check_phi(path, checkpoint, read_section(path, checkpoint))
         self.load_state_dict(checkpoint["state_dict"])
 
-    def _copy_phi(self, name: str) -> None:
-        theirs = load(name)
-        shapes = [{key: value.shape for key, value in r.state_dict().items()} for r in (theirs, self.rule)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(f"start_from={name} is a rule of another shape: {theirs.config()}")
-        self.rule.load_state_dict(theirs.state_dict())
-
     def try_task(self, data: MetaData) -> None:
-        """Evaluates the task once, before a run, as `check_evaluable` does.
+        """Evaluates the task once, before a run.
 
         Raises:
             TaskError: It cannot be evaluated.
@@ -258,12 +244,7 @@ class MetaLearner(LightningModule):
             self._task_was_tried = True
 
     def setup(self, stage: str) -> None:
-        """Tries the task; gives φ the trainer's precision, and the trainer `checkpoints` for its files.
-
-        Raises:
-            MisconfigurationException: The trainer's precision is one that no meta-training has.
-            TaskError: The task cannot be evaluated.
-        """
+        """Tries the task; gives φ the trainer's precision, and the trainer `checkpoints` for its files."""
         check_precision(self.trainer.precision)
         # Before a checkpoint is restored, which Lightning would round to float32.
         self.trainer.precision_plugin.convert_module(self)
@@ -281,11 +262,7 @@ class MetaLearner(LightningModule):
 
     @property
     def data(self) -> MetaData:
-        """The run's data module.
-
-        Raises:
-            TypeError: The trainer was given none, or another kind.
-        """
+        """The run's data module; TypeError if the trainer was given none, or another kind."""
         module = self.trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(module, MetaData):
             raise TypeError(f"a MetaLearner runs with datamodule=MetaData(...), got {module!r}")
@@ -298,7 +275,6 @@ class MetaLearner(LightningModule):
 
     @property
     def _dtype_of_optimizees(self) -> torch.dtype:
-        """θ's: float64 if φ's is."""
         phi = next(self.rule.parameters())
         return torch.float64 if phi.dtype == torch.float64 else torch.float32
 
@@ -399,7 +375,6 @@ class MetaLearner(LightningModule):
         self._evaluate("test")
 
     def configure_optimizers(self) -> Any:
-        """Adam on φ, with linear warm-up and an optional cosine decay over the run's meta-steps."""
         optimizer, scheduler = self.meta_optimizer(self.rule.parameters())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -446,7 +421,7 @@ class MetaLearner(LightningModule):
         All processes must save at the same meta-step: each sends its rollout to the first one.
         """
         # From the CPU: a process must not take memory on another's device.
-        carried = None if self._rollout is None else tree_map(_on_cpu, self._rollout.state_dict())
+        carried = self._rollout and tree_map_only(Tensor, Tensor.cpu, self._rollout.state_dict())
         everyone = [carried] * self.trainer.world_size
         if self.trainer.world_size > 1:
             # Only the first process writes the file.
@@ -464,13 +439,7 @@ class MetaLearner(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks that φ fits; a fit that resumes takes up this process's share of the rollouts in progress.
-
-        Raises:
-            CheckpointError: An entry is not what a run writes.
-            CheckpointMismatchError: The checkpoint's rule has another shape, or a run that resumes is
-                configured in a way that it cannot go on with; the message names the options.
-        """
+        """Checks that φ fits; a fit takes up this process's share of the rollouts in progress."""
         path = self._ckpt_path
         section = read_section(path, checkpoint)
         self._check_phi(path, checkpoint, section)
@@ -478,17 +447,16 @@ class MetaLearner(LightningModule):
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
         with refusing(path, "the course of its run"):
-            resume.check_course(self, checkpoint)
-        if different := resume.disagreements(self, checkpoint, section):
-            raise CheckpointMismatchError(
-                f"the run cannot be resumed (--ckpt_path) with other options: {'; '.join(different)}. "
-                "Leave them out, or begin a new run; --model.start_from begins it with a trained rule"
-            )
-        resume.apply_options(self, checkpoint, section)
-        self.start_from = section.get("start_from")
-        rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
-        with refusing(path, "rollouts"):
+            resume.check_course(self, path, checkpoint)
+            if different := resume.disagreements(self, checkpoint, section):
+                raise CheckpointMismatchError(
+                    f"the run cannot be resumed (--ckpt_path) with other options: {'; '.join(different)}. "
+                    "Leave them out, or begin a new run; --model.start_from begins it with a trained rule"
+                )
+            resume.apply_options(self, checkpoint, section)
+            rollouts, rank, world = checkpoint["rollouts"], self.trainer.global_rank, self.trainer.world_size
             self._carried = None if rollouts[0] is None else reshard(rollouts, rank, world)
+        self.start_from = section.get("start_from")
 
     def _check_phi(self, path: object, checkpoint: dict[str, Any], section: dict[str, Any]) -> None:
         if self.start_from not in (None, section.get("start_from")):

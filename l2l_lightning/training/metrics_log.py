@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_only
+
+from l2l_lightning.files import write_atomically
 
 
 class _Writer(ExperimentWriter):
@@ -20,23 +22,25 @@ class _Writer(ExperimentWriter):
         pass
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self.replace(fieldnames, self.read())
+        self._rewrite(fieldnames, self.rows())
 
-    def read(self) -> list[dict[str, str]]:
+    def rows(self) -> list[dict[str, str]]:
         """The rows so far; one that a kill cut short is left out."""
         lines = Path(self.metrics_file_path).read_text(encoding="utf-8").splitlines(keepends=True)
-        if lines and not lines[-1].endswith("\n"):
-            lines.pop()
-        return list(csv.DictReader(lines))
+        return list(csv.DictReader(line for line in lines if line.endswith("\n")))
 
-    def replace(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
-        """Writes the file anew; until that is done the old one stays."""
-        new = Path(f"{self.metrics_file_path}.new")
-        with new.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, fieldnames=fieldnames)
-            writer.writeheader()
-            writer.writerows(rows)
-        new.replace(self.metrics_file_path)
+    def keep_before(self, step: int) -> None:
+        if Path(self.metrics_file_path).exists():
+            rows = [row for row in self.rows() if row.get("step", "").isdigit() and int(row["step"]) < step]
+            self.metrics_keys = list(rows[0]) if rows else []
+            self._rewrite(self.metrics_keys, rows)
+
+    def _rewrite(self, fieldnames: list[str], rows: list[dict[str, str]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(Path(self.metrics_file_path), text.getvalue())
 
 
 class MetricsLog(CSVLogger):
@@ -52,17 +56,10 @@ class MetricsLog(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
-            os.makedirs(self.root_dir, exist_ok=True)
-            self._experiment = _Writer(log_dir=self.log_dir)
+        self._experiment = self._experiment or _Writer(self.log_dir)
         return self._experiment
 
     @rank_zero_only
     def go_on_from(self, step: int) -> None:
         """Drops what was logged at this step and later: a run that goes on from there logs it again."""
-        writer = self.experiment
-        if not os.path.exists(writer.metrics_file_path):
-            return
-        rows = [row for row in writer.read() if row.get("step", "").isdigit() and int(row["step"]) < step]
-        writer.metrics_keys = list(rows[0]) if rows else []
-        writer.replace(writer.metrics_keys, rows)
+        self.experiment.keep_before(step)

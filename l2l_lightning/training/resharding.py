@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> dict[str, Any]:
@@ -24,39 +25,38 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
         ValueError: The optimizees cannot be shared out evenly.
     """
     optimizees = [rollout["optimizees"] for rollout in rollouts]
-    theta = torch.cat([saved["theta"] for saved in optimizees])
-    total = len(theta)
+    total = sum(len(saved["theta"]) for saved in optimizees)
     if total % world_size:
         raise ValueError(f"{total} optimizees cannot be shared out evenly among {world_size} processes")
     share = total // world_size
-    mine = slice(rank * share, (rank + 1) * share)
-    carried: dict[str, list[torch.Tensor]] = {}
-    for name in ("state", "statistics"):
-        # Of every part of the rule; an older version's rollouts had one, as a tensor, and no statistics.
-        saved = [
-            [one] if isinstance(one := rollout.get(name, []), torch.Tensor) else one for rollout in rollouts
-        ]
-        carried[name] = [
-            _share(torch.cat(part, dim=-1), total, mine).clone() for part in zip(*saved, strict=True)
-        ]
+
+    def mine(saved: Iterable[Tensor], dim: int = 0) -> Tensor:
+        whole = torch.cat(list(saved), dim)
+        n = whole.shape[dim] // total
+        return whole.narrow(dim, rank * share * n, share * n).clone()
+
+    def parts(rollout: dict[str, Any], name: str) -> Sequence[Tensor]:
+        """Of every part of the rule; an older version had one, as a tensor, and no statistics."""
+        saved: Any = rollout.get(name, [])
+        return [saved] if isinstance(saved, Tensor) else saved
+
+    def listed(name: str) -> list[Any]:
+        return [one for saved in optimizees for one in saved[name]][rank * share : (rank + 1) * share]
+
     return {
         "optimizees": {
-            "theta": theta[mine].clone(),
-            **{
-                name: [one for saved in optimizees for one in saved[name]][mine]
-                for name in ("instances", "generators")
-            },
+            "theta": mine(saved["theta"] for saved in optimizees),
+            "instances": listed("instances"),
+            "generators": listed("generators"),
         },
-        **carried,
+        **{
+            name: [mine(part, -1) for part in zip(*(parts(r, name) for r in rollouts), strict=True)]
+            for name in ("state", "statistics")
+        },
         # Nor had the first version's any masks.
-        "masked": torch.cat([rollout["masked"] for rollout in rollouts])[mine].clone()
-        if "masked" in rollouts[0]
-        else torch.zeros(share, dtype=torch.bool),
+        "masked": mine(
+            rollout.get("masked", torch.zeros(len(rollout["optimizees"]["theta"]), dtype=torch.bool))
+            for rollout in rollouts
+        ),
         "steps_done": rollouts[0]["steps_done"],
     }
-
-
-def _share(carried: torch.Tensor, total: int, mine: slice) -> torch.Tensor:
-    """Of values [..., total · n] those of some optimizees."""
-    n = carried.shape[-1] // total
-    return carried[..., mine.start * n : mine.stop * n]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -9,24 +10,15 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 
 from l2l_lightning.errors import CheckpointError
-from l2l_lightning.training.checkpoints import check_state
-from l2l_lightning.training.data_module import WindowLoader
+from l2l_lightning.training.checkpoints import check_state, refusing
+from l2l_lightning.training.data_module import WindowLoader, listed
 
 if TYPE_CHECKING:
     from l2l_lightning.training.meta_learner import MetaLearner
 
-SCHEDULE = ("learning_rate", "warmup_steps", "lr_schedule")
-"""Settings that a meta-step's learning rate follows from."""
 
-
-def check_course(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
-    """Refuses what Lightning would restore, and fail on later in the run.
-
-    Raises:
-        CheckpointError: The checkpoint holds weights alone.
-        ValueError: An entry cannot take the place of the run's own, by its name.
-        LookupError: An entry is missing.
-    """
+def check_course(model: MetaLearner, path: object, checkpoint: dict[str, Any]) -> None:
+    """Raises if the checkpoint holds weights alone, or what Lightning would restore, and fail on later."""
     if "optimizer_states" not in checkpoint or "lr_schedulers" not in checkpoint:
         raise CheckpointError(
             "the checkpoint (--ckpt_path) holds weights only, from which no run can be resumed: take one "
@@ -38,7 +30,8 @@ def check_course(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
     check_state(checkpoint["rollouts"], [None] * len(checkpoint["rollouts"]), "rollouts")
     if len({rollout is None for rollout in checkpoint["rollouts"]}) != 1:
         raise ValueError("rollouts: some processes are in the middle of one, and others between two")
-    _check_optimizer(model, checkpoint)
+    with refusing(path, "optimizer_states or lr_schedulers"):
+        _try_optimizer(model, checkpoint)
     for callback in trainer.callbacks:
         saved = checkpoint.get("callbacks", {}).get(callback.state_key)
         # A callback of the user's own knows what its state may be.
@@ -56,29 +49,26 @@ def check_course(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
                 raise ValueError(f"{name}.kth_best_model_path is {worst}, none of best_k_models")
 
 
-def _check_optimizer(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
-    """Holds the meta-optimizer's state against that of a fresh one after a step."""
-    optimizer, scheduler = model.meta_optimizer([torch.zeros_like(phi) for phi in model.rule.parameters()])
-    for parameter in optimizer.param_groups[0]["params"]:
-        parameter.grad = torch.zeros_like(parameter)
-    optimizer.step()
-    ours = optimizer.state_dict()
-    check_state(checkpoint["optimizer_states"], [{"state": {}, "param_groups": [{}]}], "optimizer_states")
-    (state,) = checkpoint["optimizer_states"]
-    (group,) = state["param_groups"]
-    # A restart empties the moments, and another version's torch has other options.
-    expected = {index: ours["state"][index] for index in state["state"]}
-    check_state(state["state"], expected, "optimizer_states.0.state")
-    fresh = ours["param_groups"][0]
-    options = {key: fresh[key] for key in fresh.keys() & {*group, "params", "lr"}}
-    check_state(group, options, "optimizer_states.0.param_groups.0")
-    group.update({key: None for key, value in options.items() if value is None})  # how Adam is computed
-    check_state(checkpoint["lr_schedulers"], [{}], "lr_schedulers")
-    (saved,), ours = checkpoint["lr_schedulers"], scheduler.state_dict()
-    needed = {"base_lrs", "last_epoch", "_last_lr"}
-    check_state(saved, {key: ours[key] for key in ours.keys() & {*saved, *needed}}, "lr_schedulers.0")
-    # Its entries become the scheduler's attributes.
-    checkpoint["lr_schedulers"] = [{key: value for key, value in saved.items() if key in ours}]
+def _try_optimizer(model: MetaLearner, checkpoint: dict[str, Any]) -> None:
+    """Has a fresh meta-optimizer take the checkpoint's state, and a meta-step from zeros along them."""
+    phi = [torch.zeros_like(parameter) for parameter in model.rule.parameters()]
+    optimizer, scheduler = model.meta_optimizer(phi)
+    # Entries of the schedule become the scheduler's attributes.
+    known = scheduler.state_dict().keys()
+    checkpoint["lr_schedulers"] = [
+        {key: value for key, value in saved.items() if key in known} for saved in checkpoint["lr_schedulers"]
+    ]
+    states, schedules = copy.deepcopy((checkpoint["optimizer_states"], checkpoint["lr_schedulers"]))
+    (state,), (schedule,) = states, schedules
+    optimizer.load_state_dict(state)
+    scheduler.load_state_dict(schedule)
+    for _ in range(2):
+        for parameter in phi:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        scheduler.step()
+    if not all(parameter.isfinite().all() for parameter in phi):
+        raise ValueError("a meta-step with it is not finite")
 
 
 def disagreements(model: MetaLearner, checkpoint: dict[str, Any], section: dict[str, Any]) -> list[str]:
@@ -86,15 +76,10 @@ def disagreements(model: MetaLearner, checkpoint: dict[str, Any], section: dict[
 
     Task, rule, horizon and seed say what was learned and validated so far: they are the run's. The windows
     that have been run, and the rollout in progress, must be those of the run as it is configured now.
-
-    Args:
-        model: The learner, in a trainer.
-        checkpoint: The checkpoint, which `check_course` has passed.
-        section: Its learner's settings.
     """
     theirs, ours = section["model"], model.settings()
-    found = differing_options("task", ours, theirs) + differing_options("rule", ours, theirs, but=["backend"])
-    if _listed(ours["horizon"]) != _listed(theirs.get("horizon", ours["horizon"])):
+    found = differing_options("task", ours, theirs) + differing_options("rule", ours, theirs, but="backend")
+    if listed(ours["horizon"]) != listed(theirs.get("horizon", ours["horizon"])):
         found.append(_differs("--model.horizon", ours["horizon"], theirs["horizon"]))
     if model.seed != section["seed_everything"]:
         found.append(_differs("--seed_everything", model.seed, section["seed_everything"]))
@@ -115,17 +100,21 @@ def disagreements(model: MetaLearner, checkpoint: dict[str, Any], section: dict[
 def _other_windows(model: MetaLearner, checkpoint: dict[str, Any], section: dict[str, Any]) -> list[str]:
     unroll = section["model"].get("unroll", model.unrolls)
     num_rollouts = section["data"].get("num_rollouts", 100)
-    before = WindowLoader(num_rollouts, model.horizons, _listed(unroll))
+    before = WindowLoader(num_rollouts, model.horizons, listed(unroll))
     now = model.data.windows(model)
     done, wanted = _position(checkpoint), model.data.num_windows(model, model.trainer)
-    if _is_over(model, checkpoint) and done < wanted:
+    fit_loop, epochs = checkpoint["loops"]["fit_loop"], model.trainer.max_epochs
+    ended = fit_loop["epoch_progress"]["current"]["processed"]
+    ended += not ended and fit_loop["epoch_loop.batch_progress"]["is_last_batch"]
+    # Then Lightning would go on with nothing.
+    if epochs is not None and 0 < epochs <= ended and done < wanted:
         return [f"the run is over after {done} windows, and is to have {wanted} (--data.num_rollouts)"]
     carried = checkpoint["rollouts"][0] is not None
     known = done <= min(len(before), len(now)) and (not carried or done < len(now))
     if known and all(before[index] == now[index] for index in range(done)):
         return []
     found = []
-    if model.unrolls != _listed(unroll):
+    if model.unrolls != listed(unroll):
         found.append(_differs("--model.unroll", model.unrolls, unroll))
     if model.data.num_rollouts != num_rollouts:
         found.append(_differs("--data.num_rollouts", model.data.num_rollouts, num_rollouts))
@@ -138,25 +127,8 @@ def _position(checkpoint: dict[str, Any]) -> Any:
     return loaders[0]["next"] if loaders else 0
 
 
-def _is_over(model: MetaLearner, checkpoint: dict[str, Any]) -> bool:
-    """Whether Lightning takes a checkpoint to be of the end of its run, and would go on with nothing."""
-    fit_loop, epochs = checkpoint["loops"]["fit_loop"], model.trainer.max_epochs
-    ended = fit_loop["epoch_progress"]["current"]["processed"]
-    ended += not ended and fit_loop["epoch_loop.batch_progress"]["is_last_batch"]
-    return epochs is not None and 0 < epochs <= ended
-
-
-def differing_options(
-    name: str, ours: dict[str, Any], theirs: dict[str, Any], but: list[str] | None = None
-) -> list[str]:
-    """How a learner's task or rule differs from the checkpoint's, option by option.
-
-    Args:
-        name: "task" or "rule".
-        ours: The learner's settings.
-        theirs: The checkpoint's.
-        but: Arguments that may differ.
-    """
+def differing_options(name: str, ours: dict[str, Any], theirs: dict[str, Any], but: str = "") -> list[str]:
+    """How a learner's task or rule differs from the checkpoint's, option by option, but for one."""
     ours, theirs = _without_addresses(ours[name]), _without_addresses(theirs[name])
     classes = [config["class_path"].rpartition(".")[2] for config in (ours, theirs)]
     if classes[0] != classes[1]:
@@ -166,7 +138,7 @@ def differing_options(
     return [
         _differs(f"--model.{name}.{key}", left[key], right[key])
         for key in left
-        if key in right and left[key] != right[key] and key not in (but or [])
+        if key in right and left[key] != right[key] and key != but
     ]
 
 
@@ -177,7 +149,8 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any], section: dict[
     restart has halved stays the same fraction of the one configured.
     """
     theirs, ours, total = section["model"], model.settings(), model.meta_steps()
-    other_schedule = any(key in theirs and ours[key] != theirs[key] for key in SCHEDULE)
+    schedule = ("learning_rate", "warmup_steps", "lr_schedule")
+    other_schedule = any(key in theirs and ours[key] != theirs[key] for key in schedule)
     if other_schedule or section.get("meta_steps", total) != total:
         (state,) = checkpoint["lr_schedulers"]
         (group,) = checkpoint["optimizer_states"][0]["param_groups"]
@@ -192,10 +165,6 @@ def apply_options(model: MetaLearner, checkpoint: dict[str, Any], section: dict[
         saved = checkpoint.get("callbacks", {}).get(callback.state_key)
         if isinstance(callback, EarlyStopping) and saved is not None:
             saved["patience"] = callback.patience
-
-
-def _listed(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _differs(option: str, ours: Any, theirs: Any) -> str:
