@@ -22,10 +22,9 @@ from l2l_lightning.class_paths import is_dotted_path
 from l2l_lightning.errors import CheckpointError
 
 PATHS = ("default_root_dir", "dirpath", "filename", "save_dir", "dir", "name", "version", "start_from")
-"""Options whose texts name a folder or a file, and never code."""
-
 BY_PATTERN = ("rules",)
-"""Options whose mappings' keys are patterns of tensors' names (`Grouped`), and never code."""
+"""Options whose texts name a folder or a file, or whose mappings' keys are patterns of tensors' names
+(`Grouped`), and never code."""
 
 
 @functools.cache
@@ -135,10 +134,7 @@ def may_name(path: Any, trust: Sequence[str]) -> bool:
 
 
 def _is_defined_in(path: str, modules: Sequence[str]) -> bool:
-    """Whether what a path inside a trusted module stands for is defined in one.
-
-    What does not exist is: whoever asks for it next says so.
-    """
+    """Whether what a path inside a trusted module stands for is defined in one, or does not exist."""
     for module in modules:
         target: Any = None
         names = path.split(".")

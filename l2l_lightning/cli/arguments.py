@@ -33,12 +33,7 @@ NEEDS_CHECKPOINT = ("validate", "test", "compare")
 
 
 def prepare(arguments: list[str]) -> tuple[list[str], str]:
-    """Expands presets' short names, puts a checkpoint's configuration first, and names the run.
-
-    Raises:
-        CommandLineError: There is no such command, preset or file, or a command lacks its checkpoint.
-        CheckpointError: A checkpoint cannot be used.
-    """
+    """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
     if not arguments or not arguments[0].startswith("-"):
         if not arguments or arguments[0] not in COMMANDS:
             given = f"there is no command {arguments[0]}" if arguments else "no command was given"
@@ -49,14 +44,14 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
         return arguments, "run"
     subcommand, *rest = arguments
     expanded, configs = _expand_configs(rest)
-    checkpoint, folder = _option(rest, "--ckpt_path"), _option(rest, "--run_folder")
+    options = dict(_given_options(rest))
+    checkpoint, folder = options.get("--ckpt_path"), options.get("--run_folder")
     interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
     if interrupted:
         checkpoint, configs = str(interrupted), configs or [DEFAULT_PRESET]
     base: list[str] = []
     if checkpoint is not None:
-        trust = [module for module in (_option(rest, "--trust") or "").split(",") if module]
-        trust += _named_code(expanded)
+        trust = [*filter(None, options.get("--trust", "").split(",")), *_named_code(expanded)]
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
     elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help"} & {*rest}:
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
@@ -89,11 +84,6 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
     return expanded, configs
 
 
-def _option(arguments: list[str], name: str) -> str | None:
-    """The last value given for an option, in either spelling."""
-    return dict(_given_options(arguments)).get(name)
-
-
 def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:
     """Options with their values, in either spelling, in their order."""
     for argument, following in itertools.zip_longest(arguments, arguments[1:]):
@@ -122,13 +112,7 @@ def _named_code(arguments: list[str]) -> list[str]:
 
 
 def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict[str, Any]:
-    """The configuration that a checkpoint was trained with; the user's own options override it.
-
-    Raises:
-        CheckpointError: The checkpoint cannot be used, or it or the configuration beside it names code that
-            is neither this package's nor trusted.
-        CommandLineError: The configuration beside it is no YAML.
-    """
+    """The configuration that a checkpoint was trained with; the user's own options override it."""
     # Here, for they import Lightning, which takes seconds that a mistyped command need not wait for.
     from l2l_lightning.cli.stored_options import resumed_options
     from l2l_lightning.training import checkpoints
@@ -147,11 +131,7 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
 
 
 def _read_yaml(path: Path, name: str) -> dict[str, Any]:
-    """A file of options.
-
-    Raises:
-        CommandLineError: It is none; the message begins with the name.
-    """
+    """A file of options; a CommandLineError that begins with the name says what else it is."""
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:

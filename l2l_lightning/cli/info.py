@@ -16,7 +16,7 @@ from l2l_lightning.provenance import commit, device_name, versions
 
 
 def print_info(presets: Mapping[str, Path]) -> None:
-    """Prints versions, devices, kernel backends and presets."""
+    """Prints versions, devices with their kernel backends, and presets."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     console = Console()

@@ -149,8 +149,7 @@ class MetaLearningCLI(LightningCLI):
                 self.run_folder = named or self.root / self.run_name
             # The saved options describe the run; whoever repeats it wants another folder.
             config.run_folder = None
-            if (self.run_folder / "config.yaml").exists():
-                # Beside the first one, which says how the run began.
+            if (self.run_folder / "config.yaml").exists():  # which says how the run began, and stays
                 self.save_config_kwargs["config_filename"] = f"config-{datetime.now():%Y%m%d-%H%M%S-%f}.yaml"
         else:
             # What runs on a checkpoint reports; it leaves no run behind.
@@ -204,12 +203,12 @@ class MetaLearningCLI(LightningCLI):
                 raise CommandLineError("--wandb online needs the package wandb: pip install wandb") from error
             print("The package wandb is not installed: nothing is logged to it (--wandb off asks for none)")
             return loggers
+        kept = self.run_folder / "wandb-id.txt"  # a run that goes on is the same run there too
         loggers.append(
             WandbLogger(
                 project="l2l-lightning",
                 name=f"{self.run_name}/{self.run_folder.name}",
-                # A run that goes on is the same run there too.
-                id=_wandb_id(self.run_folder),
+                id=kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:12],
                 resume="allow",
                 save_dir=self.run_folder,
                 offline=mode == "offline",
@@ -236,11 +235,6 @@ class MetaLearningCLI(LightningCLI):
         if checkpoint:
             print(f"The run goes on from {checkpoint}")
 
-    def before_validate(self) -> None:
-        self._try_task()
-
-    before_test = before_tune = before_compare = before_validate
-
     def _try_task(self) -> None:
         """Evaluates the task: what is wrong with one of the user's shows at once."""
         try:
@@ -248,12 +242,10 @@ class MetaLearningCLI(LightningCLI):
         except TaskError as error:
             raise CommandLineError(f"--model.task {error}") from error
 
-    def limit_validation(self) -> None:
-        """Validates at least once: Lightning refuses an interval that is longer than the run.
+    before_validate = before_test = before_tune = before_compare = _try_task
 
-        Raises:
-            CommandLineError: The run is limited to no meta-step.
-        """
+    def limit_validation(self) -> None:
+        """Validates at least once: Lightning refuses an interval that is longer than the run."""
         windows = self.datamodule.num_windows(self.model, self.trainer)
         if not windows:
             limit = self.trainer.limit_train_batches
@@ -352,21 +344,8 @@ def _wandb_mode_of_environment() -> str:
     return {"disabled": "off", "offline": "offline", "dryrun": "offline"}.get(mode, "online")
 
 
-def _wandb_id(folder: Path) -> str:
-    """The W&B run's name for a machine: kept in the run's folder, for when the run goes on."""
-    path = folder / "wandb-id.txt"
-    if not path.is_file():
-        return uuid.uuid4().hex[:12]
-    return path.read_text(encoding="utf-8").strip()
-
-
 def run(arguments: list[str], name: str) -> None:
-    """Runs one of LIGHTNING_COMMANDS.
-
-    Args:
-        arguments: What `prepare` made of those typed.
-        name: The run's.
-    """
+    """Runs one of LIGHTNING_COMMANDS, with the arguments and the run's name that `prepare` gave."""
     MetaLearningCLI.run_name = name
     try:
         MetaLearningCLI.build(arguments)

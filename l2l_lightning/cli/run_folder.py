@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import socket
 import warnings
@@ -34,12 +33,13 @@ def new_run_folder(parent: Path) -> Path:
     """
     parent.mkdir(parents=True, exist_ok=True)
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    for number in itertools.count():
-        folder = parent / (f"{stamp}-{number}" if number else stamp)
+    folder, number = parent / stamp, 0
+    while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir()
             return folder
-    raise AssertionError
+        number += 1
+        folder = parent / f"{stamp}-{number}"
 
 
 def missing(folder: Path) -> list[Path]:
@@ -70,8 +70,11 @@ class RunLock:
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
+            owner = "another process"
+            with contextlib.suppress(OSError):
+                owner = (folder / OWNER).read_text(encoding="utf-8").strip()
             raise FolderInUseError(
-                f"{folder} is in use: {_owner(folder)} runs in it. Wait for its end, or begin another run "
+                f"{folder} is in use: {owner} runs in it. Wait for its end, or begin another run "
                 "(another --run_folder, or none)"
             ) from None
         except (NotImplementedError, OSError) as error:
@@ -86,7 +89,7 @@ class RunLock:
         write_atomically(folder / OWNER, who)
 
     def release(self) -> None:
-        """Lets go of the folder; if nothing was written into it, those that were made for it are removed."""
+        """Lets go of the folder, and removes those that were made for it if nothing was written."""
         (self.folder / OWNER).unlink(missing_ok=True)
         self._lock.release()
         if self._made and all(path.name == LOCK for path in self.folder.iterdir()):
@@ -94,13 +97,6 @@ class RunLock:
                 (self.folder / LOCK).unlink(missing_ok=True)
                 for path in self._made:
                     path.rmdir()
-
-
-def _owner(folder: Path) -> str:
-    try:
-        return (folder / OWNER).read_text(encoding="utf-8").strip()
-    except OSError:
-        return "another process"
 
 
 def last_checkpoint(folder: Path) -> Path | None:

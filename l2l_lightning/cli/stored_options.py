@@ -20,34 +20,28 @@ NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", 
 """What a resumed run takes from its checkpoint or from the command line."""
 
 SECTIONS = ("trainer", "comparison", "checkpoint", "latest", "early_stopping", "averaging", "collapse")
-"""Groups of options that it takes."""
-
 SINGLE = ("wandb", "run_folder")
-"""Options outside any group that it takes."""
+"""Groups of options that it takes from the file, and options outside any group."""
 
 
-def _names() -> dict[str, tuple[str, ...]]:
-    """Names the trainer's options that take objects, with the names that Lightning has for some of them."""
-    return {
-        "accelerator": ("auto", "gpu", *AcceleratorRegistry.available_accelerators()),
-        "strategy": ("auto", *StrategyRegistry.available_strategies()),
-        "profiler": ("simple", "advanced", "pytorch", "xla"),
-        "logger": (),
-        "callbacks": (),
-        "plugins": (),
-    }
+OBJECTS: dict[str, tuple[str, ...]] = {
+    "accelerator": ("auto", "gpu", *AcceleratorRegistry.available_accelerators()),
+    "strategy": ("auto", *StrategyRegistry.available_strategies()),
+    "profiler": ("simple", "advanced", "pytorch", "xla"),
+    "logger": (),
+    "callbacks": (),
+    "plugins": (),
+}
+"""The trainer's options that take objects, with the names that Lightning has for some of them."""
 
 
 def resumed_options(path: object, config: dict[str, Any], trust: Sequence[str] = ()) -> dict[str, Any]:
-    """The part of a run's configuration that a run which goes on takes over.
+    """The part of a run's configuration that a run which goes on takes over: what is not the checkpoint's.
 
     Args:
         path: The file's, for the message.
         config: What is in it.
         trust: Modules, classes or functions that it may name (see `trust.foreign_references`).
-
-    Returns:
-        The sections and options that are not the checkpoint's.
 
     Raises:
         CheckpointError: It holds something else than plain values, by the option's name.
@@ -57,13 +51,12 @@ def resumed_options(path: object, config: dict[str, Any], trust: Sequence[str] =
         {'trainer': {'max_epochs': 1}}
     """
     config = {key: value for key, value in config.items() if key not in NOT_RESUMED}
-    names = _names()
     for section, option, value in _options(path, config):
         name = f"{section}.{option}" if section else option
-        if section != "trainer" or option not in names:
+        if section != "trainer" or option not in OBJECTS:
             if not _is_plain(value):
                 _refuse(path, name, value)
-        elif not (isinstance(value, str) and value in names[option]) and not _is_trusted(value, trust):
+        elif not (isinstance(value, str) and value in OBJECTS[option]) and not _is_trusted(value, trust):
             refuse_foreign(path, value, trust)
             _refuse(path, name, value)
     return config

@@ -48,8 +48,7 @@ class PhiAveraging(EMAWeightAveraging):
     def rule(self) -> Rule:
         """The rule with the averaged φ̄."""
         assert self._average_model is not None
-        averaged: Rule = self._average_model.module.rule  # type: ignore[assignment]
-        return averaged
+        return self._average_model.module.rule  # type: ignore[return-value]
 
     def restart(self) -> None:
         """Forgets the average: the next meta-step's φ starts a new one."""
@@ -108,11 +107,10 @@ class CollapseGuard(Callback):
         max_restarts: int = 3,
     ) -> None:
         check_choice(["restart", "stop"], **{"collapse.action": action})
-        most = 10**9
         check_whole_numbers(
-            1, most, **{"collapse.patience": patience, "collapse.start_patience": start_patience}
+            1, 10**9, **{"collapse.patience": patience, "collapse.start_patience": start_patience}
         )
-        check_whole_numbers(0, most, **{"collapse.max_restarts": max_restarts})
+        check_whole_numbers(0, 10**9, **{"collapse.max_restarts": max_restarts})
         if not 0 < chance <= 1:
             raise ValueError(f"collapse.chance must be in (0, 1], got {chance}")
         self.action = action
@@ -126,22 +124,13 @@ class CollapseGuard(Callback):
         self._not_finite = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "restarts": self.restarts,
-            "at_chance": self._at_chance,
-            "ever_better": self._ever_better,
-        }
+        return {"restarts": self.restarts, "at_chance": self._at_chance, "ever_better": self._ever_better}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.restarts, self._at_chance = state_dict["restarts"], state_dict["at_chance"]
         self._ever_better = state_dict["ever_better"]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuses a trainer that logs nothing.
-
-        Raises:
-            MisconfigurationException: It is barebones.
-        """
         if trainer.barebones:
             raise MisconfigurationException(
                 "a CollapseGuard reads what validations log, which is nothing with Trainer(barebones=True): "
@@ -195,7 +184,14 @@ class CollapseGuard(Callback):
         self.restarts += 1
         self._at_chance = 0
         model: Any = pl_module
-        origin = self._restore_phi(trainer, pl_module)
+        checkpointing = trainer.checkpoint_callback
+        best = checkpointing.best_model_path if isinstance(checkpointing, ModelCheckpoint) else ""
+        if best and self._ever_better:
+            origin = "the best checkpoint"
+            model.load_phi(best)
+        else:  # the best of a run that was always at chance is at chance
+            origin = "a fresh draw"
+            model.rule.reset_parameters(derive_generator(model.seed, "phi", self.restarts))
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
         for scheduler in trainer.lr_scheduler_configs:
@@ -208,14 +204,3 @@ class CollapseGuard(Callback):
             f"Collapse at {where}. Restart {self.restarts} of {self.max_restarts}: φ from {origin}, "
             "meta-learning rate halved."
         )
-
-    def _restore_phi(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        model: Any = pl_module
-        checkpointing = trainer.checkpoint_callback
-        best = checkpointing.best_model_path if isinstance(checkpointing, ModelCheckpoint) else ""
-        # The best of a run that was always at chance is at chance.
-        if not (best and self._ever_better):
-            model.rule.reset_parameters(derive_generator(model.seed, "phi", self.restarts))
-            return "a fresh draw"
-        model.load_phi(best)
-        return "the best checkpoint"

@@ -48,11 +48,9 @@ class LatestCheckpoint(Checkpoint):
         check_whole_numbers(1, 10**9, **{"latest.every_n_meta_steps": every_n_meta_steps})
         self.every_n_meta_steps = every_n_meta_steps
         self.path = self._given_path = Path(dirpath or "checkpoints") / "last.ckpt"
-        self._saved_step = 0
-        self._step_before = 0
+        self._saved_step = self._step_before = 0
         self._is_new = False
-        self._received = 0
-        self._agreed = 0
+        self._received = self._agreed = 0  # signals: this process's, and that of all
         self._handlers: dict[int, Any] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -135,15 +133,13 @@ class LatestCheckpoint(Checkpoint):
 
     def command(self, model: LightningModule) -> str:
         """What goes on from the newest checkpoint."""
-        code = {}
-        if isinstance(model, MetaLearner):
-            code = {key: model.settings()[key] for key in ("task", "rule")}
-        modules = foreign_modules(code)
+        settings = model.settings() if isinstance(model, MetaLearner) else {}
+        modules = foreign_modules([settings.get("task"), settings.get("rule")])
         trust = f" --trust {','.join(modules)}" if modules else ""
         return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
 
     def _is_whole(self, trainer: Trainer) -> bool:
-        """Whether the window ended a meta-step: a gradient that is being accumulated would not be saved."""
+        # A gradient that is being accumulated would not be saved.
         return trainer.global_step > self._step_before
 
     def _agree(self, trainer: Trainer) -> int:
@@ -165,13 +161,10 @@ class LatestCheckpoint(Checkpoint):
         trainer.save_checkpoint(self._new_path, weights_only=False)
         self._saved_step, self._is_new = trainer.global_step, True
         if self._agreed not in STOP_SIGNALS:
-            self._requeue()
-
-    def _requeue(self) -> None:
-        """Lets Lightning save and requeue, if SLURM has asked for it; the run goes on until it is ended."""
-        number, self._received, self._agreed = self._agreed, 0, 0
-        if number:
-            self._handlers[number](number, None)
+            # Lightning saves and requeues, if SLURM has asked for it; the run goes on until it is ended.
+            number, self._received, self._agreed = self._agreed, 0, 0
+            if number:
+                self._handlers[number](number, None)
 
     def _put_in_place_and_stop(self, trainer: Trainer) -> None:
         if self._is_new and trainer.is_global_zero:

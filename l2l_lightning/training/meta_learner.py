@@ -249,9 +249,8 @@ class MetaLearner(LightningModule):
         # Before a checkpoint is restored, which Lightning would round to float32.
         self.trainer.precision_plugin.convert_module(self)
         device = self.trainer.strategy.root_device
-        backends = [member.backend for member in self.rule.members if isinstance(member, LSTMRule)]
-        in_float64 = self._dtype_of_optimizees == torch.float64
-        if in_float64 and "triton" in [choose(device, backend) for backend in backends]:
+        backends = [choose(device, one.backend) for one in self.rule.members if isinstance(one, LSTMRule)]
+        if self._dtype_of_optimizees == torch.float64 and "triton" in backends:
             raise MisconfigurationException(
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "
                 "kernels compute in float32"
@@ -481,11 +480,7 @@ class MetaLearner(LightningModule):
 
 
 def read_section(path: object, checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What a MetaLearner has added to a checkpoint: its settings, as the constructors take them.
-
-    Args:
-        path: The checkpoint's, for messages.
-        checkpoint: What `checkpoints.read` gave.
+    """What a MetaLearner has added to a checkpoint: its settings, which the constructors' checks have passed.
 
     Raises:
         CheckpointError: A setting is missing, unknown or out of its range, or it is a newer version's file.
@@ -525,22 +520,14 @@ def read_section(path: object, checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def stored_rule(path: object, section: dict[str, Any]) -> Rule:
-    """A checkpoint's rule, without its weights. It imports what the checkpoint names.
-
-    Raises:
-        CheckpointError: There is no such rule.
-    """
+    """A checkpoint's rule, without its weights. It imports what the checkpoint names."""
     with refusing(path, "model.rule"):
         rule: Rule = from_class_config(section["model"]["rule"], Rule)
     return rule
 
 
 def check_precision(precision: str) -> None:
-    """Refuses a trainer's precision that keeps φ itself in fewer bits than float32.
-
-    Raises:
-        MisconfigurationException: It is one; the message names what to use instead.
-    """
+    """Refuses a trainer's precision that keeps φ itself in fewer bits than float32."""
     # As an option or as a plugin says it; "16" and "bf16" are mixed.
     if precision.endswith("16-true") or precision.startswith("transformer-engine"):
         raise MisconfigurationException(

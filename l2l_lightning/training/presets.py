@@ -90,10 +90,6 @@ def make_learner(values: Mapping[str, Any], seed: int) -> MetaLearner:
     """Makes the learner that a preset's section "model" describes; φ is drawn from the seed.
 
     Like the command line it seeds the process's random generators.
-
-    Raises:
-        ValueError: A value is out of its range, or names no class; the message says which.
-        TypeError: There is no option of that name, or a value is of the wrong kind.
     """
     seed_everything(seed, workers=True, verbose=False)
     settings = dict(values)
@@ -117,14 +113,8 @@ def make_trainer(
 ) -> MetaTrainer:
     """Makes the trainer that a preset's section "trainer" describes; it logs into the run's folder.
 
-    A validation interval that is longer than the run, which Lightning refuses, becomes the run's length.
-
-    Args:
-        values: Arguments of MetaTrainer.
-        folder: The run's own.
-        model: What it will train.
-        data: What it will train on.
-        callbacks: In the order in which they are called; those that write checkpoints are called last.
+    A validation interval that is longer than the run, which Lightning refuses, becomes the run's length. Of
+    the callbacks, which are called in their order, those that write checkpoints are called last.
     """
     options = {**TRAINER_DEFAULTS, **values}
     interval = options.get("val_check_interval")

@@ -15,13 +15,7 @@ from rich.table import Table
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text
-from l2l_lightning.comparison.compare import (
-    LEARNED,
-    Comparison,
-    Contender,
-    baseline_contender,
-    compare,
-)
+from l2l_lightning.comparison.compare import LEARNED, Comparison, Contender, baseline_contender, compare
 from l2l_lightning.comparison.report import comparison_table, write_comparison
 from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.rollout.optimizees import Optimizees
@@ -167,10 +161,7 @@ class MetaTrainer(Trainer):
 
 
 def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
-    """One row per baseline: its best learning rate and setting, and what they give on the tuning optimizees.
-
-    A setting is shown where it is not the default; without any there is no such column.
-    """
+    """One row per baseline: its best learning rate, its setting if any is not the default, and its score."""
     tuned = list(tuned)
     with_settings = any(baseline.setting for baseline in tuned)
     table = Table(title=f"Tuned on {task}")

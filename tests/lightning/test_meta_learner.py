@@ -119,15 +119,11 @@ def test_a_task_that_is_never_finite_is_refused_before_a_run(tmp_path):
     assert all(map(torch.equal, phi, model.parameters()))
 
 
-def test_nan_gradients_stop_with_a_clear_error_after_the_restarts(tmp_path):
-    with pytest.raises(MetaTrainingError, match=r"after 2 restarts.*NaN or inf.*model.learning_rate"):
-        fit(
-            make_model(Broken(1)),
-            tmp_path,
-            CollapseGuard(max_restarts=2),
-            limit_val_batches=0,
-            num_rollouts=9,
-        )
+@pytest.mark.parametrize(("options", "restarts"), [({"max_restarts": 2}, 2), ({"action": "stop"}, 0)])
+def test_nan_gradients_stop_with_a_clear_error_after_the_restarts(options, restarts, tmp_path):
+    guard = CollapseGuard(**options)
+    with pytest.raises(MetaTrainingError, match=rf"after {restarts} restarts.*NaN or inf.*model.learning"):
+        fit(make_model(Broken(1)), tmp_path, guard, limit_val_batches=0, num_rollouts=9)
 
 
 def test_a_nan_gradient_never_reaches_phi_and_a_restart_halves_the_rate(tmp_path):
@@ -152,11 +148,6 @@ def test_a_run_at_chance_restarts_and_says_so(tmp_path):
     with pytest.raises(MetaTrainingError, match=r"2 validations in a row.*no better than chance"):
         fit(make_model(AtChance()), tmp_path, guard, num_rollouts=20, val_check_interval=2)
     assert guard.restarts == 1
-
-
-def test_stop_is_an_action(tmp_path):
-    with pytest.raises(MetaTrainingError, match="after 0 restarts"):
-        fit(make_model(Broken(1)), tmp_path, CollapseGuard(action="stop"), limit_val_batches=0)
 
 
 def test_a_checkpoint_gives_the_learner_back(tmp_path):

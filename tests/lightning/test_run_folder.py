@@ -112,20 +112,6 @@ def test_a_run_may_be_validated_by_the_clock(tmp_path):
     assert "val/sum_loss" in (tmp_path / "metrics.csv").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_a_task_without_a_finite_loss_ends_before_it_begins(value, fails, tmp_path, monkeypatch):
-    (tmp_path / "hopeless.py").write_text(
-        f"def f(theta):\n    return theta.sum() * float('{value}')\n", encoding="utf-8"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    task = ["--model.task=FunctionTask", "--model.task.f=hopeless.f", "--model.task.dim=2"]
-    root = tmp_path / "runs"
-    printed = fails("fit", *TINY, *task, "--wandb=off", f"--trainer.default_root_dir={root}")
-    assert "--model.task" in printed
-    assert "no finite loss and gradient at θ0" in printed
-    assert not root.exists()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["cp1252", "ascii", "latin-1"])
 def test_output_never_fails_on_an_encoding(encoding, tmp_path):
