@@ -84,30 +84,31 @@ def make_smiles(folder):
             Image.new("L", (30, 34), grey + index).save(folder / name / f"{index}.png")
 
 
+def executed(words):
+    """The variables that the README's one Python example with these words leaves."""
+    (example,) = (block for block in blocks("python") if words in block)
+    variables = {}
+    torch.manual_seed(0)
+    exec(example, variables)
+    return variables
+
+
 def test_the_readmes_python_runs(tmp_path, monkeypatch):
     """With a comparison of a few optimizees and one baseline in place of the default's."""
     monkeypatch.chdir(tmp_path)
     tiny = ComparisonSettings(num_optimizees=2, num_tuning_optimizees=1, baselines=["sgd"])
     monkeypatch.setattr("l2l_lightning.training.trainer.ComparisonSettings", lambda: tiny)
-    (example,) = (block for block in blocks("python") if "MetaLearner" in block)
-    variables = {}
-    exec(example, variables)
-    assert "learned" in variables["comparison"].results
+    assert "learned" in executed("MetaLearner")["comparison"].results
 
 
 def test_the_readmes_trained_rule_runs():
-    (example,) = (block for block in blocks("python") if 'load("lstm-mnist")' in block)
-    variables = {}
-    exec(example, variables)
+    variables = executed('load("lstm-mnist")')
     assert variables["losses"].shape == (100, 4)
     assert variables["known"]["headline"]["optimizers"]["learned"]["diverged"] == 0
 
 
 def test_the_readmes_training_loop_runs():
-    (example,) = (block for block in blocks("python") if "LearnedOptimizer" in block)
-    variables = {}
-    torch.manual_seed(0)
-    exec(example, variables)
+    variables = executed("LearnedOptimizer")
     assert len(variables["losses"]) == 100
     assert sum(variables["losses"][-10:]) < 0.3 * sum(variables["losses"][:10])
     assert variables["optimizer"].state_bytes == 320 * 15_910
@@ -119,63 +120,66 @@ def test_the_readme_names_every_preset():
     assert all(f"`{name}`" in README for name in presets())
 
 
-def test_the_readmes_meta_steps_are_the_committed_results():
-    document = json.loads((ROOT / "benchmarks/results/meta_step_cpu.json").read_text())
+def meta_steps(document):
     for row in document["rows"]:
         ratios = [row["ratio"][name] for name in ("jax", "plain", "autograd")]
-        cells = [row["threads"], row["unroll"], f"{row['ms']['ours']:.0f} ms", *(f"{r:.2f}" for r in ratios)]
-        assert f"| {' | '.join(map(str, cells))} |" in README
-    assert document["origin"]["commit"] in README
+        yield [row["threads"], row["unroll"], f"{row['ms']['ours']:.0f} ms", *(f"{r:.2f}" for r in ratios)]
 
 
-def test_the_readmes_large_optimizees_are_the_committed_results():
-    document = json.loads((ROOT / "benchmarks/results/large_optimizees_cpu.json").read_text())
+def large_optimizees(document):
     ways = {}
     for row in document["rows"]:
         memory = row["held_mib" if row["computed"] else "working_mib"]
         seconds = f"{row['seconds']:{'.2g' if row['seconds'] < 100 else '.0f'}}"
         cell = f"{memory:,.0f} MiB, {seconds} s"
         ways.setdefault(row["name"], []).append(f"*{cell}*" if row["computed"] else cell)
-    assert len(ways) == 6
     for name, cells in ways.items():
-        assert f"| {name} | {' | '.join(cells)} |" in README
-    assert document["origin"]["commit"] in README
+        yield [name, *cells]
 
 
-def test_the_readmes_optimizer_steps_are_the_committed_results():
-    document = json.loads((ROOT / "benchmarks/results/optimizer_step_cpu.json").read_text())
+def optimizer_steps(document):
     for name, row in document["rows"].items():
         cells = [f"{row['ms']:.1f}", f"{row['ratio']:.2f}", f"{row['ns_per_coordinate']:.1f}"]
-        assert f"| {name} | {' | '.join(cells)} | {row['state_bytes_per_coordinate']:.0f} |" in README
-    assert document["origin"]["commit"] in README
+        yield [name, *cells, f"{row['state_bytes_per_coordinate']:.0f}"]
 
 
-def test_the_readmes_two_processes_are_the_committed_results():
-    document = json.loads((ROOT / "benchmarks/results/devices_cpu.json").read_text())
-    for problem, name, tasks in (("mnist", "MNIST", 1), ("quadratic", "quadratics", 8)):
+def two_processes(document):
+    for problem, name in (("mnist", "MNIST"), ("quadratic", "quadratics")):
         rows = {row["name"]: row for row in document["rows"] if row["problem"] == problem}
         rates = [f"{rows[key]['meta_steps_per_s']:.3g}" for key in ("one", "one, all tasks", "ddp")]
         scaling = [f"{document['scaling'][problem][key]:.2f}" for key in ("weak", "strong")]
-        cells = [*rates, *scaling, f"{100 * rows['ddp']['communication']:.1f}%"]
-        assert f"| {name}, k = {tasks} | {' | '.join(cells)} |" in README
-        assert rows["ddp"]["num_tasks"] == tasks
+        communication = f"{100 * rows['ddp']['communication']:.1f}%"
+        yield [f"{name}, k = {rows['ddp']['num_tasks']}", *rates, *scaling, communication]
+
+
+@pytest.mark.parametrize(
+    ("file", "table", "count"),
+    [
+        ("meta_step_cpu", meta_steps, 4),
+        ("large_optimizees_cpu", large_optimizees, 6),
+        ("optimizer_step_cpu", optimizer_steps, 5),
+        ("devices_cpu", two_processes, 2),
+    ],
+)
+def test_the_readmes_tables_are_the_committed_results(file, table, count):
+    document = json.loads((ROOT / f"benchmarks/results/{file}.json").read_text())
+    rows = list(table(document))
+    assert len(rows) == count
+    for cells in rows:
+        assert f"| {' | '.join(map(str, cells))} |" in README
     assert document["origin"]["commit"] in README
 
 
 REPRODUCTION = ROOT / "benchmarks/results/reproduction"
 
 
-def test_the_readmes_findings_are_the_committed_reports():
+def test_the_readmes_findings_are_the_reports_and_its_are_the_committed_results():
     report = (REPRODUCTION / "REPORT.md").read_text(encoding="utf-8")
     rows = [
         line for line in README.splitlines() if re.match(r"\| (mnist|generalise|epochs|quadratic) \|", line)
     ]
     assert len(rows) > 10
     assert all(row in report for row in rows)
-
-
-def test_the_report_is_of_the_committed_results():
-    report = (REPRODUCTION / "REPORT.md").read_text(encoding="utf-8")
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in REPRODUCTION.glob("*/results.json")]
     assert len(documents) == 7
     for document in documents:

@@ -68,14 +68,14 @@ def test_a_configuration_that_cannot_run_says_why():
 
 
 class Launches:
-    """The reference, which looks up block and warps as the Triton kernels do on one family of devices."""
+    """The reference, which looks up its configuration as the Triton kernels do on one family of devices."""
 
     def __init__(self, family, fails=False):
         self.family, self.fails = family, fails
-        self.used = []
+        self.used = set()
 
     def launch(self, constants, options):
-        self.used.append((constants["BLOCK"], options["num_warps"]))
+        self.used.add((constants["BLOCK"], options["num_warps"], constants["PRECISION"]))
         if self.fails:
             raise RuntimeError("out of resource")
 
@@ -89,40 +89,23 @@ class Launches:
         return backends.load("reference").bptt(*arguments)
 
 
-def swept(kernel):
-    arguments = argparse.Namespace(sweep=True, step_sizes=[16], bptt_sizes=[32], unroll=2)
-    return [case for case in kernel_throughput.cases(arguments, []) if case.kernel == kernel]
-
-
-@pytest.mark.parametrize("family", configs.Family.__args__)
-@pytest.mark.parametrize("kernel", ["step", "bptt"])
-def test_a_sweep_sets_block_and_warps_on_every_family_and_puts_them_back(kernel, family):
-    arguments = (kernel_throughput.SPEC,) if kernel == "step" else (kernel_throughput.SPEC, 1)
-    table = getattr(configs, f"{kernel}_config")
-    before = table(*arguments, family), getattr(configs.precisions, kernel)
-    assert len(set(swept(kernel))) == len(swept(kernel)) > 6
-    for case in swept(kernel):
-        launched = {}
-        with kernel_throughput.configured(case, launched):
-            constants, options = getattr(configs, f"{kernel}_config")(*arguments, family)
-            assert (constants["BLOCK"], options["num_warps"]) == case.config == tuple(launched.values())
-            assert constants["PRECISION"] == configs.dot_precision(case.precision, family)
-    assert getattr(configs, f"{kernel}_config") is table
-    assert before == (table(*arguments, family), getattr(configs.precisions, kernel))
-
-
 @pytest.mark.parametrize("fails", [False, True])
 @pytest.mark.parametrize("kernel", ["step", "bptt"])
-def test_a_result_names_the_block_and_warps_that_were_launched(kernel, fails):
-    first = swept(kernel)[0]
-    problem = kernel_throughput.Problem(*first[:4], "cpu")
-    cases = (first, first._replace(config=None))
+def test_a_sweep_launches_what_its_result_names_on_every_family_and_puts_it_back(kernel, fails):
+    arguments = argparse.Namespace(sweep=True, step_sizes=[16], bptt_sizes=[32], unroll=2)
+    swept = [case for case in kernel_throughput.cases(arguments, []) if case.kernel == kernel]
+    assert len(set(swept)) == len(swept) > 6
+    problem = kernel_throughput.Problem(*swept[0][:4], "cpu")
+    before = getattr(configs, f"{kernel}_config"), getattr(configs.precisions, kernel)
+    cases = (swept[0], swept[-1], swept[0]._replace(config=None))
     for family, case in itertools.product(configs.Family.__args__, cases):
         backend = Launches(family, fails)
         row = kernel_throughput.measure(case, problem, backend, "cpu", BOUNDS)
         assert row["agrees"] != fails
-        assert set(backend.used) == {(row["block"], row["num_warps"])}
+        precision = configs.dot_precision(case.precision, family)
+        assert backend.used == {(row["block"], row["num_warps"], precision)}
         assert case.config in (None, (row["block"], row["num_warps"]))
+        assert before == (getattr(configs, f"{kernel}_config"), getattr(configs.precisions, kernel))
 
 
 def report(loss=1.0, gradient=(1.0, 2.0), ms=2.0):
@@ -139,17 +122,18 @@ def test_a_ratio_is_the_peers_time_over_ours_and_a_gpus_is_held_against_the_targ
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"loss": 1.01}, {"gradient": (1.0, 2.1)}, {"gradient": (1.0, float("nan"))}]
+    "peer",
+    [
+        report(loss=1.01),
+        report(gradient=(1.0, 2.1)),
+        report(gradient=(1.0, float("nan"))),
+        {"failure": "exit status 1"},
+    ],
+    ids=["loss", "gradient", "NaN", "failed"],
 )
-def test_there_is_no_ratio_to_a_peer_that_disagrees(wrong):
-    row = meta_step.compare({"ours": report(), "autograd": report(**wrong)}, "cpu")
+def test_there_is_no_ratio_to_a_peer_that_disagrees_or_failed(peer):
+    row, failed = meta_step.compare({"ours": report(), "jax": peer}, "cpu"), "failure" in peer
     assert row["ratio"] == {}
-    assert "autograd" in row["disagreement"]
-    assert row["ms"].keys() == {"ours", "autograd"}
-
-
-def test_a_program_that_failed_has_no_figures():
-    row = meta_step.compare({"ours": report(), "jax": {"failure": "exit status 1"}}, "cuda")
-    assert row["failures"] == {"jax": "exit status 1"}
-    assert row["ratio"] == {}
-    assert row["ms"].keys() == {"ours"}
+    assert row["failures"] == ({"jax": "exit status 1"} if failed else {})
+    assert row["disagreement"].keys() == (set() if failed else {"jax"})
+    assert row["ms"].keys() == ({"ours"} if failed else {"ours", "jax"})

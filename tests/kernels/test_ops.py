@@ -102,18 +102,6 @@ def test_a_backend_that_is_unknown_or_cannot_run_says_why(monkeypatch):
         l2l_kernels.step(*tensors(), SPEC)
 
 
-def test_the_choice_reaches_the_implementation(monkeypatch):
-    called = []
-
-    class Spy:
-        def step_(self, *args):
-            called.append(args)
-
-    monkeypatch.setattr(backends, "load", lambda name: called.append(name) or Spy())
-    l2l_kernels.step(*tensors(), SPEC, backend="reference")
-    assert called[0] == "reference"
-
-
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(tmp_path):
     program = """
 import torch, l2l_kernels

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from backend_cases import Case, inputs
 from l2l_kernels import LSTMSpec, reference
 from l2l_kernels import triton as backend
 from test_backend_contract import BACKENDS, relative_error
@@ -31,17 +30,3 @@ def test_offsets_beyond_32_bits():
     backend.step_(theta, grad, state, state, phi, spec)
     assert relative_error(theta[ends], expected[0].cpu()) < BACKENDS["GPU"].tolerances["tf32x3"]
     assert relative_error(state[..., ends], expected[1].cpu()) < BACKENDS["GPU"].bfloat16
-
-
-def test_a_step_can_be_captured_in_a_cuda_graph():
-    case = Case(2, 20, "log_sign", N=1023, T=1)
-    x = inputs(case, "cuda")
-    theta, state = x.theta.clone(), x.state.clone()
-    # Compiles: capture allows no compilation.
-    backend.step_(theta, x.inputs[0], state, state, x.phi, case.spec)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        backend.step_(x.theta, x.inputs[0], x.state, x.state, x.phi, case.spec)
-    graph.replay()
-    assert torch.equal(x.theta, theta)
-    assert torch.equal(x.state, state)
