@@ -114,7 +114,7 @@ def test_grids_are_wide_and_log_spaced():
         assert rates[-1] / rates[0] == pytest.approx(1e5)
 
 
-def test_a_search_scores_what_it_says_and_takes_the_best(name):
+def test_a_search_scores_what_it_says_takes_the_best_and_survives_json(name):
     baseline, task, horizon = BASELINES[name], QuickBowl((0.3, 2.0, 90.0), noise=0.1), 12
     tuned = tune(task, None, [horizon], 0, num_optimizees=2, baselines=[baseline])[horizon][name]
     for setting, rate, loss in tuned.trials:
@@ -122,6 +122,8 @@ def test_a_search_scores_what_it_says_and_takes_the_best(name):
         expected = float(final_losses(run_baseline(baseline, rate, tuning, horizon, setting=setting)).mean())
         assert loss == (expected if np.isfinite(expected) else np.inf)
     assert (tuned.setting, tuned.learning_rate) == min(tuned.trials, key=lambda trial: trial.final_loss)[:2]
+    assert TunedBaseline.from_json(json.loads(json.dumps(tuned.as_json(), allow_nan=False))) == tuned
+    assert tuned.scores == {t.learning_rate: t.final_loss for t in tuned.trials if t.setting == tuned.setting}
     by_setting = [[t for t in tuned.trials if t.setting == setting] for setting in baseline.settings]
     assert [*itertools.chain(*by_setting)] == list(tuned.trials)
     assert [trial.learning_rate for trial in by_setting[0]] == list(baseline.learning_rates)
@@ -136,12 +138,9 @@ def test_a_search_scores_what_it_says_and_takes_the_best(name):
         assert min(trials, key=lambda trial: trial.final_loss) not in (trials[0], trials[-1])
 
 
-def test_its_defaults_are_pytorchs_and_survive_json(name):
+def test_its_defaults_are_pytorchs(name):
     default = default_baselines()[name]
     parameter = torch.nn.Parameter(torch.zeros(1))
     assert default.baseline is BASELINES[name]
     assert default.learning_rate == FORMULAS[name][2]([parameter]).defaults["lr"]
     assert (default.setting, default.trials, default.at_edge) == ({}, (), False)
-    for setting in BASELINES[name].settings:
-        tuned = TunedBaseline(BASELINES[name], 0.02, setting)
-        assert TunedBaseline.from_json(json.loads(json.dumps(tuned.as_json(), allow_nan=False))) == tuned

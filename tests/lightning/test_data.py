@@ -2,7 +2,6 @@
 
 import gzip
 import struct
-import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 import torch
 import torchvision
 
-from l2l_lightning.data import DATA_SETS, DataCorruptedError, DataNotFoundError, Images, load_images
-from l2l_lightning.data.splits import split_images
+from l2l_lightning.data import DATA_SETS, DataCorruptedError, DataNotFoundError, load_images
 from l2l_lightning.tasks import MNISTMLP, ImageMLP, Quadratic
 from l2l_lightning.training.data_module import MetaData
 
@@ -49,8 +47,9 @@ def root(tmp_path):
     return tmp_path
 
 
-def assert_splits(splits, counts, source, pixels=784, classes=10):
-    """Disjoint sets of images, well formed, that say where they are from."""
+def assert_splits(splits, counts, source, dataset="mnist"):
+    """Disjoint sets of images, well formed, as is known of the data set, that say where they are from."""
+    pixels, classes = DATA_SETS[dataset].num_pixels, DATA_SETS[dataset].num_classes
     assert [len(images) for images in splits] == counts
     everything = torch.cat([images.pixels for images in splits])
     assert len(everything.unique(dim=0)) == len(everything)
@@ -173,7 +172,7 @@ def test_digits_are_scikit_learns_and_every_one_is_in_one_split(tmp_path, monkey
     """Against scikit-learn's file, read without its code; another data set's root changes nothing."""
     monkeypatch.setenv("L2L_DATA", str(tmp_path / "nowhere"))
     splits = load_images("digits", tmp_path / "nowhere")
-    assert_splits(splits, [1199, 299, 299], "digits 8x8 of scikit-learn (1,797 images)", pixels=64)
+    assert_splits(splits, [1199, 299, 299], "digits 8x8 of scikit-learn (1,797 images)", "digits")
     file = resources.files("sklearn.datasets.data").joinpath("digits.csv.gz")
     table = np.loadtxt(gzip.decompress(file.read_bytes()).decode().splitlines(), delimiter=",")
     label_of = {tuple(row[:64] / 16): row[64] for row in table}
@@ -199,33 +198,7 @@ def test_digits_without_scikit_learn_name_the_package(monkeypatch):
         load_images("digits")
 
 
-def test_data_imports_without_the_packages_that_read_images():
-    blocked = "import sys; sys.modules.update(dict.fromkeys(('sklearn', 'torchvision', 'PIL')))\n"
-    code = f"{blocked}from l2l_lightning.data import load_images; load_images('mnist')"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
-
-
-# Splits, and the data module
-
-
-@pytest.mark.parametrize("count", [6, 11, 12, 100])
-def test_splits_are_disjoint_and_cover(count):
-    numbers = torch.arange(count)
-    splits = split_images(Images(numbers.float().unsqueeze(1), numbers, "numbers", count))
-    sixth = count // 6
-    assert [len(images) for images in splits] == [count - 2 * sixth, sixth, sixth]
-    everything = torch.cat([images.labels for images in splits])
-    assert torch.equal(everything.sort().values, numbers)
-    assert not torch.equal(everything, numbers)
-    for images in splits:
-        assert torch.equal(images.pixels[:, 0].long(), images.labels)
-        assert (images.source, images.num_classes) == ("numbers", count)
-
-
-def test_every_data_set_is_what_is_known_of_it():
-    for name in ("mnist", "digits"):
-        known = DATA_SETS[name].num_pixels, DATA_SETS[name].num_classes
-        assert all((i.pixels.shape[1], i.num_classes) == known for i in load_images(name))
+# The data module
 
 
 def test_the_data_module_loads_what_the_task_names(root, monkeypatch):
@@ -248,15 +221,6 @@ def test_the_data_module_loads_what_the_task_names(root, monkeypatch):
         assert data.settings()["root"] == recorded
     with pytest.raises(DataNotFoundError, match="L2L_SMILES"):
         MetaData().load(ImageMLP("smiles"))
-
-
-def test_the_command_line_meta_trains_on_digits_and_says_what_smiles_need(tiny_fit, fails, tmp_path):
-    folder = tiny_fit("--model.task=ImageMLP", "--model.task.dataset=digits", "--model.task.batch_size=8")
-    assert "digits 8x8 of scikit-learn" in (folder / "summary.json").read_text()
-    arguments = ["fit", "--model.task=ImageMLP", "--model.task.dataset=smiles", "--wandb=off"]
-    printed = fails(*arguments, f"--trainer.default_root_dir={tmp_path}")
-    assert "error: the data set 'smiles' is a folder of your own" in printed
-    assert "--data.root (or the variable L2L_SMILES)" in printed
 
 
 # Images

@@ -19,7 +19,7 @@ import torch
 import yaml
 from exactness import assert_identical
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from meta_training import fit, make_rule
+from meta_training import make_rule
 from processes import fit_in_processes, free_port, run_together
 from torch.multiprocessing import ProcessRaisedException
 
@@ -29,7 +29,6 @@ from l2l_lightning.rollout import optimizees
 from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.tasks import Mixture, NoisyScaledSquare
 from l2l_lightning.training.callbacks import CollapseGuard, PhiAveraging
-from l2l_lightning.training.meta_learner import CheckpointMismatchError
 from l2l_lightning.training.resharding import reshard
 
 pytestmark = pytest.mark.forks
@@ -172,19 +171,6 @@ def test_a_run_goes_on_with_another_number_of_processes(before, after, tmp_path,
         ended = fit_in_processes(make_model(4 // after), folder, after, ckpt_path=path, **settings)
         assert_processes_agree(ended)
         assert_same_phi(ended[0], whole)
-
-
-def test_a_run_does_not_go_on_with_another_number_of_tasks(tmp_path, in_float64):
-    every = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
-    settings = {"num_rollouts": 2, "limit_val_batches": 0}
-    fit_in_processes(make_model(2), tmp_path, 2, every, **settings)
-    checkpoints = list(tmp_path.glob("*.ckpt"))
-    assert len(checkpoints) == 5
-    message = r"num_tasks is 2 on 1 proc.*checkpoint's 2 on 2.*trainer.devices"
-    # Between two rollouts as well: their streams would overlap with the earlier ones'.
-    for path in checkpoints:
-        with pytest.raises(CheckpointMismatchError, match=message):
-            fit(make_model(2), tmp_path, ckpt_path=path, **settings)
 
 
 def test_resharding_keeps_every_optimizee_with_its_state():

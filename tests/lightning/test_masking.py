@@ -66,21 +66,27 @@ def rollout(rule, task, indices, **options):
     return Rollout(rule, Optimizees(task, None, 0, "train", indices, dtype=torch.float64), **options)
 
 
+HISTORIES = [{}, {"checkpoint_every": 2}, {"checkpoint_every": 9}, {"history_dtype": "bfloat16"}]
+
+
 @pytest.mark.parametrize("at", [0, 2, 4])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_others_go_on_as_if_the_sick_ones_were_not_there(fault, at):
-    """Every fault at every place to both orders; the rules in turn, as a window masks before they see it."""
-    for second_order in (False, True):
-        turn = (FAULTS.index(fault) + at // 2 + second_order) % 3
-        assert_the_others_go_on(("LSTM", "momentum", "RNNprop")[turn], second_order, fault, at)
+    """Every fault at every place to both orders, of every history; the rules in turn.
+
+    A window masks before rules see it.
+    """
+    for number, (second_order, options) in enumerate([(True, {}), *((False, kind) for kind in HISTORIES)]):
+        turn = (FAULTS.index(fault) + at // 2 + number) % 3
+        assert_the_others_go_on(("LSTM", "momentum", "RNNprop")[turn], second_order, fault, at, options)
 
 
-def assert_the_others_go_on(name, second_order, fault, at):
+def assert_the_others_go_on(name, second_order, fault, at, options):
     rule, task = make_rule_of(name), Faulty(fault, at)
     indices = some_indices(task, sick=2, healthy=3)
     masked = torch.tensor([task.sick(index) for index in indices])
-    ours = rollout(rule, task, indices)
-    others = rollout(rule, task, [index for index in indices if not task.sick(index)])
+    ours = rollout(rule, task, indices, **options)
+    others = rollout(rule, task, [index for index in indices if not task.sick(index)], **options)
     for number, T in enumerate((4, 3, 1)):  # the fourth evaluation is the first window's last
         weights = torch.rand(T + 1, dtype=torch.float64)
         window, expected = (r.window(T, weights, second_order) for r in (ours, others))
@@ -144,16 +150,18 @@ def test_a_window_that_nobody_differentiates_masks_as_well():
     assert torch.equal(ours.meta_loss, window.meta_loss.detach())
 
 
-def test_a_rollout_resumes_with_those_masked_that_were():
+@pytest.mark.parametrize("options", HISTORIES)
+def test_a_rollout_resumes_bit_for_bit_with_those_masked_that_were(options):
     rule, task = make_rule_of("LSTM"), Faulty("infinite loss", at=1)
     indices = some_indices(task, sick=1, healthy=2)
-    whole, resumed = rollout(rule, task, indices), rollout(rule, task, indices)
+    whole, resumed = (rollout(rule, task, indices, **options) for _ in range(2))
     whole.window(3)
     saved = copy.deepcopy(whole.state_dict())
-    expected = whole.window(3)
+    expected = whole.window(4)
     resumed.load_state_dict(saved)
-    window = resumed.window(3)
+    window = resumed.window(4)
     assert window.masked.sum() == 1
+    assert resumed.steps_done == 7
     torch.testing.assert_close(window.losses, expected.losses, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(gradient(rule, window), gradient(rule, expected))
 

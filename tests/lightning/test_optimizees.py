@@ -64,26 +64,17 @@ def test_streams_are_numbered_for_good():
     assert derive_generator(0, "train", 7).initial_seed() == 3542883155007454814
 
 
-def test_a_state_resumes_bit_for_bit(make, tmp_path):
+def test_a_state_resumes_bit_for_bit(make):
     optimizees = make(range(3), dtype=torch.float32)
     descend(optimizees, 3)
-    torch.save(optimizees.state_dict(), tmp_path / "state.pt")
-    rest = descend(optimizees, 4)
+    state = optimizees.state_dict()
+    rest = descend(optimizees, 4)  # going on does not change a saved state …
     # Other optimizees: everything that distinguishes the first ones must come from the state.
     resumed = make(range(7, 10), seed=5, dtype=torch.float32)
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    for _ in range(2):  # going on does not change a loaded state, either
+    for _ in range(2):  # … nor a loaded one
         resumed.load_state_dict(state)
         assert torch.equal(descend(resumed, 4), rest)
         assert torch.equal(resumed.theta, optimizees.theta)
-
-
-def test_going_on_does_not_change_a_saved_state(make):
-    optimizees = make(range(2))
-    state = optimizees.state_dict()
-    kept = state["theta"].clone()
-    descend(optimizees, 2)
-    assert torch.equal(state["theta"], kept)
 
 
 def test_a_state_of_another_number_of_optimizees_is_refused(make):
