@@ -74,3 +74,11 @@ def test_mixed_precision_reaches_the_optimizees_network_alone(dtype, second_orde
         assert ours.isfinite().all()
         if not second_order:
             torch.testing.assert_close(ours, 2.0**16 * theirs, rtol=1e-6, atol=0)
+
+
+def test_a_workspaces_buffers_are_nobodys_inference_tensors():
+    """A validation under inference mode may be the first to ask for one that a fit then writes into."""
+    workspace = Workspace()
+    with torch.inference_mode():
+        buffer = workspace.empty("history", (3, 2), torch.ones(1))
+    assert not buffer.is_inference()
