@@ -139,7 +139,7 @@ def tuned_table(store: ResultStore) -> dict[str, list[dict[str, Any]]]:
     """Every search that the experiments asked for: the setting chosen, without all that was tried."""
     table: dict[str, list[dict[str, Any]]] = {}
     for experiment in EXPERIMENTS.values():
-        for request in experiment().requests(store):
+        for request in experiment.requests(store).values():
             if request.optimizer in BASELINES and request.tuning == "tuned":
                 for horizon, found in store.tuned(request.task, request.searched).items():
                     rows = [TunedBaseline(t.baseline, t.learning_rate, t.setting) for t in found.values()]

@@ -89,7 +89,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str]) -> None:
     if arguments[:1] == ["reproduce"]:
-        from l2l_lightning.reproduce.arguments import parse
+        from l2l_lightning.reproduce.settings import parse
 
         names, settings = parse(arguments[1:])  # before what an experiment needs is imported
         from l2l_lightning.reproduce.command import main as reproduce

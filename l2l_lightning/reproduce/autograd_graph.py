@@ -6,9 +6,8 @@ the second-order one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +16,8 @@ from torch.autograd.graph import Node
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rules.base import UpdateRule
 
-LEAVES = "θ0 and φ"
-FORWARD = "optimizee forward"
-BACKWARD = "optimizee backward"
-LEARNED = "learned optimizer"
-UPDATE = "θ update"
-META_LOSS = "meta-loss"
+LEAVES, FORWARD, BACKWARD = "θ0 and φ", "optimizee forward", "optimizee backward"
+LEARNED, UPDATE, META_LOSS = "learned optimizer", "θ update", "meta-loss"
 PARTS = (LEAVES, FORWARD, BACKWARD, LEARNED, UPDATE, META_LOSS)
 """The parts of an unrolled window; every operation belongs to one."""
 
@@ -37,12 +32,7 @@ class Place(NamedTuple):
     """The name of a leaf."""
 
 
-Observer = Callable[[str, int | None, Iterable[Tensor]], None]
-"""Called with (part, t, the tensors that this part has just computed) while a window is unrolled."""
-
-
-@dataclass(frozen=True)
-class Operation:
+class Operation(NamedTuple):
     """A node of the graph."""
 
     kind: str
@@ -55,8 +45,7 @@ class Operation:
     """The storages saved for its derivative that no operation before it had saved: a sum counts each once."""
 
 
-@dataclass(frozen=True)
-class Graph:
+class Graph(NamedTuple):
     """A graph in the direction of the computation; the same computation gives an equal one."""
 
     operations: tuple[Operation, ...]
@@ -81,7 +70,7 @@ def unrolled_window(
     optimizees: Optimizees,
     unroll: int,
     second_order: bool,
-    observe: Observer | None = None,
+    observe: Callable[[Place, Iterable[Tensor]], None] = lambda place, tensors: None,
 ) -> Tensor:
     """Returns the meta-loss of the T steps from θ0 on, with the whole window's graph behind it.
 
@@ -97,31 +86,24 @@ def unrolled_window(
 
     Returns:
         Mean over the optimizees of Σ_t f_t(θ_t), t = 0 … T: a scalar.
-
-    Example:
-        >>> from l2l_lightning import CoordinatewiseLSTM, Quadratic
-        >>> optimizees = Optimizees(Quadratic(dim=3), None, seed=0, stream="train", indices=[0])
-        >>> unrolled_window(CoordinatewiseLSTM(), optimizees, 5, second_order=True).backward()
     """
-    tell = observe or (lambda part, step, tensors: None)
     K, N = optimizees.theta.shape
     theta = optimizees.theta.detach().clone().requires_grad_()
     state = rule.init_state(theta.numel())
     losses = []
     for t in range(unroll + 1):
         losses.append(optimizees.task.losses(theta, optimizees.next_batches()))
-        tell(FORWARD, t, [losses[-1]])
+        observe(Place(FORWARD, t), [losses[-1]])
         if t < unroll:
-            (grad,) = torch.autograd.grad(
-                losses[-1].sum(), theta, retain_graph=True, create_graph=second_order
-            )
-            tell(BACKWARD, t, [grad])
+            total = losses[-1].sum()
+            (grad,) = torch.autograd.grad(total, theta, retain_graph=True, create_graph=second_order)
+            observe(Place(BACKWARD, t), [grad])
             update, state = rule.step(grad.reshape(-1), state)
-            tell(LEARNED, t, [update, state])
+            observe(Place(LEARNED, t), [update, state])
             theta = theta + update.view(K, N)
-            tell(UPDATE, t, [theta])
+            observe(Place(UPDATE, t), [theta])
     meta_loss = torch.stack(losses).sum(0).mean()
-    tell(META_LOSS, None, [meta_loss])
+    observe(Place(META_LOSS), [meta_loss])
     return meta_loss
 
 
@@ -140,9 +122,9 @@ def window_graph(rule: UpdateRule, optimizees: Optimizees, unroll: int, second_o
     """
     places: dict[Node, Place] = {}
 
-    def observe(part: str, step: int | None, tensors: Iterable[Tensor]) -> None:
+    def observe(place: Place, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            places.update(dict.fromkeys(_topological(tensor.grad_fn, known=places), Place(part, step)))
+            places.update(dict.fromkeys(_topological(tensor.grad_fn, places), place))
 
     meta_loss = unrolled_window(rule, optimizees, unroll, second_order, observe)
     names = {id(parameter): name for name, parameter in rule.named_parameters()}
@@ -153,11 +135,7 @@ def window_graph(rule: UpdateRule, optimizees: Optimizees, unroll: int, second_o
 
 
 def autograd_graph(output: Tensor, places: Mapping[Node, Place] | None = None) -> Graph:
-    """Returns the graph behind a tensor; it is empty if the tensor carries none.
-
-    Args:
-        output: The tensor that backward would be called on.
-        places: Where operations belong, if that is known.
+    """Returns the graph behind a tensor, in which operations have the given places; () and () without one.
 
     Example:
         >>> a = torch.ones(3, requires_grad=True)
@@ -174,7 +152,7 @@ def autograd_graph(output: Tensor, places: Mapping[Node, Place] | None = None) -
     seen: set[int] = set()
     operations = []
     for node in nodes:
-        storages = {storage.data_ptr(): storage.nbytes() for storage in _saved_storages(node)}
+        storages = {s.data_ptr(): s.nbytes() for s in map(Tensor.untyped_storage, _saved_tensors(node))}
         new_bytes = sum(size for key, size in storages.items() if key not in seen)
         seen.update(storages)
         kind = node.name().rpartition("::")[2].rstrip("0123456789").removesuffix("Backward")
@@ -190,7 +168,7 @@ def _sources(node: Node) -> list[Node]:
     return [source for source, _ in node.next_functions if source is not None]
 
 
-def _topological(root: Node | None, known: Mapping[Node, Any] | None = None) -> list[Node]:
+def _topological(root: Node | None, known: Collection[Node] = ()) -> list[Node]:
     """Lists every node behind the root after its sources; the known ones and all behind them are left out.
 
     Keep them for as long as they are compared: autograd makes a node's Python object when asked, and another
@@ -203,15 +181,15 @@ def _topological(root: Node | None, known: Mapping[Node, Any] | None = None) -> 
         node, sources_done = stack.pop()
         if sources_done:
             order[node] = None
-        elif node not in order and node not in (known or {}):
+        elif node not in order and node not in known:
             stack.append((node, True))
             stack.extend((source, False) for source in reversed(_sources(node)))
     return list(order)
 
 
-def _saved_storages(node: Node) -> list[torch.UntypedStorage]:
+def _saved_tensors(node: Node) -> list[Tensor]:
     """Lists what a node keeps: autograd's own nodes have it in attributes, a Function's in one tuple."""
     values = [getattr(node, name) for name in sorted(dir(node)) if name.startswith("_saved_")]
     values += [getattr(node, "saved_tensors", ())]
     flat = [item for value in values for item in (value if isinstance(value, list | tuple) else [value])]
-    return [item.untyped_storage() for item in flat if isinstance(item, Tensor)]
+    return [item for item in flat if isinstance(item, Tensor)]

@@ -10,36 +10,52 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
 from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, ReproductionError
 from l2l_lightning.files import write_json
-from l2l_lightning.reproduce.curves import (
-    EpochsExperiment,
-    MNISTExperiment,
-    QuadraticExperiment,
-    TransferExperiment,
-)
+from l2l_lightning.reproduce.curves import CURVES
 from l2l_lightning.reproduce.experiment import Experiment
-from l2l_lightning.reproduce.generalise import GeneraliseExperiment
-from l2l_lightning.reproduce.graph_experiment import GraphExperiment
-from l2l_lightning.reproduce.preprocessing import PreprocessingExperiment
-from l2l_lightning.reproduce.progress import ProgressBar
+from l2l_lightning.reproduce.generalise import GENERALISE
+from l2l_lightning.reproduce.graph_experiment import GRAPH
+from l2l_lightning.reproduce.preprocessing import PREPROCESSING
 from l2l_lightning.reproduce.report import write_experiment, write_report
 from l2l_lightning.reproduce.result_store import ResultStore
 from l2l_lightning.reproduce.settings import Settings
 
-EXPERIMENTS: dict[str, type[Experiment]] = {
-    experiment.name: experiment
-    for experiment in (
-        QuadraticExperiment,
-        MNISTExperiment,
-        EpochsExperiment,
-        TransferExperiment,
-        GraphExperiment,
-        PreprocessingExperiment,
-        GeneraliseExperiment,
-    )
+EXPERIMENTS: dict[str, Experiment] = {
+    **CURVES,
+    "graph": GRAPH,
+    "preprocessing": PREPROCESSING,
+    "generalise": GENERALISE,
 }
 """Every experiment by name, in the order in which `all` runs them."""
+
+LINE_EVERY = 30.0
+"""Seconds from one line to the next where there is no terminal to draw a bar on."""
+
+
+class ProgressBar(Progress):
+    """A bar over N pieces of work; where the output is no terminal, a line now and then."""
+
+    def __init__(self, total: int) -> None:
+        console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
+        self._work = self.add_task("", total=total)
+        self._next_line = 0.0
+
+    def report(self, text: str) -> None:
+        """Says what is being computed."""
+        self.update(self._work, description=text)
+        if self.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            print(f"{self.tasks[0].completed:.0f} of {self.tasks[0].total:.0f}: {text}", flush=True)
+
+    def count(self) -> None:
+        """Counts one piece of work as done."""
+        self.advance(self._work)
 
 
 def reproduce(names: Sequence[str], settings: Settings) -> Path:
@@ -59,26 +75,26 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     """
     store = ResultStore(settings)
     _check_folder(store)
-    experiments = [kind() for name, kind in EXPERIMENTS.items() if name in names or "all" in names]
-    for experiment in experiments:
-        for dataset in experiment.data(store):
-            store.splits(dataset)  # what is missing shows now rather than in an hour
-    for experiment in list(experiments):
-        if (store.out / experiment.name / "results.json").is_file():
-            print(f"{experiment.name}: done before")
-            experiments.remove(experiment)
-    requests = {experiment.name: experiment.requests(store) for experiment in experiments}
-    with ProgressBar(sum(map(len, requests.values())) + len(experiments)) as progress:
-        for experiment in experiments:
-            name, folder = experiment.name, store.out / experiment.name
+    requests = {}
+    for name, experiment in EXPERIMENTS.items():
+        if (store.out / name / "results.json").is_file() and (name in names or "all" in names):
+            print(f"{name}: done before")
+        elif name in names or "all" in names:
+            requests[name] = experiment.requests(store)
+            for request in requests[name].values():
+                store.splits(request.task.dataset)  # what is missing shows now rather than in an hour
+    with ProgressBar(sum(map(len, requests.values())) + len(requests)) as progress:
+        for name, wanted in requests.items():
             store.report = lambda text, name=name: progress.report(f"{name}: {text}")  # type: ignore[misc]
-            started = time.perf_counter()
-            for request in requests[name]:
-                store.losses(request)
+            started, folder, losses = time.perf_counter(), store.out / name, {}
+            for key, request in wanted.items():
+                losses[key] = store.losses(request)
                 progress.count()
             folder.mkdir(parents=True, exist_ok=True)
-            outcome = experiment.outcome(store, folder)
-            write_experiment(experiment, outcome, store, folder, time.perf_counter() - started)
+            outcome = EXPERIMENTS[name].outcome(store, losses, folder)
+            datasets = {request.task.dataset for request in wanted.values()} or {"mnist"}
+            head = {"experiment": name, "title": EXPERIMENTS[name].title, **store.provenance(datasets)}
+            write_experiment(head, outcome, store.out, time.perf_counter() - started)
             write_report(store.out, list(EXPERIMENTS))
             progress.count()
             print(f"{name}: done")
@@ -103,7 +119,7 @@ def _check_folder(store: ResultStore) -> None:
 
 
 def main(names: Sequence[str], settings: Settings) -> None:
-    """Runs the command on what `arguments.parse` gave."""
+    """Runs the command on what `settings.parse` gave."""
     # Lightning's remarks on its set-up, once for every meta-training.
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module="lightning")

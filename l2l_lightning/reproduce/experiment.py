@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One line of the report: a number of theirs, ours, and whether it reproduced."""
 
     what: str
@@ -35,34 +35,23 @@ class Outcome:
     columns: tuple[str, ...]
     """The columns of results.csv, which is in long form."""
     rows: Iterable[Sequence[Any]]
-    pictures: dict[str, bytes] = field(default_factory=dict)
+    pictures: dict[str, bytes]
     """PNG files by name, without the ending."""
+    tables: list[str]
+    """Markdown for the report, under the findings."""
     notes: list[str] = field(default_factory=list)
     """Paragraphs for the report: what did not reproduce, and why as far as it was tested."""
-    tables: list[str] = field(default_factory=list)
-    """Markdown for the report, under the findings."""
 
 
-class Experiment(ABC):
+class Experiment(NamedTuple):
     """One of the names that `reproduce` takes."""
 
-    name: ClassVar[str]
-    title: ClassVar[str]
+    title: str
     """A line that says which figures of whom it repeats."""
-    datasets: ClassVar[set[str | None]] = {"mnist"}
-    """The data sets that it runs on; None stands for synthetic tasks."""
-
-    def data(self, store: ResultStore) -> set[str | None]:
-        """Names the data sets that it runs on with the store's settings."""
-        return self.datasets
-
-    def requests(self, store: ResultStore) -> list[Request]:
-        """Lists the losses that it needs, in the order in which they are to be computed."""
-        return []
-
-    @abstractmethod
-    def outcome(self, store: ResultStore, folder: Path) -> Outcome:
-        """Makes its results of them; files of a kind of its own go to the folder."""
+    requests: Callable[[ResultStore], dict[Any, Request]]
+    """Lists the losses that it needs, in the order in which they are to be computed, by keys of its own."""
+    outcome: Callable[[ResultStore, Mapping[Any, Tensor], Path], Outcome]
+    """Makes its results of the losses by key; files of a kind of its own go to the folder."""
 
 
 def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

@@ -48,6 +48,12 @@ class Ablation:
         return "as they are" if self.factor == 1 else f"times {self.factor:g}"
 
     @property
+    def column(self) -> str:
+        """Says how large updates and windows are."""
+        window = "whole rollout" if self.unroll == 100 else f"windows of {self.unroll}"
+        return f"output × {self.output_scale:g}, {window}"
+
+    @property
     def recipe(self) -> Recipe:
         """A short run of the preset `mnist`: the same inner steps for every setting."""
         rule = {

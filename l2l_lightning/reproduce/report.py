@@ -9,31 +9,32 @@ from typing import Any
 
 from l2l_lightning.comparison.report import csv_text
 from l2l_lightning.files import write_atomically, write_json
-from l2l_lightning.reproduce.experiment import Experiment, Outcome, markdown_table
-from l2l_lightning.reproduce.result_store import ResultStore
+from l2l_lightning.reproduce.experiment import Outcome, markdown_table
 
 
-def write_experiment(
-    experiment: Experiment, outcome: Outcome, store: ResultStore, folder: Path, seconds: float
-) -> None:
-    """Writes an experiment's CSV, pictures and JSON, the JSON last: it says that the experiment is done."""
+def write_experiment(head: dict[str, Any], outcome: Outcome, out: Path, seconds: float) -> None:
+    """Writes an experiment's CSV, pictures and JSON, the JSON last: it says that the experiment is done.
+
+    Args:
+        head: What the JSON begins with: the experiment's name, its title, and the numbers' origin.
+        outcome: What the experiment found.
+        out: The folder of all experiments, and of the rules that were trained for them.
+        seconds: How long it took.
+    """
+    folder = out / head["experiment"]
     write_atomically(folder / "results.csv", csv_text(outcome.columns, outcome.rows))
     for name, picture in outcome.pictures.items():
         write_atomically(folder / f"{name}.png", picture)
-    trained = sorted({path.parent.name for path in (store.out / "rules").glob("*/training.json")})
-    document: dict[str, Any] = {
-        "experiment": experiment.name,
-        "title": experiment.title,
-        **store.provenance(experiment.data(store)),
+    found = {
         "seconds": round(seconds, 1),
-        "rules_trained_here": trained,
-        "findings": [vars(finding) for finding in outcome.findings],
+        "rules_trained_here": sorted(path.parent.name for path in out.glob("rules/*/training.json")),
+        "findings": [finding._asdict() for finding in outcome.findings],
         "results": outcome.results,
         "notes": outcome.notes,
         "tables": outcome.tables,
         "pictures": sorted(path.name for path in folder.glob("*.png")),
     }
-    write_json(folder / "results.json", document)
+    write_json(folder / "results.json", head | found)
 
 
 def write_report(out: Path, order: list[str]) -> Path:

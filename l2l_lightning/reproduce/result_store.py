@@ -192,7 +192,6 @@ class ResultStore:
 
     def losses(self, request: Request) -> Tensor:
         """Returns f_t(θ_t) of every test optimizee, [horizon, K] float32; trains or tunes what that needs."""
-        optimizer: dict[str, Any]
         if request.optimizer in BASELINES:
             tuned = self.baseline(request)
             rate, setting = tuned.learning_rate, tuned.setting
@@ -211,8 +210,7 @@ class ResultStore:
             "optimizer": optimizer,
         }
         path = self.out / "losses" / f"{_digest(identity)}.safetensors"
-        kept = _read_losses(path, identity)
-        if kept is not None:
+        if (kept := _read_losses(path, identity)) is not None:
             return kept
         self.report(f"{request.optimizer} on {request.task.describe()}, {request.horizon} steps")
         splits, chosen = self.splits(request.task.dataset), range(request.num_optimizees)
@@ -246,8 +244,7 @@ def tuning_key(task: Task, horizon: int) -> str:
 @functools.cache
 def _shipped_table() -> dict[str, list[dict[str, Any]]]:
     file = resources.files("l2l_lightning.reproduce").joinpath(SHIPPED_TUNING)
-    table: dict[str, list[dict[str, Any]]] = json.loads(file.read_text(encoding="utf-8"))["searches"]
-    return table
+    return dict(json.loads(file.read_text(encoding="utf-8"))["searches"])
 
 
 def _digest(values: dict[str, Any]) -> str:

@@ -1,22 +1,18 @@
-"""How experiments are run."""
+"""How experiments are run, and how the command's arguments say so."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_type_hints
 
 from l2l_lightning.errors import ReproductionError
 
 EXPERIMENT_NAMES = (
-    "quadratic",
-    "mnist",
-    "epochs",
-    "relu-to-sigmoid",
-    "graph",
-    "preprocessing",
-    "generalise",
+    *("quadratic", "mnist", "epochs", "relu-to-sigmoid"),
+    *("graph", "preprocessing", "generalise"),
 )
-"""The experiments in the order in which `all` runs them; `command.EXPERIMENTS` has their classes."""
+"""The experiments in the order in which `all` runs them; `command.EXPERIMENTS` says what they are."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -47,6 +43,35 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, least in (("num_optimizees", 2), ("num_tuning_optimizees", 1)):
-            if getattr(self, name) < least:
-                option = f"--{name.replace('_', '-')}"
-                raise ReproductionError(f"{option} must be at least {least}, got {getattr(self, name)}")
+            if (value := getattr(self, name)) < least:
+                raise ReproductionError(f"{_flag(name)} must be at least {least}, got {value}")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], Settings]:
+    """Parses the experiments' names and how to run them.
+
+    Raises:
+        ReproductionError: A value is out of its range; the message names the option.
+        argparse.ArgumentError: There is no such option or experiment.
+    """
+    from jsonargparse import ArgumentParser  # here: settings are made without a command line, too
+
+    parser = ArgumentParser(
+        prog="python -m l2l_lightning reproduce",
+        exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
+        description="Regenerates the figures of the study and of the paper, and what the study left undone. "
+        "Interrupted, the same command goes on where it was.",
+    )
+    parser.add_argument("names", nargs="+", choices=[*EXPERIMENT_NAMES, "all"], help="which experiments")
+    kinds = get_type_hints(Settings)
+    for option in fields(Settings):
+        how = {"type": kinds[option.name], "default": option.default}
+        if kinds[option.name] is bool:
+            how = {"action": "store_true"}
+        parser.add_argument(_flag(option.name), help=option.metadata["help"], **how)
+    options = vars(parser.parse_args(list(arguments)))
+    return options.pop("names"), Settings(**options)

@@ -15,9 +15,8 @@ from l2l_lightning.comparison.baselines import BASELINES
 from l2l_lightning.configs import presets
 from l2l_lightning.errors import ReproductionError, WeightsError
 from l2l_lightning.reproduce import result_store
-from l2l_lightning.reproduce.command import reproduce
-from l2l_lightning.reproduce.generalise import GeneraliseExperiment, cells
-from l2l_lightning.reproduce.progress import ProgressBar
+from l2l_lightning.reproduce.command import ProgressBar, reproduce
+from l2l_lightning.reproduce.generalise import GENERALISE, cells
 from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 from l2l_lightning.reproduce.settings import Settings
@@ -201,11 +200,9 @@ def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
 
 
 def test_smiles_are_measured_where_there_is_a_copy(tmp_path):
-    generalise = GeneraliseExperiment()
     for root, expected in ((None, {"mnist", "digits"}), (str(tmp_path), {"mnist", "digits", "smiles"})):
-        store = ResultStore(Settings(smiles_root=root))
-        assert generalise.data(store) == expected
-        assert {request.task.dataset for request in generalise.requests(store)} == expected
+        requests = GENERALISE.requests(ResultStore(Settings(smiles_root=root))).values()
+        assert {request.task.dataset for request in requests} == expected
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
@@ -213,6 +210,6 @@ def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch)
         progress.report("first")
         progress.count()
         progress.report("too soon")
-        monkeypatch.setattr("l2l_lightning.reproduce.progress.time.monotonic", lambda: 1e12)
+        monkeypatch.setattr("l2l_lightning.reproduce.command.time.monotonic", lambda: 1e12)
         progress.report("later")
     assert capsys.readouterr().out.split("\n")[:2] == ["0 of 3: first", "1 of 3: later"]

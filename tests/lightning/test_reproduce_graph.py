@@ -1,7 +1,6 @@
 """What autograd holds of an unrolled window, counted and measured, beside what the rollout holds."""
 
 import json
-import os
 import signal
 import struct
 from collections import Counter
@@ -236,27 +235,19 @@ class Stopped:
         return eval, (f"__import__('os').kill(__import__('os').getpid(), {int(signal.SIGKILL)})",)
 
 
-@pytest.mark.parametrize(
-    ("rule", "reason"), [(Stopped(), "killed by SIGKILL"), (LearnedMomentum(), "failed: ModuleNotFoundError")]
-)
-def test_a_process_that_ends_early_is_named(rule, reason):
-    with pytest.raises(memory.NotMeasuredError, match=reason):
-        measure(MetaStep(Quadratic(dim=2), rule, None, 0, "ours", 2))
-
-
-def test_the_available_memory_is_some():
-    assert 2**20 < memory.available_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def test_a_process_that_is_killed_is_an_error():
+    with pytest.raises(RuntimeError, match="terminated abruptly"):
+        measure(MetaStep(Quadratic(dim=2), Stopped(), None, 0, "ours", 2))
 
 
 @pytest.fixture
 def outcome_of(tmp_path, monkeypatch):
     """The experiment's outcome without processes: what they would give is the argument's."""
 
-    def run(measure, available=2**40):
+    def run(measure):
         monkeypatch.setattr(graph_experiment, "measure", measure)
-        monkeypatch.setattr(graph_experiment, "available_bytes", lambda: available)
         store = ResultStore(Settings(out=str(tmp_path), quick=True, from_pretrained=True))
-        return graph_experiment.GraphExperiment().outcome(store, tmp_path)
+        return graph_experiment.GRAPH.outcome(store, {}, tmp_path)
 
     return run
 
@@ -291,20 +282,14 @@ def test_the_experiment_writes_what_it_returns(tmp_path, outcome_of):
         assert read[*where, "held", "bytes"] == (sum(blocks) if m["mode"] == "ours" else 500 * m["unroll"])
 
 
-def fails(step):
-    raise memory.NotMeasuredError("its process was killed by SIGKILL")
+@pytest.mark.parametrize("error", [RuntimeError("killed"), MemoryError("killed")])
+def test_what_was_not_measured_is_told_and_the_rest_goes_on(outcome_of, error):
+    def fails(step):
+        raise error
 
-
-@pytest.mark.parametrize(
-    ("measure", "available", "why"),
-    [
-        (lambda step: pytest.fail("must not be measured"), 2**10, "GiB are free"),
-        (fails, 2**40, "its process was killed by SIGKILL"),
-    ],
-)
-def test_what_was_not_measured_is_told_and_the_rest_goes_on(outcome_of, measure, available, why):
-    outcome = outcome_of(measure, available)
-    assert all(why in m["not_measured"] for m in outcome.results["measurements"])
+    outcome = outcome_of(fails)
+    reason = "its process ended: killed"
+    assert all(m["not_measured"] == reason for m in outcome.results["measurements"])
     assert {value for _, _, quantity, value, _ in outcome.rows if quantity == "peak"} == {None}
-    assert outcome.findings[-1].verdict.startswith("Not measured: ")
+    assert outcome.findings[-1].verdict == f"Not measured: {reason}."
     assert outcome.pictures["meta_steps"][1:4] == b"PNG"
