@@ -44,7 +44,7 @@ HEADLINES: dict[str, Task] = {
 }
 """What each rule's headline is measured on, over 100 steps."""
 
-EXPERIMENT_RULES = [f"lstm-mnist-relu-{number}" for number in SNAPSHOTS] + [a.name for a in ABLATIONS]
+EXPERIMENT_RULES = [*SNAPSHOTS, *(ablation.name for ablation in ABLATIONS)]
 """Rules that an experiment needs and nobody else: no cards."""
 
 

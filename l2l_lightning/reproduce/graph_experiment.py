@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from l2l_lightning.comparison.plots import COLOURS, HIGHLIGHT, png
 from l2l_lightning.reproduce.autograd_graph import window_graph
 from l2l_lightning.reproduce.experiment import Experiment, Finding, Outcome, markdown_table
 from l2l_lightning.reproduce.meta_step_memory import MODES, MetaStep, held_bytes, measure
@@ -83,7 +80,7 @@ def _outcome(store: ResultStore, losses: Mapping[Any, Tensor], folder: Path) -> 
             for name, value in found.items()
             if (unit := _unit(name))
         ],
-        {"meta_steps": png(_bars(measurements))},
+        {},
         [_table(measurements)],
     )
 
@@ -136,28 +133,6 @@ def _table(measurements: Sequence[dict[str, Any]]) -> str:
         "A meta-step's memory; the peak is beyond what the process had before, each in a process of its own:"
         f"\n\n{markdown_table(head, rows)}"
     )
-
-
-def _bars(measurements: Sequence[dict[str, Any]]) -> Figure:
-    """Draws bars over T for every mode: the graph's operations and the peak memory, where measured."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    windows = list(dict.fromkeys(found["unroll"] for found in measurements))
-    left, right = figure.subplots(1, 2)
-    for axes, quantity, unit, title in (
-        (left, "operations", 1, "Operations in the graph behind a window's meta-loss"),
-        (right, "peak_bytes", 2**20, "Peak memory of its meta-step, MiB"),
-    ):
-        for number, (mode, colour) in enumerate(zip(MODES, (HIGHLIGHT, *COLOURS), strict=False)):
-            values = [found[quantity] for found in measurements if found["mode"] == mode]
-            heights = [math.nan if value is None else value / unit for value in values]
-            places = [place + 0.3 * (number - 1) for place in range(len(windows))]
-            drawn = axes.bar(places, heights, 0.28, label=mode, color=colour)
-            axes.bar_label(drawn, fmt="{:,.0f}", fontsize=7)
-        axes.set_xticks(range(len(windows)), [f"{T} steps" for T in windows])
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    return figure
 
 
 def _size(size: int | None) -> str:

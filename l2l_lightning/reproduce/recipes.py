@@ -6,8 +6,8 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
-SNAPSHOTS = (10, 200)
-"""Meta-epochs (rollouts) after which the study shows its ReLU rule, besides the end, 3,000."""
+SNAPSHOTS = {f"lstm-mnist-relu-{rollouts}": ("lstm-mnist-relu", rollouts) for rollouts in (10, 200)}
+"""Rules as they were after so many rollouts of a training: the study shows its ReLU rule then, too."""
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,6 @@ class Recipe:
     preset: str
     options: dict[str, Any] = field(default_factory=dict)
     """Values that are put over the preset's, nested as they are."""
-    snapshots: tuple[int, ...] = ()
-    """Numbers of rollouts after which the rule is kept as it is then."""
     start: str | None = None
     """The trained rule that this one goes on from."""
 
@@ -83,23 +81,10 @@ RECIPES: dict[str, Recipe] = {
     "lstm-quadratic": Recipe("quadratic"),
     "lstm-study-quadratic": Recipe("study_quadratic"),
     "lstm-mnist": Recipe("mnist"),
-    "lstm-mnist-relu": Recipe("mnist_relu", snapshots=SNAPSHOTS),
+    "lstm-mnist-relu": Recipe("mnist_relu"),
     "lstm-mnist-tanh": Recipe("mnist_tanh"),
     "lstm-mnist-activations": Recipe("mnist_activations"),
     "lstm-mnist-mixture": Recipe("mnist_mixture", start="lstm-mnist-activations"),
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
 }
 """How every rule is trained, by the rule's name."""
-
-
-def snapshot_of(name: str) -> tuple[str, int] | None:
-    """Returns the recipe and the number of rollouts that a snapshot's name stands for, if it is one's.
-
-    Example:
-        >>> snapshot_of("lstm-mnist-relu-200"), snapshot_of("lstm-mnist")
-        (('lstm-mnist-relu', 200), None)
-    """
-    parent, _, rollouts = name.rpartition("-")
-    if parent in RECIPES and rollouts.isdigit() and int(rollouts) in RECIPES[parent].snapshots:
-        return parent, int(rollouts)
-    return None

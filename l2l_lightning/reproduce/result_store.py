@@ -33,7 +33,7 @@ from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.provenance import commit, device_name, versions
-from l2l_lightning.reproduce.recipes import RECIPES, snapshot_of
+from l2l_lightning.reproduce.recipes import RECIPES, SNAPSHOTS
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import Report, meta_train
 from l2l_lightning.rollout.optimizees import Optimizees
@@ -133,7 +133,7 @@ class ResultStore:
                 return pretrained.load(name)
             except WeightsError as error:
                 raise WeightsError(f"{error} (leave out --from-pretrained to train it)") from error
-        parent, rollouts = snapshot_of(name) or (name, 0)
+        parent, rollouts = SNAPSHOTS.get(name, (name, 0))
         recipe, folder = RECIPES[parent], self.rule_folder(parent)
         options = merged(recipe.options, {"data": {"root": self.settings.data_root}})
         if recipe.start:
@@ -146,7 +146,7 @@ class ResultStore:
             seed=self.settings.seed,
             report=lambda text: self.report(f"meta-training {parent}, {text}"),
             options=merged(options, QUICK_TRAINING if self.settings.quick else {}),
-            snapshots=recipe.snapshots,
+            snapshots=[number for of, number in SNAPSHOTS.values() if of == parent],
         )
         snapshot = folder / f"after-{rollouts}.safetensors"
         return pretrained.load(snapshot) if snapshot.is_file() else rule  # a quick run may end before it

@@ -176,14 +176,20 @@ def test_the_matrixs_cells():
     assert len(set(full)) == len(full) == 4 * 4 * 3 * 3 * 3
     assert set(star) <= set(full)
     for activation in ("sigmoid", "relu", "tanh", "elu"):
-        mnist = [c for c in star if (c.dataset, c.activation) == ("mnist", activation)]
-        assert {c.width for c in mnist} == {10, 20, 40, 100}
-        assert {c.depth for c in mnist} == {1, 2, 3}
-        assert {c.horizon for c in mnist} == {100, 200, 1000}
-        assert {c.dataset for c in star if c.activation == activation} == {"mnist", "digits", "smiles"}
+        axes = zip(*(c for c in star if c.activation == activation), strict=True)
+        datasets, _, widths, depths, horizons = map(set, axes)
+        assert datasets == {"mnist", "digits", "smiles"}
+        assert (widths, depths, horizons) == ({10, 20, 40, 100}, {1, 2, 3}, {100, 200, 1000})
     deep = next(c for c in star if c.depth == 3)
     assert deep.task.hidden_sizes == [20, 20, 20]
     assert isinstance(deep.task, MNISTMLP)
+
+
+@pytest.mark.parametrize("smiles", [set(), {"smiles"}])
+def test_smiles_are_measured_where_there_is_a_copy(tmp_path, smiles):
+    store = ResultStore(Settings(smiles_root=str(tmp_path) if smiles else None))
+    requests = GENERALISE.requests(store).values()
+    assert {request.task.dataset for request in requests} == {"mnist", "digits"} | smiles
 
 
 def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
@@ -197,12 +203,6 @@ def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
             rule = model.rule
             assert (rule.spec.preprocessing, rule.gradient_scale) == ("identity", 1)
             assert (rule.spec.output_scale, model.unrolls) == (0.1, [20])
-
-
-def test_smiles_are_measured_where_there_is_a_copy(tmp_path):
-    for root, expected in ((None, {"mnist", "digits"}), (str(tmp_path), {"mnist", "digits", "smiles"})):
-        requests = GENERALISE.requests(ResultStore(Settings(smiles_root=root))).values()
-        assert {request.task.dataset for request in requests} == expected
 
 
 def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
