@@ -15,9 +15,9 @@ from l2l_lightning.comparison.baselines import BASELINES
 from l2l_lightning.configs import presets
 from l2l_lightning.errors import ReproductionError, WeightsError
 from l2l_lightning.reproduce import result_store
-from l2l_lightning.reproduce.command import ProgressBar, reproduce
+from l2l_lightning.reproduce.command import EXPERIMENTS, ProgressBar, reproduce
 from l2l_lightning.reproduce.generalise import GENERALISE, cells
-from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES
+from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import meta_train
@@ -195,6 +195,11 @@ def test_smiles_are_measured_where_there_is_a_copy(tmp_path, smiles):
 def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
     assert {recipe.preset for recipe in RECIPES.values()} <= set(presets())
     assert len({ablation.name for ablation in ABLATIONS}) == len(ABLATIONS) == 16
+    store = ResultStore(Settings())
+    requests = [request for e in EXPERIMENTS.values() for request in e.requests(store).values()]
+    asked = {request.optimizer for request in requests}
+    assert {*RECIPES, *SNAPSHOTS, *BASELINES} - asked == {"lstm-mnist-activations"}
+    assert asked < {*RECIPES, *SNAPSHOTS, *BASELINES}
     for name, recipe in RECIPES.items():
         start = {"start_from": None} if recipe.start else {}
         values = preset_values(recipe.preset, recipe.options)["model"] | start
