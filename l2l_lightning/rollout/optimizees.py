@@ -16,7 +16,7 @@ from l2l_lightning.data.images import Images
 from l2l_lightning.errors import TaskError
 from l2l_lightning.tasks.base import Batch, Task
 
-STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
+STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4, "perturbation": 5}
 """Independent families of random draws; a number, once given, is never changed."""
 
 

@@ -248,7 +248,7 @@ class Rollout:
         if self.masked.all():
             value, gradients = _undefined(value, parameters)
         if differentiable:
-            value = _with_derivatives(value, parameters, gradients)
+            value = with_derivatives(value, parameters, gradients)
         return Window(value, losses, self.masked)
 
     def _unrolled_window(self, T: int, weights: Tensor) -> Window:
@@ -270,7 +270,7 @@ class Rollout:
         if masked.all():
             parameters = list(self.rule.parameters())
             value, gradients = _undefined(losses.new_empty(()), parameters)
-            value = _with_derivatives(value, parameters, gradients)
+            value = with_derivatives(value, parameters, gradients)
         else:
             with _full_precision(theta):
                 value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / len(theta))
@@ -546,7 +546,7 @@ def _undefined(value: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, lis
     return torch.full_like(value, torch.nan), [torch.full_like(p, torch.nan) for p in parameters]
 
 
-def _with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+def with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
     """Returns the value with these gradients as its derivatives in the parameters."""
     return cast(Tensor, _KnownGradient.apply(value, len(parameters), *parameters, *gradients))
 

@@ -30,7 +30,7 @@ from l2l_lightning.pretrained import load
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.history import HistoryDtype, check_history
 from l2l_lightning.rollout.optimizees import Optimizees, check_evaluable
-from l2l_lightning.rollout.rollout import Rollout, Window, run_rule
+from l2l_lightning.rollout.rollout import Rollout, Window, run_rule, with_derivatives
 from l2l_lightning.rules.base import Rule
 from l2l_lightning.rules.lstm import LSTMRule
 from l2l_lightning.tasks.base import Task
@@ -43,6 +43,7 @@ from l2l_lightning.training.data_module import (
     listed,
     rollout_horizon,
 )
+from l2l_lightning.training.estimators import evolution_gradient, perturbation
 from l2l_lightning.training.resharding import reshard
 from l2l_lightning.trust import refuse_foreign
 
@@ -71,7 +72,15 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_whole_numbers(1, 10**6, **some("num_tasks", "num_validation_optimizees"))
     check_whole_numbers(0, 10**9, **some("warmup_steps"))
     check_whole_numbers(0, 2**32 - 1, **some("seed"))
-    if max(lengths["unroll"]) > min(lengths["horizon"]):
+    check_choice(["window", "evolution"], **some("estimator"))
+    check_positive(**some("sigma"))
+    evolution = settings["estimator"] == "evolution"
+    if evolution and any(settings[name] for name in ("second_order", "cuda_graphs", "checkpoint_every")):
+        raise ValueError(
+            "estimator='evolution' keeps no window: second_order, cuda_graphs and checkpoint_every must not "
+            "be set with it"
+        )
+    if max(lengths["unroll"]) > min(lengths["horizon"]) and not evolution:
         raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")
     check_positive(**some("learning_rate"))
     check_choice(["constant", "cosine"], **some("lr_schedule"))
@@ -115,6 +124,12 @@ class MetaLearner(LightningModule):
         checkpoint_every: k: keep every k-th state of a window and compute the others again (see Rollout):
             large optimizees and long windows fit in memory, for about another forward's time. None keeps all.
         history_dtype: What kept states are stored in, "float32" or "bfloat16" (see Rollout).
+        estimator: What the meta-gradient comes from. "window": the exact first-order gradient of windows.
+            "evolution": antithetic evolution strategies over whole rollouts (see `estimators`), for rules of
+            few parameters that act over the whole horizon; a training step is then a whole rollout of
+            `num_tasks` pairs, `unroll` is not read, and `loss_weights` says whether all losses of a pair are
+            compared or the final ones.
+        sigma: σ of "evolution", in units of φ.
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
@@ -154,13 +169,19 @@ class MetaLearner(LightningModule):
         start_from: str | None = None,
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
+        estimator: Literal["window", "evolution"] = "window",
+        sigma: float = 0.1,
     ) -> None:
         check_settings(locals())
         super().__init__()
         for name, argument, kind in (("task", task, Task), ("rule", rule, Rule)):
             if not isinstance(argument, kind):
                 raise TypeError(f"{name} must be of the class {kind.__name__}, got {argument!r}")
-        self.horizons, self.unrolls = listed(horizon), listed(unroll)
+        self.horizons = listed(horizon)
+        # The windows of evolution strategies are whole rollouts.
+        self.unrolls = [max(self.horizons)] if estimator == "evolution" else listed(unroll)
+        self.estimator = estimator
+        self.sigma = sigma
         self.task = task
         self.rule = rule
         self.horizon = self.horizons[0]
@@ -292,11 +313,7 @@ class MetaLearner(LightningModule):
         """The run's index-th rollout on this process; no other process draws from its streams."""
         process = index * self.trainer.world_size + self.trainer.global_rank
         indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
-        images = self.data.images("train", self.device)
-        task = self.task.member(index)
-        optimizees = Optimizees(
-            task, images, self.seed, "train", indices, self.device, dtype=self._dtype_of_optimizees
-        )
+        optimizees = self._optimizees(self.task.member(index), "train", indices)
         return Rollout(
             self.rule,
             optimizees,
@@ -307,11 +324,19 @@ class MetaLearner(LightningModule):
             self.horizon_of(index),
         )
 
+    def _optimizees(self, task: Task, stream: str, indices: Sequence[int]) -> Optimizees:
+        images = self.data.images(stream, self.device)
+        return Optimizees(
+            task, images, self.seed, stream, indices, self.device, dtype=self._dtype_of_optimizees
+        )
+
     def abandon_rollout(self) -> None:
         """Forgets the rollout in progress; the next window starts a fresh one."""
         self._rollout = None
 
     def training_step(self, window: WindowIndex, batch_idx: int) -> Tensor:
+        if self.estimator == "evolution":
+            return self._counted(self._evolve(window.rollout))
         if window.start == 0 or self._rollout is None:
             self._rollout = self.start_rollout(window.rollout)
             if self._carried is not None:
@@ -327,6 +352,23 @@ class MetaLearner(LightningModule):
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
         return self._counted(result)
+
+    def _evolve(self, index: int) -> Window:
+        """Returns the mean loss of the run's index-th rollout, with the derivatives that pairs estimate."""
+        process = index * self.trainer.world_size + self.trainer.global_rank
+        pairs = range(process * self.num_tasks, (process + 1) * self.num_tasks)
+        optimizees = self._optimizees(self.task.member(index), "train", [*pairs, *pairs])
+        with torch.no_grad():
+            value, gradients = evolution_gradient(
+                self.rule,
+                optimizees,
+                self.horizon_of(index),
+                [perturbation(self.rule, self.seed, pair) for pair in pairs],
+                self.sigma,
+                self.loss_weights == "final",
+            )
+        meta_loss = with_derivatives(value, list(self.rule.parameters()), gradients)
+        return Window(meta_loss, optimizees.theta.new_empty(0), torch.zeros(self.num_tasks, dtype=torch.bool))
 
     def _counted(self, window: Window) -> Tensor:
         """Logs what a window gave on all processes; returns the meta-loss that this one differentiates."""
@@ -347,15 +389,13 @@ class MetaLearner(LightningModule):
         # The optimizees are the same on any number of processes: each runs a share of them, maybe none, and
         # the metrics' means, which count optimizees, are synchronised.
         rank, world = self.trainer.global_rank, self.trainer.world_size
-        images, members = self.data.images(stream, self.device), self.task.members
+        members = self.task.members
         count = max(self.num_validation_optimizees // len(members), 1)
         for number, task in enumerate(members):
             # Of many members with few optimizees each, no process runs all the first ones.
             indices = range((rank - number) % world, count, world)
             if indices:
-                optimizees = Optimizees(
-                    task, images, self.seed, stream, indices, self.device, dtype=self._dtype_of_optimizees
-                )
+                optimizees = self._optimizees(task, stream, indices)
                 losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
             else:
                 losses = torch.empty(self.horizon, 0, device=self.device)
