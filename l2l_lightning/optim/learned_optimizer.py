@@ -132,8 +132,14 @@ class LearnedOptimizer(Optimizer):
         try:
             for index, parameter in enumerate(group["params"]):
                 check_dense(name_of(group, index), parameter)
-                self.rule_for(group, parameter)
+                rule = self.rule_for(group, parameter)
+                if not rule.coordinatewise and local(parameter).shape != parameter.shape:
+                    raise ValueError(
+                        f"{name_of(group, index)} is sharded, and its rule moves whole matrices: ZeroShot "
+                        "does without with orthogonal=False"
+                    )
             self._check_reading(group)
+            self._packs = {}  # what they know of their tensors was another number of them
         except Exception:  # the user's own code may tell groups and read features
             self.param_groups.pop()
             for parameter in group["params"]:
@@ -276,6 +282,11 @@ class LearnedOptimizer(Optimizer):
         rule = self._rule(group)
         return [rule.member_for(info) for info in self._infos(group, names)]
 
+    def _num_tensors(self) -> int:
+        """How many parameters of all groups are optimised."""
+        params = _unique([parameter for group in self.param_groups for parameter in group["params"]])
+        return sum(parameter.requires_grad for parameter in params)
+
     def _infos(self, group: dict[str, Any], names: Sequence[str] | None = None) -> Iterator[ParameterInfo]:
         """Yields what features and `Grouped` may know of each of a group's parameters."""
         (index,) = (i for i, other in enumerate(self.param_groups) if other is group)
@@ -369,7 +380,7 @@ class LearnedOptimizer(Optimizer):
         logger.info("the rule's state of %d coordinates takes %.1f MiB on %s", n, mebibytes, device)
         rule, _ = self._on(group, device)[member]
         infos = dict(zip(group["params"], self._infos(group), strict=True))
-        layout = Layout(tuple(infos[parameter] for parameter in params))
+        layout = Layout(tuple(infos[parameter] for parameter in params), num_tensors=self._num_tensors())
         dtype = self.dtype_of(STATISTICS, group)
         try:
             # Not of inference mode, even if the first step is taken in it: others will write into it.

@@ -74,5 +74,6 @@ def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees
             arguments = [part.by_optimizee(carried).movedim(-2, 0) for carried in (x, part.state)]
             update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
             part.state = state.movedim(0, -2).flatten(-2)
-            theta.copy_(part.added(theta, update.flatten()))
+            update = part.rule.finish(update.flatten(), part.layout)
+            theta.copy_(part.added(theta, update))
     return losses

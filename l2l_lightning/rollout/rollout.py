@@ -13,6 +13,7 @@ It is exact: the tests hold it to autograd through the unrolled graph at 1e-10.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -141,12 +142,17 @@ class Rollout:
                 second-order meta-gradients at the memory and time of unrolling.
 
         Raises:
-            ValueError: unroll < 1, weights that are not [T+1], or second_order with cuda_graphs=True,
-                checkpoint_every or a history_dtype.
+            ValueError: unroll < 1, weights that are not [T+1], second_order with cuda_graphs=True,
+                checkpoint_every or a history_dtype, or a rule that is not coordinatewise without it.
             CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
         """
         if unroll < 1:
             raise ValueError(f"unroll must be at least 1, got {unroll}")
+        if not second_order and not all(part.rule.coordinatewise for part in self.parts):
+            raise ValueError(
+                "the rule is not coordinatewise, and a window's exact meta-gradient is of those that are: "
+                "train it with estimator='evolution', or second_order=True"
+            )
         if second_order and self.cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
         check_history(self.checkpoint_every, self.history_dtype, second_order)
@@ -298,7 +304,7 @@ class Rollout:
         theta = optimizees.theta[rest].requires_grad_()
         states = [part.by_optimizee(part.state)[..., rest, :].flatten(-2) for part in parts]
         statistics = [part.by_optimizee(part.statistics)[..., rest, :].flatten(-2) for part in parts]
-        layouts = [Layout(part.layout.tensors, len(rest)) for part in parts]
+        layouts = [dataclasses.replace(part.layout, copies=len(rest)) for part in parts]
         losses, grads = [], []
         for t, batch in enumerate(batches):
             chosen = tree_map(lambda leaf: leaf[rest], batch)
@@ -315,6 +321,7 @@ class Rollout:
                     statistics[index] = statistics[index].clone()  # the graph keeps what they were
                     x = part.rule.read(part.take(grad), statistics[index], time, layout)
                     update, states[index] = part.rule.step(x, states[index])
+                    update = part.rule.finish(update, layout)
                     theta = part.added(theta, update)
         stacked = torch.stack(losses)
         finite = _finite(stacked.detach(), [torch.stack(grads)])
@@ -477,12 +484,15 @@ class _Track:
             x = self.part.rule.read(grad, self.statistics, time, self.part.layout)
             if self.inputs and x is not grad:
                 self.inputs[t].copy_(x)
-            if self.part.columns is None:
+            rule, columns = self.part.rule, self.part.columns
+            if columns is None and rule.coordinatewise:
                 step(theta.view(-1), x, self.states[t], self.states[t + 1])
-            else:
-                update = torch.zeros_like(grad)
-                step(update, x, self.states[t], self.states[t + 1])
-                theta.index_add_(1, self.part.columns, update.view(len(theta), -1))
+                return
+            update = torch.zeros_like(grad)
+            step(update, x, self.states[t], self.states[t + 1])
+            if not rule.coordinatewise:
+                update = rule.finish(update, self.part.layout)
+            theta.copy_(self.part.added(theta, update))
 
 
 @torch.no_grad()

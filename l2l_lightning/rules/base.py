@@ -78,6 +78,10 @@ class UpdateRule(Rule, metaclass=_Checked):
     features: Features | None = None
     """The features turn gradients into what the rule reads; with None it reads gradients as they are."""
 
+    coordinatewise: bool = True
+    """Whether an update is what `step` gives, so that a window's exact meta-gradient holds; False: `finish`
+    is to follow, which sees whole tensors."""
+
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
 
@@ -115,6 +119,10 @@ class UpdateRule(Rule, metaclass=_Checked):
     @abstractmethod
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (x_t, s_t) to (u_t [n], s_{t+1}), differentiably in every argument and in φ."""
+
+    def finish(self, update: Tensor, layout: Layout) -> Tensor:
+        """Returns u_t [n] as whole tensors are moved by it, of a rule that is not coordinatewise."""
+        return update
 
     def stepper(self) -> Step:
         """Returns `step_` for many steps with one φ; what depends on φ alone is computed here, once.

@@ -30,6 +30,7 @@ class ParameterInfo:
         group: The index of the optimizer's parameter group; 0 along a rollout.
         local_shape: What this process holds of it; None is all of it.
         sum_over_shards: Adds a tensor up over the processes that hold the other shards.
+        inputs_first: Whether the first dimension is the inputs', where torch.nn has the outputs'.
 
     Example:
         >>> ParameterInfo("conv.weight", (20, 1, 5, 5)).rank
@@ -41,6 +42,20 @@ class ParameterInfo:
     group: int = 0
     local_shape: tuple[int, ...] | None = None
     sum_over_shards: Callable[[Tensor], Tensor] | None = None
+    inputs_first: bool = False
+
+    @property
+    def fans(self) -> tuple[int, int]:
+        """Fan-in and fan-out: of a tensor of several dimensions one of them and all others; else (1, 1).
+
+        Example:
+            >>> ParameterInfo("conv.weight", (20, 1, 5, 5)).fans
+            (25, 20)
+        """
+        if self.rank < 2 or self.numel == 0:
+            return 1, 1
+        first, others = self.shape[0], self.numel // self.shape[0]
+        return (first, others) if self.inputs_first else (others, first)
 
     @property
     def rank(self) -> int:
@@ -70,6 +85,7 @@ class Layout:
     Args:
         tensors: The tensors of one optimizee.
         copies: K optimizees side by side; an optimizer has one.
+        num_tensors: Tensors of the whole optimizee, with those that other rules move; None: these are all.
 
     Example:
         >>> layout = Layout((ParameterInfo("weight", (2, 2)), ParameterInfo("bias", (2,))))
@@ -79,6 +95,7 @@ class Layout:
 
     tensors: tuple[ParameterInfo, ...]
     copies: int = 1
+    num_tensors: int | None = None
 
     @property
     def num_coordinates(self) -> int:
@@ -111,7 +128,8 @@ class Layout:
 
     def select(self, chosen: Sequence[int]) -> Layout:
         """Returns the layout of the tensors at these positions."""
-        return Layout(tuple(self.tensors[index] for index in chosen), self.copies)
+        tensors = tuple(self.tensors[index] for index in chosen)
+        return Layout(tensors, self.copies, self.num_tensors or len(self.tensors))
 
     def columns(self, chosen: Sequence[int]) -> Tensor:
         """Returns where the coordinates of these tensors are in a copy, int64 [their number]."""

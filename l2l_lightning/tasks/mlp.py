@@ -99,7 +99,7 @@ class ImageMLP(Task):
         return tuple(
             ParameterInfo(f"{index // 2}.bias", shape[1:])
             if index % 2
-            else ParameterInfo(f"{index // 2}.weight", shape)
+            else ParameterInfo(f"{index // 2}.weight", shape, inputs_first=True)
             for index, shape in enumerate(self.shapes)
         )
 

@@ -16,7 +16,7 @@ from unrolled import assert_same_carried, assert_windows_are_unrolled
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
 from l2l_lightning.class_paths import class_config, from_class_config
 from l2l_lightning.errors import RuleError
-from l2l_lightning.rules import Features, Layout, ParameterInfo, RNNprop, Time, UpdateRule
+from l2l_lightning.rules import Features, Layout, ParameterInfo, RNNprop, Time, UpdateRule, ZeroShot
 
 RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
@@ -25,6 +25,7 @@ RULES = {
     "LSTM on the reference": lambda: CoordinatewiseLSTM(2, 4, backend="reference"),
     "RNNprop": lambda: RNNprop(hidden_size=5),
     "RNNprop on the reference": lambda: RNNprop(1, 3, beta=0.5, backend="reference"),
+    "zero-shot": lambda: ZeroShot(orthogonal=False),
     "one's own": LearnedMomentum,
     "one's own, with features": MixedLSTM,
     "one's own, of time and tensors": TensorwiseMomentum,
@@ -44,7 +45,7 @@ def optimizees(dtype=torch.float64, indices=range(3)):
 
 def layout(n):
     """Every coordinate is a tensor of its own."""
-    return Layout((ParameterInfo("", (1,)),) * n or (ParameterInfo("", (0,)),))
+    return Layout((ParameterInfo("", (1,)),) * n or (ParameterInfo("", (0,)),), num_tensors=N)
 
 
 def read(rule, grads):
@@ -179,7 +180,7 @@ def test_a_segments_gradient_is_autograds(rule):
             objective = objective + (d_update * update).sum()
         if from_final_state is not None:
             objective = objective + (from_final_state * state).sum()
-        expected = torch.autograd.grad(objective, [*parameters, initial])
+        expected = torch.autograd.grad(objective, [*parameters, initial], materialize_grads=True)
         for segment_gradient in (rule.segment_gradient, functools.partial(UpdateRule.segment_gradient, rule)):
             d_phi, d_state = segment_gradient(grads, history, d_updates, from_final_state)
             torch.testing.assert_close([*d_phi, d_state], list(expected), rtol=1e-10, atol=1e-12)
@@ -232,12 +233,15 @@ def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
     horizon = 9
     looped, ran, windows = (optimizees(torch.float32) for _ in range(3))
     thetas, losses = [nn.Parameter(theta.clone()) for theta in looped.theta], []
-    optimizer = LearnedOptimizer(thetas, rule, total_steps=horizon)
+    # One each, as a rule may read how many tensors an optimizee has.
+    optimizers = [LearnedOptimizer([theta], rule, total_steps=horizon) for theta in thetas]
     for _ in range(horizon):
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         step = looped.task.losses(torch.stack(list(thetas)), looped.next_batches())
         step.sum().backward()
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append(step.detach())
     expected = run_rule(rule, ran, horizon)
     torch.testing.assert_close(torch.stack(losses), expected, rtol=1e-5, atol=1e-5)

@@ -38,7 +38,7 @@ def unrolled_meta_loss(rule, optimizees, carried, T, weights, second_order, firs
             ):
                 state, statistics = carried[index][0], carried[index][1].clone()
                 member = rule.members[rule.member_for(tensor)]
-                x = member.read(g.reshape(-1), statistics, time, Layout((tensor,), len(theta)))
+                x = member.read(g.reshape(-1), statistics, time, Layout((tensor,), len(theta), len(tensors)))
                 update, state = member.step(x, state)
                 carried[index] = state, statistics
                 moved.append(update.view(len(theta), -1))

@@ -1,0 +1,245 @@
+"""The rule that needs no tuning: its formula, what it does not depend on, and how it is trained."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from l2l_lightning import (
+    LearnedOptimizer,
+    MetaData,
+    MetaLearner,
+    MetaTrainer,
+    ModuleTask,
+    Optimizees,
+    Rollout,
+    run_rule,
+)
+from l2l_lightning.rules import Layout, ParameterInfo, Time, ZeroShot
+from l2l_lightning.rules.nominal import FACTS, NominalFeatures
+from l2l_lightning.rules.orthogonal import newton_schulz, orthogonalised
+
+T = 12
+
+
+def network(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5))
+
+
+def sample(generator):
+    x = torch.randn(16, 6, generator=generator)
+    return x, x[:, :5].argmax(-1)
+
+
+def rule(orthogonal=True):
+    """φ off its start, so that every constant has a part."""
+    made = ZeroShot(orthogonal).double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for phi in made.parameters():
+            phi.add_(0.2 * torch.randn(phi.shape, generator=generator, dtype=phi.dtype))
+    return made
+
+
+def train(model, optimizer, scale=1.0, steps=T):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        x, y = sample(generator)
+        optimizer.zero_grad()
+        (scale * nn.functional.cross_entropy(model(x.to(next(model.parameters()))), y)).backward()
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in model.parameters()]
+
+
+def moved(orthogonal=True, scale=1.0, groups=None):
+    model = network().double()
+    params = model.parameters() if groups is None else groups(model)
+    return train(model, LearnedOptimizer(params, rule(orthogonal), total_steps=T), scale)
+
+
+def by_hand(made, grads, tensors):
+    """θ_T − θ_0 of each tensor, from gradients [T, …] of each: number by number, by the formulas."""
+    w, mix = made.log_step.tolist(), made.mixing.tolist()
+    power, warm = math.exp(made.log_power), math.exp(made.log_warm_up)
+    result = []
+    for series, shape in zip(grads, tensors, strict=True):
+        m, m2, v, present = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
+        total = torch.zeros(shape, dtype=torch.float64)
+        for t, g in enumerate(series):
+            m, m2 = 0.9 * m + 0.1 * g, 0.99 * m2 + 0.01 * g
+            v, present = 0.98 * v + 0.02 * g**2, 0.98 * present + 0.02 * (g != 0)
+            mh, sh, vh, ph = (
+                a / (1 - b ** (t + 1)) for a, b in ((m, 0.9), (m2, 0.99), (v, 0.98), (present, 0.98))
+            )
+            x = 2 * t / T - 1
+            d = (0.9 * mh + 0.1 * g + (mix[0] + mix[1] * x) * g + (mix[2] + mix[3] * x) * sh) / vh.sqrt()
+            snr, slow = (
+                math.log(min(max((h**2).mean().item() / vh.mean().item(), 1e-3), 1) / 0.2) for h in (mh, sh)
+            )
+            matrix = len(shape) > 1
+            facts = [
+                1.0,
+                math.log(T / 300),
+                math.log(math.prod(shape[1:]) / 64) if matrix else 0.0,
+                math.log(shape[0] / 24) if matrix else 0.0,
+                0.0 if matrix else 1.0,
+                0.0 if matrix else math.log(math.prod(shape) / 24),
+                math.log(len(tensors) / 4),
+                *(snr, slow, x * snr),
+                math.log(ph.mean().item()),
+            ]
+            size = math.exp(sum(a * b for a, b in zip(w, facts, strict=True)))
+            schedule = min(1, t / T / warm + 0.01) * (1 - t / T) ** power
+            if made.orthogonal and matrix and min(shape[0], math.prod(shape[1:])) >= 4:
+                # Newton and Schulz's polynomial, on the singular values alone.
+                u, s, vt = torch.linalg.svd(d.reshape(shape[0], -1), full_matrices=False)
+                s = s / s.norm()
+                for _ in range(5):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                new = (u * s) @ vt
+                d = (new * (d.square().mean() / new.square().mean()).sqrt()).reshape(shape)
+            total -= size * schedule * d
+        result.append(total)
+    return result
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_it_is_the_formula(orthogonal):
+    shapes = [(6, 5), (7,), (4, 2, 3)]
+    generator = torch.Generator().manual_seed(2)
+    grads = [torch.randn(T, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    params = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
+    made = rule(orthogonal)
+    optimizer = LearnedOptimizer(params, made, total_steps=T)
+    for t in range(T):
+        for parameter, series in zip(params, grads, strict=True):
+            parameter.grad = series[t].clone()
+        optimizer.step()
+    for parameter, expected in zip(params, by_hand(made, grads, shapes), strict=True):
+        torch.testing.assert_close(parameter.detach(), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_the_losss_scale_makes_no_difference():
+    expected = moved()
+    for scale in (1e-6, 1e6):
+        for ours, theirs in zip(moved(scale=scale), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_groups_make_no_difference():
+    def two(model):
+        return [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
+
+    for ours, theirs in zip(moved(groups=two), moved(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_the_order_of_rows_and_columns_makes_no_difference(orthogonal):
+    made = rule(orthogonal)
+    generator = torch.Generator().manual_seed(3)
+    grads = torch.randn(T, 6, 5, generator=generator, dtype=torch.float64)
+    rows, columns = torch.randperm(6, generator=generator), torch.randperm(5, generator=generator)
+    thetas = []
+    for series in (grads, grads[:, rows][:, :, columns]):
+        parameter = nn.Parameter(torch.zeros(6, 5, dtype=torch.float64))
+        optimizer = LearnedOptimizer([parameter], made, total_steps=T)
+        for g in series:
+            parameter.grad = g.clone()
+            optimizer.step()
+        thetas.append(parameter.detach())
+    torch.testing.assert_close(thetas[1], thetas[0][rows][:, columns], rtol=1e-9, atol=1e-13)
+
+
+def test_what_never_had_a_gradient_stays():
+    """Whole tensors, and coordinates of one of which others move."""
+    touched, untouched = nn.Parameter(torch.ones(5, 6)), nn.Parameter(torch.ones(7, 4))
+    optimizer = LearnedOptimizer([touched, untouched], ZeroShot(orthogonal=True), total_steps=T)
+    for _ in range(T):
+        touched.grad = torch.zeros_like(touched)
+        touched.grad[:2] = torch.randn(2, 6)
+        untouched.grad = torch.zeros_like(untouched)
+        optimizer.step()
+    assert torch.equal(untouched.detach(), torch.ones(7, 4))
+    assert torch.equal(touched.detach()[2:], torch.ones(3, 6))
+    assert (touched.detach()[:2] != 1).all()
+
+
+def test_matrices_are_orthogonalised_and_keep_their_size():
+    layout = Layout(
+        (ParameterInfo("a", (6, 4)), ParameterInfo("b", (9,)), ParameterInfo("c", (3, 8))), copies=2
+    )
+    update = torch.randn(2, 24 + 9 + 24, generator=torch.Generator().manual_seed(0)).double()
+    new = orthogonalised(update.flatten(), layout).view_as(update)
+    assert torch.equal(new[:, 24:], update[:, 24:])  # a vector, and a matrix with a side of three
+    for k in range(2):
+        before, after = update[k, :24].view(6, 4), new[k, :24].view(6, 4)
+        torch.testing.assert_close(after.square().mean(), before.square().mean())
+        values = torch.linalg.svdvals(after)
+        assert values.max() / values.min() < 1.8 < torch.linalg.cond(before)
+    assert not newton_schulz(torch.zeros(4, 5)).any()
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_in_a_loop_of_ones_own_it_is_the_rollouts(orthogonal):
+    made = rule(orthogonal).float()
+    task = ModuleTask(network, sample=sample)
+    ran = Optimizees(task, None, 0, "test", [0])
+    looped = Optimizees(task, None, 0, "test", [0])
+    model, losses = network(), []
+    nn.utils.vector_to_parameters(looped.theta[0], model.parameters())
+    optimizer = LearnedOptimizer(model.named_parameters(), made, total_steps=T)
+    for _ in range(T):
+        x, y = looped.next_batches()
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x[0]), y[0])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    torch.testing.assert_close(torch.stack(losses), run_rule(made, ran, T)[:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_it_learns_without_a_rate():
+    """At its start already: a network's loss falls as far as the best of Adam's rates takes it, or nearly."""
+
+    def final(make):
+        model = network()
+        train(model, make(model), steps=200)
+        x, y = sample(torch.Generator().manual_seed(9))
+        return nn.functional.cross_entropy(model(x), y).item()
+
+    ours = final(lambda model: LearnedOptimizer(model.parameters(), ZeroShot(), total_steps=200))
+    rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    adam = min(final(lambda model, lr=lr: torch.optim.Adam(model.parameters(), lr)) for lr in rates)
+    assert ours < 1.2 * adam
+
+
+def test_it_is_trained_by_evolution_and_not_by_windows(tmp_path):
+    task = ModuleTask(network, sample=sample)
+    with pytest.raises(ValueError, match="train it with estimator='evolution', or second_order=True"):
+        Rollout(ZeroShot(), Optimizees(task, None, 0, "train", [0]), total_steps=T).window(3)
+    model = MetaLearner(
+        task, ZeroShot(), horizon=5, num_tasks=2, num_validation_optimizees=2, estimator="evolution"
+    )
+    before = [phi.detach().clone() for phi in model.rule.parameters()]
+    trainer = MetaTrainer(
+        max_epochs=1,
+        inference_mode=False,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, datamodule=MetaData(num_rollouts=2))
+    assert all(not torch.equal(a, b) for a, b in zip(before, model.rule.parameters(), strict=True))
+
+
+def test_without_a_horizon_it_says_what_it_needs():
+    with pytest.raises(ValueError, match="needs to know total_steps"):
+        LearnedOptimizer(network().parameters(), ZeroShot())
+    features, layout = NominalFeatures(), Layout((ParameterInfo("", (2,)),))
+    x = features(torch.zeros(2), torch.zeros(4, 2), Time(torch.zeros(()), 10), layout)
+    assert x.shape == (4 + len(FACTS), 2)
+    assert x.isfinite().all()
