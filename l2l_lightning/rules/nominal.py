@@ -73,9 +73,9 @@ class NominalFeatures(Features):
 
 
 def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
-    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 where there has been no gradient."""
+    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 where squares are all zero, or overflow."""
     ratio = (signal / power.clamp(min=torch.finfo(power.dtype).tiny)).clamp(1e-3, 1)
-    return torch.where(power > 0, (ratio / 0.2).log(), 0.0)
+    return torch.where((power > 0) & power.isfinite(), (ratio / 0.2).log(), 0.0)
 
 
 @functools.lru_cache
@@ -104,6 +104,6 @@ def _facts(layout: Layout, total: int, dtype: torch.dtype, device: torch.device)
             ]
         )
     with torch.inference_mode(False):
-        counts = torch.tensor([tensor.numel_here for tensor in layout.tensors], device=device)
-        facts = torch.tensor(rows, dtype=dtype, device=device).repeat_interleave(counts, 0).T
-        return facts.repeat(1, layout.copies)
+        facts = torch.tensor(rows, dtype=dtype, device=device)
+        columns = [row.expand(t.numel_here, -1) for row, t in zip(facts, layout.tensors, strict=True)]
+        return torch.cat(columns).T.repeat(1, layout.copies)

@@ -53,10 +53,10 @@ def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     """
     parts = []
     for part, tensor in zip(layout.split(update), layout.tensors, strict=True):
-        matrix = part.reshape(layout.copies, tensor.shape[0], -1) if tensor.rank > 1 else part
+        matrix = part.flatten(2) if tensor.rank > 1 else part
         if tensor.rank > 1 and min(matrix.shape[-2:]) >= LEAST:
             new = newton_schulz(matrix)
             size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrix, new))
             matrix = new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
-        parts.append(matrix.reshape(layout.copies, -1))
+        parts.append(matrix.reshape(layout.copies, tensor.numel_here))
     return torch.cat(parts, -1).flatten()

@@ -28,7 +28,7 @@ from l2l_lightning.data import load_images
 from l2l_lightning.pretrained import FORMAT, WeightsError
 from l2l_lightning.reproduce.generalise import AIM
 from l2l_lightning.reproduce.recipes import ABLATIONS
-from l2l_lightning.rules import Grouped, RNNprop, Rule, UpdateRule
+from l2l_lightning.rules import Grouped, RNNprop, Rule, UpdateRule, ZeroShot
 from l2l_lightning.tasks import Task
 
 
@@ -114,6 +114,7 @@ def test_names_that_are_none_list_those_that_are(tmp_path):
     [
         (lambda: CoordinatewiseLSTM(1, 3, p=7.0, output_scale=0.3, backend="reference"), []),
         (lambda: RNNprop(1, 3, beta=0.8, backend="reference"), []),
+        (lambda: ZeroShot(orthogonal=False), []),
         (lambda: Grouped({"conv.weight|fc": RNNprop(1, 2), "": CoordinatewiseLSTM(1, 3)}), []),
         (lambda: Grouped({"a": CoordinatewiseLSTM(1, 3), "b|c": LearnedMomentum()}), ["learned_momentum"]),
         (MixedLSTM, ["mixed_features"]),

@@ -182,6 +182,38 @@ def test_matrices_are_orthogonalised_and_keep_their_size():
     assert not newton_schulz(torch.zeros(4, 5)).any()
 
 
+@pytest.mark.parametrize("scale", [1e-18, 1.0, 1e18])
+def test_parameters_of_any_shape_and_dtype_are_moved(scale):
+    """Scalars, rows, empty and transposed ones, convolutions, bfloat16; one lacks a gradient; t passes T."""
+    torch.manual_seed(0)
+    shapes = [(), (0,), (0, 3), (1, 7), (4, 4, 3, 3), (5, 5), (6, 8)]
+    params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
+    params[4] = nn.Parameter(params[4].detach().contiguous(memory_format=torch.channels_last))
+    params[5] = nn.Parameter(params[5].detach().bfloat16())
+    params[6] = nn.Parameter(params[6].detach().t())
+    before = [parameter.detach().clone() for parameter in params]
+    optimizer = LearnedOptimizer(params, ZeroShot(), total_steps=5)
+    for t in range(7):
+        for parameter in params:
+            parameter.grad = scale * torch.randn_like(parameter)
+        if t == 2:
+            params[3].grad = None
+        optimizer.step()
+    for parameter, start in zip(params, before, strict=True):
+        assert parameter.isfinite().all()
+        assert (parameter.detach() != start).all()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_gradients_whose_squares_are_no_numbers_move_nothing(scale):
+    parameter = nn.Parameter(torch.ones(5, 4))
+    optimizer = LearnedOptimizer([parameter], ZeroShot(), total_steps=5)
+    for _ in range(3):
+        parameter.grad = scale * torch.randn(5, 4)
+        optimizer.step()
+    assert torch.equal(parameter.detach(), torch.ones(5, 4))
+
+
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_in_a_loop_of_ones_own_it_is_the_rollouts(orthogonal):
     made = rule(orthogonal).float()
