@@ -133,7 +133,7 @@ class LearnedOptimizer(Optimizer):
             for index, parameter in enumerate(group["params"]):
                 check_dense(name_of(group, index), parameter)
                 rule = self.rule_for(group, parameter)
-                if not rule.coordinatewise and local(parameter).shape != parameter.shape:
+                if not rule.coordinatewise and sum_over_shards(parameter) is not None:
                     raise ValueError(
                         f"{name_of(group, index)} is sharded, and its rule moves whole matrices: ZeroShot "
                         "does without with orthogonal=False"

@@ -10,6 +10,7 @@ from torch.func import functional_call, vmap
 
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.parts import parts_of
+from l2l_lightning.rollout.rollout import full_precision
 from l2l_lightning.rules.base import Rule, UpdateRule
 from l2l_lightning.rules.layout import Time
 
@@ -68,12 +69,14 @@ def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees
     losses = theta.new_empty(horizon, K)
     for t in range(horizon):
         losses[t], grad = optimizees.losses_and_grads()
+        grad = grad.to(theta.dtype)
         time = Time(theta.new_tensor(t), horizon)
-        for part, module, phi in moves:
-            x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
-            arguments = [part.by_optimizee(carried).movedim(-2, 0) for carried in (x, part.state)]
-            update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
-            part.state = state.movedim(0, -2).flatten(-2)
-            update = part.rule.finish(update.flatten(), part.layout)
-            theta.copy_(part.added(theta, update))
+        with full_precision(theta):
+            for part, module, phi in moves:
+                x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
+                arguments = [part.by_optimizee(carried).movedim(-2, 0) for carried in (x, part.state)]
+                update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
+                part.state = state.movedim(0, -2).flatten(-2)
+                update = part.rule.finish(update.flatten(), part.layout)
+                theta.copy_(part.added(theta, update))
     return losses

@@ -195,7 +195,7 @@ class Rollout:
         for part, record in zip(parts, records, strict=True):
             carried += [part.statistics, *record.history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
-        with _full_precision(theta):
+        with full_precision(theta):
             return self._finished_window(records, losses, weights)
 
     def _record(self, index: int, T: int) -> _Record:
@@ -278,7 +278,7 @@ class Rollout:
             value, gradients = _undefined(losses.new_empty(()), parameters)
             value = with_derivatives(value, parameters, gradients)
         else:
-            with _full_precision(theta):
+            with full_precision(theta):
                 value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / len(theta))
                 # Members that move nothing have a derivative too: DDP waits for every parameter's.
                 value = value + 0 * torch.stack([p.sum() for p in self.rule.parameters()]).sum()
@@ -316,7 +316,7 @@ class Rollout:
             if last:
                 break
             time = Time(_time(theta, self.steps_done + t), self.total_steps)
-            with _full_precision(theta):
+            with full_precision(theta):
                 for index, (part, layout) in enumerate(zip(parts, layouts, strict=True)):
                     statistics[index] = statistics[index].clone()  # the graph keeps what they were
                     x = part.rule.read(part.take(grad), statistics[index], time, layout)
@@ -480,7 +480,7 @@ class _Track:
             self.kept[t].copy_(self.states[t])
         if t + 1 == len(self.states):
             return
-        with _full_precision(theta):
+        with full_precision(theta):
             x = self.part.rule.read(grad, self.statistics, time, self.part.layout)
             if self.inputs and x is not grad:
                 self.inputs[t].copy_(x)
@@ -512,7 +512,7 @@ def _inner_loop(
     step. Writes f_t(θ_t) into losses [len(batches), K] and what the tracks say; counts time, a scalar, on.
     Nothing here may depend on a tensor's value or make the host wait for the device.
     """
-    with _full_precision(theta):
+    with full_precision(theta):
         steppers = [track.part.rule.stepper() for track in tracks]
     reads_time = any(track.part.rule.features is not None for track in tracks)
     found = []
@@ -532,7 +532,7 @@ def _time(theta: Tensor, step: int) -> Tensor:
     return theta.new_tensor(step, dtype=torch.promote_types(theta.dtype, torch.float32))
 
 
-def _full_precision(theta: Tensor) -> AbstractContextManager[Any]:
+def full_precision(theta: Tensor) -> AbstractContextManager[Any]:
     """Within this context the rule and the meta-loss are computed: autocast is for the optimizees alone."""
     device = theta.device.type
     # Entering autocast takes a good part of a small optimizee's step, even to switch off what is not on.

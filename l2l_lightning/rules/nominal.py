@@ -69,41 +69,53 @@ class NominalFeatures(Features):
         slow_snr = _log_snr(layout.mean(slow_hat * slow_hat), power)
         moving = torch.stack([snr, slow_snr, (2 * progress - 1) * snr, density.clamp(0.01, 1).log()])
         directions = torch.stack([nominal, grad * inverse, slow_hat * inverse, progress.expand_as(grad)])
-        return torch.cat([directions, _facts(layout, time.total, grad.dtype, grad.device), moving])
+        return torch.cat([directions, _facts(layout, time.total, grad), moving])
 
 
 def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
-    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 where squares are all zero, or overflow."""
+    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 where there has been no gradient or it overflows."""
     ratio = (signal / power.clamp(min=torch.finfo(power.dtype).tiny)).clamp(1e-3, 1)
     return torch.where((power > 0) & power.isfinite(), (ratio / 0.2).log(), 0.0)
 
 
-@functools.lru_cache
+@functools.cache
 def _decays(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Those of the four statistics, [4, 1]."""
     with torch.inference_mode(False):  # a validation's would not do for a graph
         return torch.tensor([[FAST], [SLOW], [SQUARE], [SQUARE]], dtype=dtype, device=device)
 
 
-@functools.lru_cache(maxsize=256)
-def _facts(layout: Layout, total: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The facts that stay what they are, [7, n]."""
-    rows = []
-    for tensor in layout.tensors:
-        fan_in, fan_out = tensor.fans
-        matrix = tensor.rank > 1
-        rows.append(
-            [
-                1.0,
-                math.log(total / 300),
-                math.log(fan_in / 64) if matrix else 0.0,
-                math.log(fan_out / 24) if matrix else 0.0,
-                float(not matrix),
-                0.0 if matrix else math.log(max(tensor.numel, 1) / 24),
-                math.log((layout.num_tensors or len(layout.tensors)) / 4),
-            ]
-        )
+def _facts(layout: Layout, total: int, grad: Tensor) -> Tensor:
+    """The facts that stay what they are, [7, n]; they are spread anew, as keeping them takes 28 bytes each."""
+    count = layout.num_tensors or len(layout.tensors)
+    kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
+    columns = _columns(kinds, count, total, grad.dtype, grad.device).split(1, 1)
+    spread = [
+        column.expand(-1, tensor.numel_here) for column, tensor in zip(columns, layout.tensors, strict=True)
+    ]
+    return torch.cat(spread, 1).repeat(1, layout.copies)
+
+
+@functools.cache  # for good: recorded CUDA graphs read them
+def _columns(
+    kinds: tuple[tuple[int, int, bool, int], ...],
+    num_tensors: int,
+    total: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The facts of tensors of these fans, whether they are matrices, and sizes, [7, their number]."""
+    rows = [
+        [
+            1.0,
+            math.log(total / 300),
+            math.log(fan_in / 64) if matrix else 0.0,
+            math.log(fan_out / 24) if matrix else 0.0,
+            float(not matrix),
+            0.0 if matrix else math.log(max(numel, 1) / 24),
+            math.log(num_tensors / 4),
+        ]
+        for fan_in, fan_out, matrix, numel in kinds
+    ]
     with torch.inference_mode(False):
-        facts = torch.tensor(rows, dtype=dtype, device=device)
-        columns = [row.expand(t.numel_here, -1) for row, t in zip(facts, layout.tensors, strict=True)]
-        return torch.cat(columns).T.repeat(1, layout.copies)
+        return torch.tensor(rows, dtype=dtype, device=device).T.contiguous()

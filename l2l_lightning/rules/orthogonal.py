@@ -53,10 +53,11 @@ def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     """
     parts = []
     for part, tensor in zip(layout.split(update), layout.tensors, strict=True):
-        matrix = part.flatten(2) if tensor.rank > 1 else part
-        if tensor.rank > 1 and min(matrix.shape[-2:]) >= LEAST:
+        matrix = part
+        if tensor.rank > 1 and min(tensor.fans) >= LEAST:
+            matrix = part.reshape(layout.copies, tensor.shape[0], -1)
             new = newton_schulz(matrix)
             size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrix, new))
             matrix = new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
-        parts.append(matrix.reshape(layout.copies, tensor.numel_here))
+        parts.append(matrix.reshape(layout.copies, tensor.numel))
     return torch.cat(parts, -1).flatten()

@@ -22,6 +22,7 @@ from torch import Tensor
 from l2l_lightning.comparison.statistics import FINAL_STEPS
 from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.rollout.perturbed import run_perturbed
+from l2l_lightning.rollout.rollout import full_precision
 from l2l_lightning.rules.base import Rule
 
 
@@ -77,10 +78,11 @@ def evolution_gradient(
     }
     losses = run_perturbed(rule, {name: phi.detach() for name, phi in phis.items()}, optimizees, horizon)
     d = relative_differences(losses, final)
-    gradients = [
-        torch.tensordot(d.to(epsilon.dtype), epsilon, 1) / (2 * sigma * len(d))
-        for epsilon in stacked.values()
-    ]
+    with full_precision(d):
+        gradients = [
+            torch.tensordot(d.to(epsilon.dtype), epsilon, 1) / (2 * sigma * len(d))
+            for epsilon in stacked.values()
+        ]
     return losses[losses.isfinite()].mean(), gradients
 
 

@@ -75,10 +75,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_choice(["window", "evolution"], **some("estimator"))
     check_positive(**some("sigma"))
     evolution = settings["estimator"] == "evolution"
-    if evolution and any(settings[name] for name in ("second_order", "cuda_graphs", "checkpoint_every")):
+    of_windows = [settings[name] for name in ("second_order", "cuda_graphs", "checkpoint_every")]
+    if evolution and (any(of_windows) or settings["history_dtype"] != "float32"):
         raise ValueError(
-            "estimator='evolution' keeps no window: second_order, cuda_graphs and checkpoint_every must not "
-            "be set with it"
+            "estimator='evolution' keeps no window: second_order, cuda_graphs, checkpoint_every and "
+            "history_dtype must not be set with it"
         )
     if max(lengths["unroll"]) > min(lengths["horizon"]) and not evolution:
         raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")

@@ -73,6 +73,18 @@ def test_every_optimizee_is_moved_by_its_own_rule(rule):
         torch.testing.assert_close(together.theta[[k]], alone.theta, rtol=1e-9, atol=1e-12)
 
 
+def test_autocast_is_for_the_optimizees_alone():
+    """Of a task without a matrix product it changes nothing: neither the rule nor the estimate is rounded."""
+    torch.manual_seed(0)
+    rule, results = CoordinatewiseLSTM(hidden_size=3, p=4.0), []
+    epsilons = [perturbation(rule, 0, 0)]
+    for enabled in (False, True):
+        pair = Optimizees(Rosenbrock(), None, 0, "train", [0, 0])
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            results.append((*evolution_gradient(rule, pair, HORIZON, epsilons, 0.1, False)[1], pair.theta))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("final", [True, False])
 def test_the_estimate_is_the_formula(rule, final):
     """Pair after pair by `run_rule`, and parameter after parameter."""
@@ -171,8 +183,9 @@ def test_a_fit_goes_on_bit_for_bit(tmp_path):
     [
         ({"estimator": "pes"}, "estimator must be one of window, evolution"),
         ({"sigma": 0.0}, "sigma must be positive"),
-        ({"second_order": True}, "second_order, cuda_graphs and checkpoint_every must not be set"),
-        ({"checkpoint_every": 2}, "second_order, cuda_graphs and checkpoint_every must not be set"),
+        ({"second_order": True}, "second_order, cuda_graphs, checkpoint_every and history_dtype must not"),
+        ({"checkpoint_every": 2}, "second_order, cuda_graphs, checkpoint_every and history_dtype must not"),
+        ({"history_dtype": "bfloat16"}, "checkpoint_every and history_dtype must not be set"),
     ],
 )
 def test_what_cannot_go_together_is_refused(arguments, message):

@@ -14,6 +14,7 @@ from l2l_lightning import (
     ModuleTask,
     Optimizees,
     Rollout,
+    pretrained,
     run_rule,
 )
 from l2l_lightning.rules import Layout, ParameterInfo, Time, ZeroShot
@@ -275,3 +276,26 @@ def test_without_a_horizon_it_says_what_it_needs():
     x = features(torch.zeros(2), torch.zeros(4, 2), Time(torch.zeros(()), 10), layout)
     assert x.shape == (4 + len(FACTS), 2)
     assert x.isfinite().all()
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_a_file_of_it_is_read(tmp_path, orthogonal):
+    made = ZeroShot(orthogonal)
+    pretrained.save(made, tmp_path / "rule.safetensors")
+    loaded = pretrained.load(tmp_path / "rule.safetensors")
+    assert (type(loaded), loaded.orthogonal, loaded.coordinatewise) == (ZeroShot, orthogonal, not orthogonal)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (), (1, 9), (8, 4, 3, 3)])
+@pytest.mark.parametrize("scale", [1.0, 1e30])
+def test_every_shape_and_every_gradient_leaves_finite_numbers(shape, scale):
+    """A square that overflows moves nothing, as Adam's does."""
+    params = [nn.Parameter(torch.zeros(shape)), nn.Parameter(torch.zeros(5, 6))]
+    optimizer = LearnedOptimizer(params, ZeroShot(), total_steps=T)
+    for _ in range(T + 2):
+        for parameter in params:
+            parameter.grad = scale * torch.ones_like(parameter)
+        optimizer.step()
+    for parameter in params:
+        assert parameter.isfinite().all()
+        assert not parameter.numel() or bool(parameter.any()) == (scale == 1)
