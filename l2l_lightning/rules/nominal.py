@@ -73,7 +73,7 @@ class NominalFeatures(Features):
 
 
 def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
-    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 where there was no gradient or it overflows."""
+    """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 without a gradient or if it overflows."""
     ratio = (signal / power.clamp(min=torch.finfo(power.dtype).tiny)).clamp(1e-3, 1)
     return torch.where((power > 0) & power.isfinite(), (ratio / 0.2).log(), 0.0)
 
@@ -86,7 +86,7 @@ def _decays(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def _facts(layout: Layout, total: int, grad: Tensor) -> Tensor:
-    """The facts that stay what they are, [7, n]; spread anew each time, as they take 28 bytes a coordinate."""
+    """The facts that stay what they are, [7, n]; spread anew, as they take 28 bytes a coordinate."""
     count = layout.num_tensors or len(layout.tensors)
     kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
     columns = torch.split(_columns(kinds, count, total, grad.dtype, grad.device), 1, 1)

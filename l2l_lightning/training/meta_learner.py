@@ -277,6 +277,12 @@ class MetaLearner(LightningModule):
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "
                 "kernels compute in float32"
             )
+        of_windows = self.estimator == "window" and not self.second_order
+        if stage == "fit" and of_windows and not all(one.coordinatewise for one in self.rule.members):
+            raise MisconfigurationException(
+                "the rule is not coordinatewise: train it with --model.estimator evolution, or "
+                "--model.second_order true"
+            )
         self.try_task(self.data)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()

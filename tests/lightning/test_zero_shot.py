@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from l2l_lightning import (
@@ -266,6 +267,9 @@ def test_it_is_trained_by_evolution_and_not_by_windows(tmp_path):
         default_root_dir=tmp_path,
     )
     trainer.fit(model, datamodule=MetaData(num_rollouts=2))
+    windows = MetaLearner(task, ZeroShot(), horizon=5, unroll=5)
+    with pytest.raises(MisconfigurationException, match="--model.estimator evolution"):
+        trainer.fit(windows, datamodule=MetaData(num_rollouts=2))
     assert all(not torch.equal(a, b) for a, b in zip(before, model.rule.parameters(), strict=True))
 
 
