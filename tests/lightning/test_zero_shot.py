@@ -268,7 +268,7 @@ def test_it_is_trained_by_evolution_and_not_by_windows(tmp_path):
     )
     trainer.fit(model, datamodule=MetaData(num_rollouts=2))
     windows = MetaLearner(task, ZeroShot(), horizon=5, unroll=5)
-    with pytest.raises(MisconfigurationException, match="--model.estimator evolution"):
+    with pytest.raises(MisconfigurationException, match="train it with --model"):
         trainer.fit(windows, datamodule=MetaData(num_rollouts=2))
     assert all(not torch.equal(a, b) for a, b in zip(before, model.rule.parameters(), strict=True))
 
