@@ -24,10 +24,11 @@ class ZeroShot(UpdateRule):
     With x = 2t/T − 1 and the features of `NominalFeatures`,
 
         d = N + (a₀ + a₁ x) g/√v̂ + (b₀ + b₁ x) m̂₂/√v̂          the direction
-        σ = min(1, (t + 1) / (ω T)) · (1 − t/T)^p               warm-up and decay
+        σ = min(1, t / (ω T) + 0.01) · (1 − t/T)^p              warm-up and decay
 
     and f are the facts of each tensor; if `orthogonal`, what matrices are moved by is orthogonalised. Nothing
-    depends on the gradients' scale, a tensor whose gradient always was zero stays, and T must be known.
+    depends on the gradients' scale as long as their squares are numbers (from about 1e-18 to 1e18 in
+    float32), a tensor whose gradient always was zero stays, and so does all from step T on. T must be known.
     The state that a parameter takes is four float32 statistics, 16 bytes.
 
     It is meant to be trained by evolution strategies (`--model.estimator evolution`): windows are too short

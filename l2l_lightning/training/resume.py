@@ -81,6 +81,8 @@ def disagreements(model: MetaLearner, checkpoint: dict[str, Any], section: dict[
     found = differing_options("task", ours, theirs) + differing_options("rule", ours, theirs, but="backend")
     if listed(ours["horizon"]) != listed(theirs.get("horizon", ours["horizon"])):
         found.append(_differs("--model.horizon", ours["horizon"], theirs["horizon"]))
+    if model.estimator != theirs.get("estimator", "window"):
+        found.append(_differs("--model.estimator", model.estimator, theirs.get("estimator", "window")))
     if model.seed != section["seed_everything"]:
         found.append(_differs("--seed_everything", model.seed, section["seed_everything"]))
     if found:

@@ -21,6 +21,7 @@ from l2l_lightning import (
     run_rule,
 )
 from l2l_lightning.data import load_images
+from l2l_lightning.errors import CheckpointMismatchError
 from l2l_lightning.rollout.perturbed import run_perturbed
 from l2l_lightning.rules import Grouped, RNNprop
 from l2l_lightning.training.estimators import evolution_gradient, perturbation, relative_differences
@@ -142,7 +143,7 @@ def learner(**arguments):
     )
 
 
-def fit(folder, num_rollouts, ckpt_path=None):
+def fit(folder, num_rollouts, ckpt_path=None, **arguments):
     trainer = MetaTrainer(
         max_epochs=1,
         inference_mode=False,
@@ -152,7 +153,7 @@ def fit(folder, num_rollouts, ckpt_path=None):
         callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)],
         default_root_dir=folder,
     )
-    model = learner()
+    model = learner(**arguments)
     trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts), ckpt_path=ckpt_path)
     return trainer, model
 
@@ -174,6 +175,8 @@ def test_a_fit_goes_on_bit_for_bit(tmp_path):
     _, resumed = fit(tmp_path / "again", 6, ckpt_path=half)
     for ours, theirs in zip(resumed.rule.parameters(), whole.rule.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    with pytest.raises(CheckpointMismatchError, match=r"--model\.estimator is window, the checkpoint's evol"):
+        fit(tmp_path / "other", 6, half, estimator="window", unroll=8)
     again = MetaLearner.from_checkpoint(half, trust=["learned_momentum"])
     assert (again.estimator, again.sigma, again.unrolls) == ("evolution", 0.1, [8])
 

@@ -60,7 +60,7 @@ def test_seed_stream_and_index_each_change_the_draws(make):
 
 def test_streams_are_numbered_for_good():
     # A renumbered stream would change every recorded result.
-    assert STREAMS == {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4}
+    assert STREAMS == {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4, "perturbation": 5}
     assert derive_generator(0, "train", 7).initial_seed() == 3542883155007454814
 
 
