@@ -7,15 +7,14 @@ import pytest
 import torch
 from learned_momentum import LearnedMomentum
 from lightning.pytorch.callbacks import ModelCheckpoint
+from meta_training import fit
 from mixed_features import MixedLSTM, TensorwiseMomentum
 from problems import Rosenbrock
 
 from l2l_lightning import (
     MNISTMLP,
     CoordinatewiseLSTM,
-    MetaData,
     MetaLearner,
-    MetaTrainer,
     Optimizees,
     Quadratic,
     run_rule,
@@ -143,23 +142,14 @@ def learner(**arguments):
     )
 
 
-def fit(folder, num_rollouts, ckpt_path=None, **arguments):
-    trainer = MetaTrainer(
-        max_epochs=1,
-        inference_mode=False,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)],
-        default_root_dir=folder,
-    )
+def run(folder, num_rollouts, ckpt_path=None, **arguments):
     model = learner(**arguments)
-    trainer.fit(model, datamodule=MetaData(num_rollouts=num_rollouts), ckpt_path=ckpt_path)
-    return trainer, model
+    kept = ModelCheckpoint(folder, "{step}", every_n_train_steps=3, save_top_k=-1)
+    return fit(model, folder, kept, num_rollouts=num_rollouts, ckpt_path=ckpt_path), model
 
 
 def test_a_fit_learns_by_it_one_rollout_a_step(tmp_path):
-    trainer, model = fit(tmp_path, 80)
+    trainer, model = run(tmp_path, 80)
     assert trainer.global_step == 80
     # What is compared is each loss with its pair's, so that it is their logarithm that falls.
     losses = [
@@ -170,13 +160,13 @@ def test_a_fit_learns_by_it_one_rollout_a_step(tmp_path):
 
 
 def test_a_fit_goes_on_bit_for_bit(tmp_path):
-    _, whole = fit(tmp_path, 6)
+    _, whole = run(tmp_path, 6)
     half = tmp_path / "step=3.ckpt"
-    _, resumed = fit(tmp_path / "again", 6, ckpt_path=half)
+    _, resumed = run(tmp_path / "again", 6, ckpt_path=half)
     for ours, theirs in zip(resumed.rule.parameters(), whole.rule.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     with pytest.raises(CheckpointMismatchError, match=r"--model\.estimator is window, the checkpoint's evol"):
-        fit(tmp_path / "other", 6, half, estimator="window", unroll=8)
+        run(tmp_path / "other", 6, half, estimator="window", unroll=8)
     again = MetaLearner.from_checkpoint(half, trust=["learned_momentum"])
     assert (again.estimator, again.sigma, again.unrolls) == ("evolution", 0.1, [8])
 

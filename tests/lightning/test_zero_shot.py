@@ -5,13 +5,12 @@ import math
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from meta_training import fit
 from torch import nn
 
 from l2l_lightning import (
     LearnedOptimizer,
-    MetaData,
     MetaLearner,
-    MetaTrainer,
     ModuleTask,
     Optimizees,
     Rollout,
@@ -258,18 +257,10 @@ def test_it_is_trained_by_evolution_and_not_by_windows(tmp_path):
         task, ZeroShot(), horizon=5, num_tasks=2, num_validation_optimizees=2, estimator="evolution"
     )
     before = [phi.detach().clone() for phi in model.rule.parameters()]
-    trainer = MetaTrainer(
-        max_epochs=1,
-        inference_mode=False,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(model, datamodule=MetaData(num_rollouts=2))
+    fit(model, tmp_path)
     windows = MetaLearner(task, ZeroShot(), horizon=5, unroll=5)
     with pytest.raises(MisconfigurationException, match="train it with --model"):
-        trainer.fit(windows, datamodule=MetaData(num_rollouts=2))
+        fit(windows, tmp_path)
     assert all(not torch.equal(a, b) for a, b in zip(before, model.rule.parameters(), strict=True))
 
 
