@@ -8,7 +8,7 @@ import torch
 from meta_training import fit
 from mixed_features import TensorwiseMomentum
 from torch import nn
-from unrolled import assert_same_carried, assert_windows_are_unrolled
+from unrolled import assert_same_carried, assert_windows_are_unrolled, looped
 
 from l2l_lightning import (
     CoordinatewiseLSTM,
@@ -92,20 +92,9 @@ def test_a_sick_optimizee_is_masked_in_every_part(rule):
 def test_in_a_loop_of_ones_own_it_is_the_rollouts(rule):
     """And so is its copy, by pickle where it can be named."""
     rule = pickle.loads(pickle.dumps(rule.float()))
-    looped, ran = (optimizees(torch.float32, [0]) for _ in range(2))
-    model, losses = ConvNet(), []
-    nn.utils.vector_to_parameters(looped.theta[0], model.parameters())
-    optimizer = LearnedOptimizer(model.named_parameters(), rule, total_steps=6)
-    for _ in range(6):
-        x, y = looped.next_batches()
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(model(x[0]), y[0])
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    expected = run_rule(rule, ran, 6)
-    torch.testing.assert_close(torch.stack(losses), expected[:, 0], rtol=1e-5, atol=1e-6)
-    theta = nn.utils.parameters_to_vector(model.parameters()).detach()
+    ran = optimizees(torch.float32, [0])
+    losses, theta = looped(ConvNet(), optimizees(torch.float32, [0]), rule, 6)
+    torch.testing.assert_close(losses, run_rule(rule, ran, 6)[:, 0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(theta, ran.theta[0], rtol=1e-5, atol=1e-6)
 
 

@@ -1,8 +1,9 @@
-"""The meta-gradient as a textbook writes it, by autograd through the whole graph: the oracle of `rollout`."""
+"""What a textbook writes, the oracles of `rollout`: autograd through the whole graph, and a plain loop."""
 
 import torch
 from torch.utils._pytree import tree_map
 
+from l2l_lightning import LearnedOptimizer
 from l2l_lightning.rollout.rollout import Rollout
 from l2l_lightning.rules import Layout, Time
 
@@ -87,3 +88,22 @@ def assert_same_carried(rollout, carried):
             if pieces:
                 expected = torch.cat(pieces, -1).flatten(-2)
                 torch.testing.assert_close(whole, expected, rtol=1e-12, atol=1e-14)
+
+
+def looped(model, optimizees, rule, steps):
+    """A classifier moved by LearnedOptimizer in a plain loop, from one optimizee's θ0 on its minibatches.
+
+    Returns:
+        Its losses [steps] and its θ after them, flat.
+    """
+    losses = []
+    torch.nn.utils.vector_to_parameters(optimizees.theta[0], model.parameters())
+    optimizer = LearnedOptimizer(model.named_parameters(), rule, total_steps=steps)
+    for _ in range(steps):
+        x, y = optimizees.next_batches()
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x[0]), y[0])
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses), torch.nn.utils.parameters_to_vector(model.parameters()).detach()
