@@ -38,6 +38,14 @@ class Part:
         update = update.view(len(theta), -1)
         return theta + update if self.columns is None else theta.index_add(1, self.columns, update)
 
+    def add_(self, theta: Tensor, update: Tensor) -> None:
+        """Adds the part's update [K·n] to θ [K, N] in place."""
+        update = update.view(len(theta), -1)
+        if self.columns is None:
+            theta.add_(update)
+        else:
+            theta.index_add_(1, self.columns, update)
+
     def by_optimizee(self, values: Tensor) -> Tensor:
         """Returns values [..., K·n] as a view [..., K, n]."""
         return values.view(*values.shape[:-1], self.layout.copies, self.layout.num_coordinates)

@@ -78,5 +78,5 @@ def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees
                 update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
                 part.state = state.movedim(0, -2).flatten(-2)
                 update = part.rule.finish(update.flatten(), part.layout)
-                theta.copy_(part.added(theta, update))
+                part.add_(theta, update)
     return losses

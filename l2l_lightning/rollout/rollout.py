@@ -492,7 +492,7 @@ class _Track:
             step(update, x, self.states[t], self.states[t + 1])
             if not rule.coordinatewise:
                 update = rule.finish(update, self.part.layout)
-            theta.copy_(self.part.added(theta, update))
+            self.part.add_(theta, update)
 
 
 @torch.no_grad()
