@@ -543,7 +543,7 @@ def read_section(path: object, checkpoint: dict[str, Any]) -> dict[str, Any]:
         if version > VERSION:
             raise CheckpointError(
                 f"{path} was written by a newer version of this program: it has version {version}, and "
-                f" this one reads up to {VERSION}. Update l2l-lightning"
+                f"this one reads up to {VERSION}. Update l2l-lightning"
             )
         check_whole_numbers(0, 2**32 - 1, seed_everything=section["seed_everything"])
         check_whole_numbers(1, 2**62, meta_steps=section.get("meta_steps", 1))
