@@ -139,7 +139,6 @@ class LearnedOptimizer(Optimizer):
                         "does without with orthogonal=False"
                     )
             self._check_reading(group)
-            self._packs = {}  # what they know of their tensors was another number of them
         except Exception:  # the user's own code may tell groups and read features
             self.param_groups.pop()
             for parameter in group["params"]:
@@ -362,6 +361,10 @@ class LearnedOptimizer(Optimizer):
         self._packs[index] = packs = {}
         for place, params in by_place.items():
             pack = known.get(place)
+            if (
+                pack is not None and STATISTICS in pack.carried
+            ):  # features may read how many tensors there are
+                pack = pack if pack.layout.num_tensors == self._num_tensors() else None
             if pack is None or not pack.holds(params, self.state):
                 pack = self._new_pack(group, place, params)
             packs[place] = pack

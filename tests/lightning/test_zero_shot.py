@@ -1,5 +1,6 @@
 """The rule that needs no tuning: its formula, what it does not depend on, and how it is trained."""
 
+import copy
 import math
 
 import pytest
@@ -136,6 +137,27 @@ def test_groups_make_no_difference():
 
     for ours, theirs in zip(moved(groups=two), moved(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_a_parameter_that_joins_later_counts_for_all():
+    """Unfrozen, or added in a group: the others' steps are those of a run that is loaded at that moment."""
+    for join in ("unfreeze", "add"):
+        torch.manual_seed(0)
+        model, extra = network(), nn.Parameter(torch.zeros(3))
+        model[2].bias.requires_grad_(join == "add")
+        groups = [{"params": list(model[0].parameters())}, {"params": list(model[2].parameters())}]
+        optimizer = LearnedOptimizer(groups, ZeroShot(), total_steps=T)
+        train(model, optimizer, steps=3)
+        if join == "add":
+            optimizer.add_param_group({"params": [extra]})
+        else:
+            model[2].bias.requires_grad_()
+        twin, twins = copy.deepcopy((model, extra))
+        groups = [{"params": list(twin[0].parameters())}, {"params": list(twin[2].parameters())}]
+        loaded = LearnedOptimizer(groups + [{"params": [twins]}] * (join == "add"), ZeroShot(), total_steps=T)
+        loaded.load_state_dict(optimizer.state_dict())
+        for ours, theirs in zip(train(model, optimizer), train(twin, loaded), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
