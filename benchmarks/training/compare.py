@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from loop import ADAMW, EVALUATIONS, Problem, Run, Setting, draw_network, train
 from resnet import resnet_problem
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import TensorDataset
 from transformer import transformer_problem
@@ -32,6 +31,7 @@ from l2l_lightning.comparison.plots import Curve, curves_figure, png
 from l2l_lightning.comparison.report import csv_text
 from l2l_lightning.comparison.statistics import Interval, mean_and_half_width, paired_difference
 from l2l_lightning.comparison.tuning import best_position, search_rates
+from l2l_lightning.console import make_console
 from l2l_lightning.errors import CommandLineError, L2LError
 from l2l_lightning.files import write_atomically, write_json
 from l2l_lightning.provenance import commit, device_name, timestamp, versions
@@ -243,12 +243,11 @@ def main(arguments: list[str] | None = None) -> None:
     table = Table(*cells[0], title=problem.description)
     for row in cells:
         table.add_row(*row.values())
-    Console().print(table)
+    make_console().print(table)
     print(f"Results: {args.out}")
 
 
 if __name__ == "__main__":
-    torch.set_flush_denormal(
-        True
-    )  # as on the package's command line: subnormal numbers are ten times as slow
+    # As on the package's command line: subnormal numbers are ten times as slow.
+    torch.set_flush_denormal(True)
     main()

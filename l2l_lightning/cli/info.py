@@ -9,9 +9,9 @@ import torch
 from l2l_kernels import BACKEND_VARIABLE, BACKENDS
 from l2l_kernels.backends import choose, why_not
 from l2l_kernels.cpu import library
-from rich.console import Console
 from rich.table import Table
 
+from l2l_lightning.console import make_console
 from l2l_lightning.provenance import commit, device_name, versions
 
 
@@ -19,7 +19,7 @@ def print_info(presets: Mapping[str, Path]) -> None:
     """Prints versions, devices with their kernel backends, and presets."""
     devices = [torch.device("cpu")]
     devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    console = Console()
+    console = make_console()
     console.print(f"commit {commit()}; " + ", ".join(f"{name} {v}" for name, v in versions().items()))
     table = Table("device", "name", "kernel backend", *(f"{name} runs" for name in BACKENDS))
     for device in devices:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
-from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting
 from l2l_lightning.comparison.compare import LEARNED, Comparison, Contender, baseline_contender, compare
 from l2l_lightning.comparison.report import comparison_table, write_comparison
 from l2l_lightning.comparison.tuning import tune
+from l2l_lightning.console import make_console
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tasks.base import Task
@@ -100,7 +100,7 @@ class MetaTrainer(Trainer):
                 device=self.strategy.root_device,
                 progress=report,
             )[horizon]
-        _console().print(tuning_table(tuned.values(), task.describe()))
+        make_console().print(tuning_table(tuned.values(), task.describe()))
         return tuned
 
     def compare(
@@ -154,7 +154,7 @@ class MetaTrainer(Trainer):
                 from l2l_lightning.comparison.wandb_curves import log_comparison
 
                 log_comparison(logger, result)
-        console = _console()
+        console = make_console()
         console.print(comparison_table(result))
         console.print(f"Data: {datamodule.source}. Curves and summary: {out}", soft_wrap=True)
         return result
@@ -189,9 +189,3 @@ def _one_kind(task: Task) -> Task:
             f"{task.describe()} is compared one member at a time: pass one of task.members as task"
         )
     return task
-
-
-def _console() -> Console:
-    """A console that doesn't cut tables short where the output is a file or a pipe."""
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
