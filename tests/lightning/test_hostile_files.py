@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import importlib
 import inspect
 import io
 import math
@@ -25,7 +26,7 @@ from l2l_lightning.cli.stored_options import NOT_RESUMED, SECTIONS, SINGLE, resu
 from l2l_lightning.tasks import FunctionTask, Mixture, SimpleSquare
 from l2l_lightning.training import checkpoints
 from l2l_lightning.training.checkpoints import CheckpointError
-from l2l_lightning.trust import foreign_references
+from l2l_lightning.trust import PATHS, foreign_references
 
 POPEN = "lightning.pytorch.strategies.launchers.subprocess_script.subprocess.Popen"
 
@@ -88,6 +89,34 @@ def test_there_is_no_other_way_in():
     for content in ELSEWHERE.values():
         with pytest.raises(CheckpointError, match=r"config\.yaml has "):
             resumed_options("config.yaml", content, ["lightning.pytorch"])
+
+
+def reachable():
+    """Every named argument of Lightning's classes that a trainer's option takes, by option and class."""
+    options = {"profiler": "profilers", "logger": "loggers", "strategy": "strategies"}
+    for option in OPTIONS:
+        module = importlib.import_module(f"lightning.pytorch.{options.get(option, option.rstrip('s') + 's')}")
+        for cls in (getattr(module, name) for name in module.__all__):
+            if isinstance(cls, type):
+                for argument in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+                    if argument.kind not in (argument.VAR_POSITIONAL, argument.VAR_KEYWORD):
+                        yield option, f"{module.__name__}.{cls.__name__}", argument.name
+
+
+def test_no_argument_of_lightnings_classes_is_a_way_in(tmp_path):
+    """With and without trust in Lightning, whatever the argument's type."""
+    target = popen(tmp_path / "mark")
+    found = list(reachable())
+    assert len(found) > 200
+    for option, path, name in found:
+        for value in (target, POPEN, [target], str(target), {"rules": {"a": target}}):
+            if isinstance(value, str) and name in PATHS:
+                continue  # a text, and nothing else
+            spec = {"class_path": path, "init_args": {name: value}}
+            for trust in ((), ("lightning.pytorch",)):
+                with pytest.raises(CheckpointError, match=r"subprocess\.Popen"):
+                    resumed_options("config.yaml", {"trainer": {option: [spec]}}, trust)
+    assert not (tmp_path / "mark").exists()
 
 
 def test_what_is_defined_in_a_trusted_module_is_taken():
