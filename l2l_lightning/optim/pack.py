@@ -106,7 +106,8 @@ class Pack:
             inputs = rule.features(self.grad, self.carried[STATISTICS], time, self.layout)
         step(self.update, inputs, state, state)
         if not rule.coordinatewise:
-            self.update.copy_(rule.finish(self.update, self.layout))
+            theta = torch.cat([here.reshape(-1) for here in thetas]).to(self.update.dtype)
+            self.update.copy_(rule.finish(self.update, inputs, theta, self.layout))
         if weight_decay:  # into the update, so that θ is rounded once
             torch._foreach_add_(self.updates, thetas, alpha=-weight_decay)
         torch._foreach_add_(thetas, self.updates, alpha=lr)

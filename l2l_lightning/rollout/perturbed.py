@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -12,18 +13,22 @@ from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.parts import parts_of
 from l2l_lightning.rollout.rollout import full_precision
 from l2l_lightning.rules.base import Rule, UpdateRule
-from l2l_lightning.rules.layout import Time
+from l2l_lightning.rules.layout import Layout, Time
 
 
 class _Step(nn.Module):
-    """A rule's `step` as a module's call, which functional_call makes with other parameters."""
+    """One optimizee's step as a module's call, which functional_call makes with other parameters."""
 
-    def __init__(self, rule: UpdateRule) -> None:
+    def __init__(self, rule: UpdateRule, layout: Layout) -> None:
         super().__init__()
         self.rule = rule
+        self.layout = layout
 
-    def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        return self.rule.step(inputs, state)
+    def forward(self, inputs: Tensor, state: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        update, state = self.rule.step(inputs, state)
+        if not self.rule.coordinatewise:
+            update = self.rule.finish(update, inputs, theta, self.layout)
+        return update, state
 
 
 @torch.no_grad()
@@ -61,7 +66,7 @@ def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees
     moves = [
         (
             part,
-            _Step(part.rule),
+            _Step(part.rule, dataclasses.replace(part.layout, copies=1)),
             {f"rule.{name}": phis[names[id(own)]] for name, own in part.rule.named_parameters()},
         )
         for part in parts_of(rule, optimizees)
@@ -74,9 +79,10 @@ def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees
         with full_precision(theta):
             for part, module, phi in moves:
                 x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
-                arguments = [part.by_optimizee(carried).movedim(-2, 0) for carried in (x, part.state)]
+                arguments = [
+                    part.by_optimizee(values).movedim(-2, 0) for values in (x, part.state, part.take(theta))
+                ]
                 update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
                 part.state = state.movedim(0, -2).flatten(-2)
-                update = part.rule.finish(update.flatten(), part.layout)
                 part.add_(theta, update)
     return losses

@@ -321,7 +321,8 @@ class Rollout:
                     statistics[index] = statistics[index].clone()  # the graph keeps what they were
                     x = part.rule.read(part.take(grad), statistics[index], time, layout)
                     update, states[index] = part.rule.step(x, states[index])
-                    update = part.rule.finish(update, layout)
+                    if not part.rule.coordinatewise:
+                        update = part.rule.finish(update, x, part.take(theta), layout)
                     theta = part.added(theta, update)
         stacked = torch.stack(losses)
         finite = _finite(stacked.detach(), [torch.stack(grads)])
@@ -491,7 +492,7 @@ class _Track:
             update = torch.zeros_like(grad)
             step(update, x, self.states[t], self.states[t + 1])
             if not rule.coordinatewise:
-                update = rule.finish(update, self.part.layout)
+                update = rule.finish(update, x, self.part.take(theta), self.part.layout)
             self.part.add_(theta, update)
 
 

@@ -80,7 +80,7 @@ class UpdateRule(Rule, metaclass=_Checked):
 
     coordinatewise: bool = True
     """Whether an update is what `step` gives, so that a window's exact meta-gradient holds; False: `finish`
-    is to follow, which sees whole tensors."""
+    is to follow, which sees whole tensors and θ."""
 
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
@@ -120,8 +120,15 @@ class UpdateRule(Rule, metaclass=_Checked):
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (x_t, s_t) to (u_t [n], s_{t+1}), differentiably in every argument and in φ."""
 
-    def finish(self, update: Tensor, layout: Layout) -> Tensor:
-        """Returns u_t [n] as whole tensors are moved by it, of a rule that is not coordinatewise."""
+    def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
+        """Returns u_t [n] as whole tensors θ_t [n] are moved, of a rule that is not coordinatewise.
+
+        Args:
+            update: What `step` gives, [n].
+            inputs: x_t, [n] or [width, n].
+            theta: θ_t, [n].
+            layout: The tensors that the coordinates belong to.
+        """
         return update
 
     def stepper(self) -> Step:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from l2l_lightning.rules.features import Features
 from l2l_lightning.rules.layout import Layout, Time
+from l2l_lightning.rules.orthogonal import LEAST
 
 FAST, SLOW, SQUARE = 0.9, 0.99, 0.98
 """The decays of the running means of g_t, of a slower one, and of g_t²."""
@@ -28,48 +29,68 @@ FACTS = (
     "log SNR",
     "log slow SNR",
     "progress · log SNR",
-    "log density",
 )
 """What the logarithm of a tensor's step size is linear in; the last inputs."""
+
+SNR = FACTS.index("log SNR")
+
+UNKNOWN_FROM = 100
+"""Where nobody knows T, it is taken to be twice the steps so far, and this many at least."""
 
 
 class NominalFeatures(Features):
     r"""Directions that do not depend on the gradient's scale, the progress, and facts of each tensor.
 
     With bias-corrected running means m̂ (β 0.9), m̂₂ (0.99) of g_t and v̂ (0.98) of g_t², the directions are
-    N = (0.9 m̂ + 0.1 g) / √v̂ (NAdam's), g / √v̂ and m̂₂ / √v̂, zero where v̂ is; the progress is t / T. The facts
-    are FACTS: logarithms of the horizon and of the tensor's shape, and of three means over the tensor, its
-    signal to noise mean(m̂²) / mean(v̂), the same of m̂₂, and the share of gradients that are not zero. They are
-    centred on a common network, so that the weight of "one" is the step size there.
+    N = (0.9 m̂ + 0.1 g) / √v̂ (NAdam's), g / √v̂ and m̂₂ / √v̂, zero where v̂ is; the progress is t / T. A row
+    of ones and zeros says where weights decay: where v̂ is not 0, in matrices with both sides of 4 and more.
+
+    The facts are FACTS: logarithms of the horizon, of the tensor's shape, and of two means over the tensor,
+    its signal to noise mean(m̂²) / mean(v̂) and the same of m̂₂. Of noise alone the first is 0.05; less says
+    that gradients turn from step to step. Both are of the statistics before this gradient, so that one pass
+    over memory can update these, move the tensor and sum up for the next step. Facts are centred on a common
+    network, so that the weight of "one" is the step size there.
+
+    Args:
+        horizon_free: Go without T: it is taken to be 2(t + 1), and 100 at least.
 
     Raises:
-        ValueError: T is not known (when they are read).
+        ValueError: T is not known (when they are read), unless horizon_free.
 
     Source: the direction is that of Dozat 2016, "Incorporating Nesterov momentum into Adam".
     """
 
-    width = len(DIRECTIONS) + 1 + len(FACTS)
-    rows = 4
+    width = len(DIRECTIONS) + 2 + len(FACTS)
+    rows = 3
+
+    def __init__(self, horizon_free: bool = False) -> None:
+        self.horizon_free = horizon_free
 
     def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
-        """[15, n] of g_t [n]; the statistics are m, m₂, v and the share of g ≠ 0, [4, n]."""
-        if time.total is None:
+        """[15, n] of g_t [n]; the statistics are m, m₂ and v, [3, n]."""
+        if self.horizon_free:
+            total = (2 * (time.step + 1)).clamp(min=UNKNOWN_FROM)
+        elif time.total is None:
             raise ValueError("this rule needs to know total_steps, how many steps there will be")
-        news = torch.stack([grad, grad, grad * grad, (grad != 0).to(grad.dtype)])
+        else:
+            total = torch.full_like(time.step, time.total)
         decays = _decays(statistics.dtype, statistics.device)
-        statistics.lerp_(news, 1 - decays)
-        # Each mean over the sum of its weights, as Adam corrects its bias.
-        fast_hat, slow_hat, square_hat, present = (statistics / (1 - decays ** (time.step + 1))).unbind()
+        # Each mean over the sum of its weights, as Adam corrects its bias; before step 0 both are zero.
+        before = statistics / (1 - decays**time.step).clamp(min=torch.finfo(grad.dtype).tiny)
+        fast, slow, power = layout.mean(torch.stack([before[0].square(), before[1].square(), before[2]]))
+        snr, progress = _log_snr(fast, power), (time.step / total).clamp(max=1)
+        moving = torch.stack([snr, _log_snr(slow, power), (2 * progress - 1) * snr])
+
+        statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - decays)
+        fast_hat, slow_hat, square_hat = (statistics / (1 - decays ** (time.step + 1))).unbind()
         # The rule's own directions are free of the gradient's scale: no ε, but a zero for what never moved.
         inverse = torch.where(square_hat > 0, square_hat.clamp(min=torch.finfo(grad.dtype).tiny).rsqrt(), 0.0)
         nominal = (FAST * fast_hat + (1 - FAST) * grad) * inverse
-        progress = (time.step / time.total).clamp(max=1)
-        power, density = layout.mean(square_hat), layout.mean(present)
-        snr = _log_snr(layout.mean(fast_hat * fast_hat), power)
-        slow_snr = _log_snr(layout.mean(slow_hat * slow_hat), power)
-        moving = torch.stack([snr, slow_snr, (2 * progress - 1) * snr, density.clamp(0.01, 1).log()])
         directions = torch.stack([nominal, grad * inverse, slow_hat * inverse, progress.expand_as(grad)])
-        return torch.cat([directions, _facts(layout, time.total, grad), moving])
+        shape = _facts(layout, grad)
+        horizon = (total / 300).log().expand_as(grad)
+        decays_here = shape[:1] * (inverse > 0)
+        return torch.cat([directions, decays_here, shape[1:2], horizon[None], shape[2:], moving])
 
 
 def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
@@ -80,16 +101,16 @@ def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
 
 @functools.cache
 def _decays(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those of the four statistics, [4, 1]."""
+    """Those of the three statistics, [3, 1]."""
     with torch.inference_mode(False):  # a validation's would not do for a graph
-        return torch.tensor([[FAST], [SLOW], [SQUARE], [SQUARE]], dtype=dtype, device=device)
+        return torch.tensor([[FAST], [SLOW], [SQUARE]], dtype=dtype, device=device)
 
 
-def _facts(layout: Layout, total: int, grad: Tensor) -> Tensor:
-    """The facts that stay what they are, [7, n]; spread anew, as they take 28 bytes a coordinate."""
+def _facts(layout: Layout, grad: Tensor) -> Tensor:
+    """What stays what it is, [7, n]; spread anew, as it takes 28 bytes a coordinate."""
     count = layout.num_tensors or len(layout.tensors)
     kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
-    columns = torch.split(_columns(kinds, count, total, grad.dtype, grad.device), 1, 1)
+    columns = torch.split(_columns(kinds, count, grad.dtype, grad.device), 1, 1)
     spread = [
         column.expand(-1, tensor.numel_here) for column, tensor in zip(columns, layout.tensors, strict=True)
     ]
@@ -100,15 +121,17 @@ def _facts(layout: Layout, total: int, grad: Tensor) -> Tensor:
 def _columns(
     kinds: tuple[tuple[int, int, bool, int], ...],
     num_tensors: int,
-    total: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """The facts of tensors of these fans, whether they are matrices, and sizes, [7, their number]."""
+    """Facts of tensors of these fans, whether they are matrices, and sizes, [7, their number].
+
+    The first says whether both sides are of 4 and more; the others are FACTS but the horizon, in their order.
+    """
     rows = [
         [
+            float(matrix and min(fan_in, fan_out) >= LEAST),
             1.0,
-            math.log(total / 300),
             math.log(fan_in / 64) if matrix else 0.0,
             math.log(fan_out / 24) if matrix else 0.0,
             float(not matrix),

@@ -16,7 +16,7 @@ from unrolled import assert_same_carried, assert_windows_are_unrolled
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, Optimizees, Rollout, run_rule
 from l2l_lightning.class_paths import class_config, from_class_config
 from l2l_lightning.errors import RuleError
-from l2l_lightning.rules import Features, Layout, ParameterInfo, RNNprop, Time, UpdateRule, ZeroShot
+from l2l_lightning.rules import Features, Layout, ParameterInfo, RNNprop, Time, UpdateRule
 
 RULES = {
     "LSTM": lambda: CoordinatewiseLSTM(hidden_size=5, p=4.0),
@@ -25,7 +25,6 @@ RULES = {
     "LSTM on the reference": lambda: CoordinatewiseLSTM(2, 4, backend="reference"),
     "RNNprop": lambda: RNNprop(hidden_size=5),
     "RNNprop on the reference": lambda: RNNprop(1, 3, beta=0.5, backend="reference"),
-    "zero-shot": lambda: ZeroShot(orthogonal=False),
     "one's own": LearnedMomentum,
     "one's own, with features": MixedLSTM,
     "one's own, of time and tensors": TensorwiseMomentum,

@@ -36,9 +36,9 @@ def sample(generator):
     return x, x[:, :5].argmax(-1)
 
 
-def rule(orthogonal=True):
+def rule(orthogonal=True, horizon_free=False):
     """φ off its start, so that every constant has a part."""
-    made = ZeroShot(orthogonal).double()
+    made = ZeroShot(orthogonal, horizon_free).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for phi in made.parameters():
@@ -62,40 +62,42 @@ def moved(orthogonal=True, scale=1.0, groups=None):
     return train(model, LearnedOptimizer(params, rule(orthogonal), total_steps=T), scale)
 
 
-def by_hand(made, grads, tensors):
-    """θ_T − θ_0 of each tensor, from gradients [T, …] of each: number by number, by the formulas."""
-    w, mix = made.log_step.tolist(), made.mixing.tolist()
+def by_hand(made, grads, starts):
+    """θ_T of each tensor from θ_0 and gradients [T, …] of each: number by number, by the formulas."""
+    w, mix, decay = made.log_step.tolist(), made.mixing.tolist(), made.decay.tolist()
     power, warm = math.exp(made.log_power), math.exp(made.log_warm_up)
     result = []
-    for series, shape in zip(grads, tensors, strict=True):
-        m, m2, v, present = (torch.zeros(shape, dtype=torch.float64) for _ in range(4))
-        total = torch.zeros(shape, dtype=torch.float64)
+    for series, start in zip(grads, starts, strict=True):
+        theta, shape = start.clone(), start.shape
+        m, m2, v = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
+        matrix = len(shape) > 1
+        wide = matrix and min(shape[0], math.prod(shape[1:])) >= 4
         for t, g in enumerate(series):
-            m, m2 = 0.9 * m + 0.1 * g, 0.99 * m2 + 0.01 * g
-            v, present = 0.98 * v + 0.02 * g**2, 0.98 * present + 0.02 * (g != 0)
-            mh, sh, vh, ph = (
-                a / (1 - b ** (t + 1)) for a, b in ((m, 0.9), (m2, 0.99), (v, 0.98), (present, 0.98))
-            )
-            x = 2 * t / T - 1
+            horizon = max(2 * (t + 1), 100) if made.horizon_free else T
+            snr = slow = 0.0
+            if t:
+                of_power = v.mean().item() / (1 - 0.98**t)
+                snr, slow = (
+                    math.log(min(max((s**2).mean().item() / (1 - b**t) ** 2 / of_power, 1e-3), 1) / 0.2)
+                    for s, b in ((m, 0.9), (m2, 0.99))
+                )
+            m, m2, v = 0.9 * m + 0.1 * g, 0.99 * m2 + 0.01 * g, 0.98 * v + 0.02 * g**2
+            mh, sh, vh = (a / (1 - b ** (t + 1)) for a, b in ((m, 0.9), (m2, 0.99), (v, 0.98)))
+            x = 2 * t / horizon - 1
             d = (0.9 * mh + 0.1 * g + (mix[0] + mix[1] * x) * g + (mix[2] + mix[3] * x) * sh) / vh.sqrt()
-            snr, slow = (
-                math.log(min(max((h**2).mean().item() / vh.mean().item(), 1e-3), 1) / 0.2) for h in (mh, sh)
-            )
-            matrix = len(shape) > 1
             facts = [
                 1.0,
-                math.log(T / 300),
+                math.log(horizon / 300),
                 math.log(math.prod(shape[1:]) / 64) if matrix else 0.0,
                 math.log(shape[0] / 24) if matrix else 0.0,
                 0.0 if matrix else 1.0,
                 0.0 if matrix else math.log(math.prod(shape) / 24),
-                math.log(len(tensors) / 4),
+                math.log(len(starts) / 4),
                 *(snr, slow, x * snr),
-                math.log(ph.mean().item()),
             ]
             size = math.exp(sum(a * b for a, b in zip(w, facts, strict=True)))
-            schedule = min(1, t / T / warm + 0.01) * (1 - t / T) ** power
-            if made.orthogonal and matrix and min(shape[0], math.prod(shape[1:])) >= 4:
+            size *= min(1, t / horizon / warm + 0.01) * (1 - t / horizon) ** power
+            if made.orthogonal and wide:
                 # Newton and Schulz's polynomial, on the singular values alone.
                 u, s, vt = torch.linalg.svd(d.reshape(shape[0], -1), full_matrices=False)
                 s = s / s.norm()
@@ -103,24 +105,26 @@ def by_hand(made, grads, tensors):
                     s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
                 new = (u * s) @ vt
                 d = (new * (d.square().mean() / new.square().mean()).sqrt()).reshape(shape)
-            total -= size * schedule * d
-        result.append(total)
+            theta = theta - size * d - size * wide * math.exp(decay[0] + decay[1] * snr) * theta
+        result.append(theta)
     return result
 
 
+@pytest.mark.parametrize("horizon_free", [True, False])
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_it_is_the_formula(orthogonal):
-    shapes = [(6, 5), (7,), (4, 2, 3)]
+def test_it_is_the_formula(orthogonal, horizon_free):
+    shapes = [(6, 5), (7,), (4, 2, 3), (3, 8)]
     generator = torch.Generator().manual_seed(2)
+    starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     grads = [torch.randn(T, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    params = [nn.Parameter(torch.zeros(shape, dtype=torch.float64)) for shape in shapes]
-    made = rule(orthogonal)
-    optimizer = LearnedOptimizer(params, made, total_steps=T)
+    params = [nn.Parameter(start.clone()) for start in starts]
+    made = rule(orthogonal, horizon_free)
+    optimizer = LearnedOptimizer(params, made, total_steps=None if horizon_free else T)
     for t in range(T):
         for parameter, series in zip(params, grads, strict=True):
             parameter.grad = series[t].clone()
         optimizer.step()
-    for parameter, expected in zip(params, by_hand(made, grads, shapes), strict=True):
+    for parameter, expected in zip(params, by_hand(made, grads, starts), strict=True):
         torch.testing.assert_close(parameter.detach(), expected, rtol=1e-8, atol=1e-12)
 
 
@@ -225,7 +229,8 @@ def test_parameters_of_any_shape_and_dtype_are_moved(scale):
         optimizer.step()
     for parameter, start in zip(params, before, strict=True):
         assert parameter.isfinite().all()
-        assert (parameter.detach() != start).all()
+        moved = (parameter.detach() != start).float().mean() if parameter.numel() else 1
+        assert moved > (0.8 if parameter.dtype == torch.bfloat16 else 0.999)  # rounding leads some back
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e30])
@@ -282,8 +287,8 @@ def test_without_a_horizon_it_says_what_it_needs():
     with pytest.raises(ValueError, match="needs to know total_steps"):
         LearnedOptimizer(network().parameters(), ZeroShot())
     features, layout = NominalFeatures(), Layout((ParameterInfo("", (2,)),))
-    x = features(torch.zeros(2), torch.zeros(4, 2), Time(torch.zeros(()), 10), layout)
-    assert x.shape == (4 + len(FACTS), 2)
+    x = features(torch.zeros(2), torch.zeros(3, 2), Time(torch.zeros(()), 10), layout)
+    assert x.shape == (5 + len(FACTS), 2)
     assert x.isfinite().all()
 
 
@@ -292,7 +297,7 @@ def test_a_file_of_it_is_read(tmp_path, orthogonal):
     made = ZeroShot(orthogonal)
     pretrained.save(made, tmp_path / "rule.safetensors")
     loaded = pretrained.load(tmp_path / "rule.safetensors")
-    assert (type(loaded), loaded.orthogonal, loaded.coordinatewise) == (ZeroShot, orthogonal, not orthogonal)
+    assert (type(loaded), loaded.config()) == (ZeroShot, made.config())
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (), (1, 9), (8, 4, 3, 3)])
