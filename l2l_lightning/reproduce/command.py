@@ -23,12 +23,14 @@ from l2l_lightning.reproduce.preprocessing import PREPROCESSING
 from l2l_lightning.reproduce.report import write_experiment, write_report
 from l2l_lightning.reproduce.result_store import ResultStore
 from l2l_lightning.reproduce.settings import Settings
+from l2l_lightning.reproduce.zero_shot.experiment import ZERO_SHOT
 
 EXPERIMENTS: dict[str, Experiment] = {
     **CURVES,
     "graph": GRAPH,
     "preprocessing": PREPROCESSING,
     "generalise": GENERALISE,
+    "zero-shot": ZERO_SHOT,
 }
 """Every experiment by name, in the order in which `all` runs them."""
 
@@ -64,7 +66,7 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     What an earlier call has finished is not repeated, and what it had begun goes on where it was.
 
     Args:
-        names: Of EXPERIMENTS, or "all".
+        names: Of EXPERIMENTS, or "all", which are those that keep nothing of their own.
         settings: How to run them.
 
     Raises:
@@ -77,9 +79,11 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     _check_folder(store)
     requests = {}
     for name, experiment in EXPERIMENTS.items():
-        if (store.out / name / "results.json").is_file() and (name in names or "all" in names):
+        if name not in names and ("all" not in names or experiment.keeps_its_own):
+            continue
+        if (store.out / name / "results.json").is_file() and not experiment.keeps_its_own:
             print(f"{name}: done before")
-        elif name in names or "all" in names:
+        else:
             requests[name] = experiment.requests(store)
             for request in requests[name].values():
                 store.splits(request.task.dataset)  # what is missing shows now rather than in an hour
@@ -105,7 +109,7 @@ def _check_folder(store: ResultStore) -> None:
     """Refuses to mix results of different settings in one folder."""
     path = store.out / "settings.json"
     ours = asdict(store.settings) | {"data": store.source("mnist")}
-    for name in ("out", "data_root", "smiles_root"):
+    for name in ("out", "data_root", "smiles_root", "problems", "peers", "workers"):
         del ours[name]
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))

@@ -52,6 +52,8 @@ class Experiment(NamedTuple):
     """Lists the losses that it needs, in the order in which they are to be computed, by keys of its own."""
     outcome: Callable[[ResultStore, Mapping[Any, Tensor], Path], Outcome]
     """Makes its results of the losses by key; files of a kind of its own go to the folder."""
+    keeps_its_own: bool = False
+    """Its folder keeps what it has computed, so that it is asked again each time; `all` leaves it out."""
 
 
 def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

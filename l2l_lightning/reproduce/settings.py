@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
@@ -10,9 +11,10 @@ from l2l_lightning.errors import ReproductionError
 
 EXPERIMENT_NAMES = (
     *("quadratic", "mnist", "epochs", "relu-to-sigmoid"),
-    *("graph", "preprocessing", "generalise"),
+    *("graph", "preprocessing", "generalise", "zero-shot"),
 )
-"""The experiments in the order in which `all` runs them; `command.EXPERIMENTS` says what they are."""
+"""The experiments in the order in which `all` runs them, but for the last, which takes
+hours; `command.EXPERIMENTS` says what they are."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -39,10 +41,13 @@ class Settings:
     matrix: Literal["star", "full"] = _option(
         "star", "one thing varied at a time, or all crossed (many hours)"
     )
+    problems: tuple[str, ...] = _option((), "of zero-shot: names or patterns such as 'digits*'; all without")
+    peers: tuple[str, ...] = _option((), "of zero-shot: names or patterns such as 'adamw*'; all without")
+    workers: int = _option(os.cpu_count() or 1, "of zero-shot: processes of one thread each")
     quick: bool = _option(False, "everything tiny, to see whether it runs; the figures mean nothing")
 
     def __post_init__(self) -> None:
-        for name, least in (("num_optimizees", 2), ("num_tuning_optimizees", 1)):
+        for name, least in (("num_optimizees", 2), ("num_tuning_optimizees", 1), ("workers", 1)):
             if (value := getattr(self, name)) < least:
                 raise ReproductionError(f"{_flag(name)} must be at least {least}, got {value}")
 
@@ -66,12 +71,17 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Settings]:
         description="Regenerates the figures of the study and of the paper, and what the study left undone. "
         "Interrupted, the same command goes on where it was.",
     )
-    parser.add_argument("names", nargs="+", choices=[*EXPERIMENT_NAMES, "all"], help="which experiments")
+    parser.add_argument(
+        "names", nargs="+", choices=[*EXPERIMENT_NAMES, "all"], help="which experiments; all: but zero-shot"
+    )
     kinds = get_type_hints(Settings)
     for option in fields(Settings):
         how = {"type": kinds[option.name], "default": option.default}
         if kinds[option.name] is bool:
             how = {"action": "store_true"}
+        elif isinstance(option.default, tuple):
+            how = {"type": str, "nargs": "+", "default": ()}
         parser.add_argument(_flag(option.name), help=option.metadata["help"], **how)
     options = vars(parser.parse_args(list(arguments)))
+    options |= {name: tuple(options[name]) for name in ("problems", "peers")}
     return options.pop("names"), Settings(**options)
