@@ -123,9 +123,9 @@ def summarise(entries: Entries) -> Outcome:
         [
             "A seed is an initialisation and an order of minibatches, the same for all optimizers; rates and "
             "settings were chosen on validation data and on other seeds. Losses are held out, after the last "
-            "step; ratios are paired by seed, their means geometric. A run that diverged (not finite, or above "
-            "ten times the first loss) counts as ten times the first loss, a loss below 1e-8 as 1e-8. Intervals "
-            "are at 95%, over problems in the tables; results.json has those over seeds too."
+            "step; ratios are paired by seed, their means geometric. A run that diverged (not finite, or "
+            "above ten times the first loss) counts as ten times the first loss, a loss below 1e-8 as 1e-8. "
+            "Intervals are at 95%, over problems in the tables; results.json has those over seeds too."
         ],
     )
 

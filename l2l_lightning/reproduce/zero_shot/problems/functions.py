@@ -13,7 +13,7 @@ from l2l_lightning.reproduce.zero_shot import data
 from l2l_lightning.reproduce.zero_shot.problem import PROBLEMS, QUICK, Part, Problem, prediction
 from l2l_lightning.reproduce.zero_shot.problems.networks import mlp
 
-GRID = {"validation": torch.linspace(-0.995, 0.985, 397), "test": torch.linspace(-0.99, 0.99, 397)}
+GRID = {"validation": torch.linspace(-0.9925, 0.9875, 397), "test": torch.linspace(-0.99, 0.99, 397)}
 """Where functions on [−1, 1] are held out; training draws from all of it."""
 
 
