@@ -22,6 +22,7 @@ from l2l_lightning.reproduce.zero_shot.problems import factors, functions, image
 from l2l_lightning.reproduce.zero_shot.problems.networks import CausalTransformer, Recurrent
 from l2l_lightning.reproduce.zero_shot.ratios import Comparison, Ratio
 from l2l_lightning.reproduce.zero_shot.store import Effort, Entry, Store, Trial
+from l2l_lightning.reproduce.zero_shot.suite import complete
 from l2l_lightning.rules import ZeroShot
 
 PACKAGES = {
@@ -238,9 +239,19 @@ def test_muon_moves_a_convolution_as_the_matrix_that_it_is():
     assert values.max() < 1.3
 
 
-def test_what_is_missing_is_named(monkeypatch):
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
     with pytest.raises(ReproductionError, match=r"l2l-lightning\[peers\].*--peers"):
         peers.optional("no_such_package")
+    entries = Store(tmp_path, EFFORT)
+    monkeypatch.setitem(PEERS, "no package", Peer(lambda module, steps: peers.optional("no_such_package")))
+    monkeypatch.setattr(Store, "entry", lambda *_: pytest.fail("something was computed before"))
+    with pytest.raises(ReproductionError, match="no_such_package"):
+        complete(
+            entries,
+            [("logistic wine, 100", "nag"), ("logistic wine, 100", "no package")],
+            1,
+            lambda text: None,
+        )
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ReproductionError, match=r"no Muon.*--peers"):
         FlatMuon([nn.Linear(2, 2).weight], 0.1)

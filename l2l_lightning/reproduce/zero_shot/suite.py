@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache
 
 import torch
+from torch import nn
 
+from l2l_lightning.errors import ReproductionError
 from l2l_lightning.reproduce.zero_shot.peers import get_peer
 from l2l_lightning.reproduce.zero_shot.problem import PROBLEMS
 from l2l_lightning.reproduce.zero_shot.runs import start
@@ -50,15 +53,18 @@ def complete(store: Store, jobs: Sequence[Job], workers: int, report: Callable[[
         report: Told how far it is.
 
     Raises:
-        ReproductionError: A peer's package is missing.
-        BrokenProcessPool: A process was killed, as by a lack of memory.
+        ReproductionError: A peer's package is missing, which shows before anything is computed, or a process
+            was killed.
     """
     missing = [job for job in jobs if store.read(*job) is None]
     report(f"{len(jobs) - len(missing)} of {len(jobs)} results are there")
+    for name in dict.fromkeys(peer for _, peer in missing):
+        peer = get_peer(name)
+        peer.make(nn.Linear(1, 1), 1, **({"rate": 1.0} if peer.tuned else {}))
     missing.sort(key=_order)
     done = map(_with_store(store), missing) if workers == 1 else _in_processes(store, missing, workers)
-    for number, (problem, peer) in enumerate(done, 1):
-        report(f"{number} of {len(missing)} results that were missing: {peer} on {problem}")
+    for number, (problem, name) in enumerate(done, 1):
+        report(f"{number} of {len(missing)} results that were missing: {name} on {problem}")
 
 
 def _order(job: Job) -> tuple[bool, float]:
@@ -98,6 +104,11 @@ def _in_processes(store: Store, jobs: Sequence[Job], workers: int) -> Iterator[J
         try:
             for future in as_completed([pool.submit(_work, store, job) for job in jobs]):
                 yield future.result()
+        except BrokenProcessPool as error:
+            raise ReproductionError(
+                "a process of the suite was killed, perhaps as memory ran out: the same command goes on, "
+                "with fewer processes by --workers"
+            ) from error
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in set(multiprocessing.active_children()) - before:
