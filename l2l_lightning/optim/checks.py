@@ -12,6 +12,9 @@ from torch import Tensor
 from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.optim.sharding import local
 
+NOT_A_RULES = {"betas", "eps", "momentum", "dampening", "nesterov", "amsgrad", "foreach", "fused"}
+"""Options of other optimizers that a rule has none of."""
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Parameters and gradients must have one of these dtypes."""
 
@@ -31,9 +34,37 @@ def check_options(group: dict[str, Any]) -> None:
             raise ValueError(f"{name} must be finite, got {value}")
     if not isinstance(group["maximize"], bool):
         raise TypeError(f"maximize must be true or false, got {group['maximize']!r}")
+    if group["total_steps"] == math.inf:
+        raise ValueError("total_steps must be finite, got inf: leave it out where nobody knows it")
     if group["total_steps"] is not None:
         check_whole_numbers(1, 10**12, total_steps=group["total_steps"])
     check_whole_numbers(0, 10**12, step=group["step"])
+
+
+def check_no_others(group: dict[str, Any]) -> None:
+    """Raises TypeError for an option of another optimizer, which would have no effect."""
+    if others := sorted(NOT_A_RULES & group.keys()):
+        raise TypeError(f"LearnedOptimizer has no {', '.join(others)}: its rule has learned what they set")
+
+
+def habit_of(group: dict[str, Any]) -> str | None:
+    """Returns what is to be said of a group whose options look like another optimizer's, or None.
+
+    A rate is judged by `initial_lr` where a scheduler has set it: what a warm-up begins with is no habit.
+    """
+    lr, weight_decay = float(group.get("initial_lr", group["lr"])), float(group["weight_decay"])
+    if 0 < lr < 0.05:
+        return (
+            f"lr={lr:g} multiplies the learned step, for which 1 is what the rule is meant for: leave lr "
+            "out, as the rule has a step size and a schedule of its own"
+        )
+    if lr * weight_decay >= 0.005:
+        return (
+            f"weight_decay={weight_decay:g} takes a share of {lr * weight_decay:g} off every parameter at "
+            "each step, as it is multiplied by lr and by no smaller rate: AdamW's 0.01 at a rate of 0.001 is "
+            "weight_decay=1e-5 here"
+        )
+    return None
 
 
 def name_of(group: dict[str, Any], index: int) -> str:

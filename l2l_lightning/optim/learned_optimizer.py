@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, overload
@@ -14,14 +15,23 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.optim.optimizer import Optimizer, ParamsT
 
-from l2l_lightning.optim.checks import check_dense, check_options, name_of, problem_of
+from l2l_lightning.optim.checks import (
+    check_dense,
+    check_no_others,
+    check_options,
+    habit_of,
+    name_of,
+    problem_of,
+)
+from l2l_lightning.optim.default_rule import default_rule
 from l2l_lightning.optim.pack import CARRIED, STATE, STATISTICS, Pack, carried_shapes
-from l2l_lightning.optim.sharding import is_zero, local, sum_over_shards
+from l2l_lightning.optim.sharding import cuts, is_zero, local, sum_over_shards
 from l2l_lightning.optim.state_dict import Uncast, checked, digest_of, rule_hash
 from l2l_lightning.pretrained import load
 from l2l_lightning.rules.base import Rule, Step, UpdateRule
 from l2l_lightning.rules.contract import read_zero
 from l2l_lightning.rules.layout import Layout, ParameterInfo
+from l2l_lightning.rules.zero_shot import ZeroShot
 
 STATE_DTYPES = (None, torch.float32, torch.bfloat16)
 
@@ -91,7 +101,7 @@ class LearnedOptimizer(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        rule: str | Path | Rule,
+        rule: str | Path | Rule | None = None,
         lr: float | Tensor = 1.0,
         weight_decay: float = 0.0,
         maximize: bool = False,
@@ -106,8 +116,9 @@ class LearnedOptimizer(Optimizer):
         self._packs: dict[int, dict[_Place, Pack]] = {}  # by the group's index
         self._chosen: dict[Tensor, int] = {}  # the member of its rule that moves a parameter
         self._tried: set[tuple[str, int | None]] = set()  # rules that read their features with such a T
+        self._told: set[str] = set()  # what was warned of
         defaults = {
-            "rule": self._add_rule(rule),
+            "rule": None if rule is None else self._add_rule(rule),
             "lr": lr,
             "weight_decay": weight_decay,
             "maximize": maximize,
@@ -119,24 +130,35 @@ class LearnedOptimizer(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Adds a group, which may have a `rule`, `lr`, `weight_decay`, `maximize`, `total_steps` of its own.
 
+        It goes on at the step that other groups of the same total_steps have come to, and so at their place
+        in the schedule; with another total_steps it begins its own.
+
         Raises:
             As the constructor.
         """
         if isinstance(param_group, dict):
             param_group = dict(param_group)
-            if "rule" in param_group:
-                param_group["rule"] = self._add_rule(param_group["rule"])
-            check_options(self.defaults | param_group)
+            options = self.defaults | param_group
+            check_no_others(param_group)
+            check_options(options)
+            param_group["rule"] = self._add_rule(options["rule"], options["total_steps"])
+            together = [g["step"] for g in self.param_groups if g["total_steps"] == options["total_steps"]]
+            param_group.setdefault("step", max(together, default=0))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
             for index, parameter in enumerate(group["params"]):
                 check_dense(name_of(group, index), parameter)
                 rule = self.rule_for(group, parameter)
-                if not rule.coordinatewise and sum_over_shards(parameter) is not None:
+                if not (rule.coordinatewise or rule.finishes_shards) and cuts(parameter) != ():
                     raise ValueError(
-                        f"{name_of(group, index)} is sharded, and its rule moves whole matrices: ZeroShot "
-                        "does without with orthogonal=False"
+                        f"{name_of(group, index)} is sharded, and {type(rule).__name__} moves whole tensors: "
+                        "its finish must serve shards, and say so (finishes_shards)"
+                    )
+                if rule.finishes_shards and cuts(parameter) is None:
+                    raise ValueError(
+                        f"{name_of(group, index)} is sharded as {parameter.placements}, which "
+                        f"{type(rule).__name__} cannot put together: use Shard and Replicate"
                     )
             self._check_reading(group)
         except Exception:  # the user's own code may tell groups and read features
@@ -144,6 +166,8 @@ class LearnedOptimizer(Optimizer):
             for parameter in group["params"]:
                 self._chosen.pop(parameter, None)
             raise
+        if self._has_a_rate(group) and (habit := habit_of(group)):
+            self._tell(habit.partition("=")[0], habit, UserWarning)
 
     @property
     def state_bytes(self) -> int:
@@ -188,6 +212,8 @@ class LearnedOptimizer(Optimizer):
             for (device, member), pack in self._pack(index, self._members(group, with_gradients=True)).items()
         ]
         if not creates_states_only:
+            for group in self.param_groups:
+                self._tell_of_the_end(group)
             for group, pack, rule, step in launches:
                 pack.step(rule, step, group)
             for group in self.param_groups:
@@ -233,17 +259,21 @@ class LearnedOptimizer(Optimizer):
                     entries[key] = entries[key].tensor.to(parameter.device)
         super().__setstate__(state)
         self._rules_on, self._packs, self._chosen, self._tried = {}, {}, {}, set()
+        self._told = set()
 
-    def _add_rule(self, rule: str | Path | Rule) -> str:
+    def _add_rule(self, rule: str | Path | Rule | None, total_steps: int | None = None) -> str:
         """Keeps a copy of a rule and returns name@hash, which groups and state dicts call it."""
         if isinstance(rule, str) and rule_hash(rule) in self._rules:
             return rule
-        if isinstance(rule, Rule):
+        if rule is None:
+            name, rule = default_rule(total_steps)
+        elif isinstance(rule, Rule):
             name = type(rule).__name__
         elif isinstance(rule, str | Path):
             name, rule = Path(rule).stem, load(rule)
         else:
-            raise TypeError(f"rule must be a name, a path or a Rule, got {type(rule).__name__}")
+            hint = f": a rate is lr={rule}" if isinstance(rule, int | float) else ""
+            raise TypeError(f"rule must be a name, a path or a Rule, got {type(rule).__name__}{hint}")
         digest = digest_of(rule)
         self._rules[digest] = copy.deepcopy(rule).requires_grad_(False)
         return f"{name}@{digest}"
@@ -297,6 +327,7 @@ class LearnedOptimizer(Optimizer):
                 index,
                 tuple(local(parameter).shape),
                 sum_over_shards(parameter),
+                cuts=cuts(parameter),
             )
 
     def _on(self, group: dict[str, Any], device: torch.device) -> list[tuple[UpdateRule, Step]]:
@@ -326,6 +357,29 @@ class LearnedOptimizer(Optimizer):
             for member in self._rule(group).members:
                 read_zero(member, group["total_steps"])
             self._tried.add(key)
+
+    def _has_a_rate(self, group: dict[str, Any]) -> bool:
+        """Whether a group's rule has its own step sizes, so that none is left to its user."""
+        return any(isinstance(member, ZeroShot) for member in self._rule(group).members)
+
+    def _tell_of_the_end(self, group: dict[str, Any]) -> None:
+        """Warns where a group's steps are over, from which on ZeroShot stands still."""
+        total, done = group["total_steps"], group["step"]
+        if total is None or done < total:
+            return
+        if any(isinstance(m, ZeroShot) and not m.horizon_free for m in self._rule(group).members):
+            self._tell(
+                "total_steps",
+                f"step {done + 1} is beyond total_steps={total}: the rule moves nothing any more; "
+                "total_steps must count all of the optimizer's steps",
+                RuntimeWarning,
+            )
+
+    def _tell(self, what: str, message: str, category: type[Warning]) -> None:
+        """Warns, once."""
+        if what not in self._told:
+            self._told.add(what)
+            warnings.warn(message, category, stacklevel=3)
 
     def _is_at_rest(self) -> bool:
         """Whether every rate and every gradient is 0, of sharded parameters in every process.

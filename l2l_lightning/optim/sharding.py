@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from l2l_lightning.rules.shards import Cut
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -59,24 +62,56 @@ def like(parameter: Any, state: Tensor) -> Tensor:
     return sharded
 
 
+def cuts(parameter: Any) -> tuple[Cut, ...] | None:
+    """Returns how a parameter was cut into shards, first to last, or None if that is not known."""
+    if not hasattr(parameter, "device_mesh"):
+        return ()
+    from torch.distributed.tensor import Replicate, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
+
+    mesh = parameter.device_mesh
+    placements: list[tuple[int, Any]] = list(enumerate(parameter.placements))
+    if not all(isinstance(kind, Replicate | Shard | _StridedShard) for _, kind in placements):
+        return None
+    strided = [place for place in placements if isinstance(place[1], _StridedShard)]
+    plain = [place for place in placements if isinstance(place[1], Shard) and place not in strided]
+    made: list[Cut] = []
+    sizes, counts = list(parameter.shape), [1] * parameter.ndim
+    # A strided one, FSDP's on top of tensor parallelism, was made after those to its right.
+    for axis, kind in [*plain, *reversed(strided)]:
+        if isinstance(kind, _StridedShard) and kind.split_factor != counts[kind.dim]:
+            return None
+        cut = Cut(kind.dim, sizes[kind.dim], mesh.size(axis), mesh.get_local_rank(axis), mesh.get_group(axis))
+        counts[kind.dim] *= cut.shards
+        sizes[kind.dim] = cut.length(cut.index)
+        if cut.shards > 1:
+            made.append(cut)
+    return tuple(made) if tuple(sizes) == tuple(local(parameter).shape) else None
+
+
 def sum_over_shards(parameter: Any) -> Callable[[Tensor], Tensor] | None:
     """Returns a function that sums a tensor over the processes that hold a parameter's shards, or None.
 
-    Every process of the mesh must call it, in the same order.
+    Every process of the mesh must call it, in the same order. Parameters that are sharded over the same
+    dimensions of one mesh have the same function.
     """
     if not hasattr(parameter, "device_mesh"):
         return None
     from torch.distributed.tensor import Replicate
 
     mesh = parameter.device_mesh
-    sharded = [dim for dim, kind in enumerate(parameter.placements) if not isinstance(kind, Replicate)]
-    if not sharded:
-        return None
+    sharded = [axis for axis, kind in enumerate(parameter.placements) if not isinstance(kind, Replicate)]
+    return _Sum(tuple(mesh.get_group(axis) for axis in sharded)) if sharded else None
 
-    def add_up(values: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _Sum:
+    """Adds a tensor up over one process group after the other."""
+
+    groups: tuple[Any, ...]
+
+    def __call__(self, values: Tensor) -> Tensor:
         total = values.clone()
-        for dim in sharded:
-            torch.distributed.all_reduce(total, group=mesh.get_group(dim))
+        for group in self.groups:
+            torch.distributed.all_reduce(total, group=group)
         return total
-
-    return add_up

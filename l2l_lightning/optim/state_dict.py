@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str
         check_options(saved)
         if rule_hash(saved["rule"]) != rule_hash(group["rule"]):
             raise ValueError(
-                f"the state dict is of rule {saved['rule']}, the optimizer's is {group['rule']}: "
-                "construct it with the rule that it was saved with"
+                f"the state dict is of rule {saved['rule']}, the optimizer's is {group['rule']}: construct "
+                f"it with the rule, and the total_steps ({saved['total_steps']}), that it was saved with"
             )
         if "param_names" in group:
             _check_members(optimizer, group, saved.get("param_names"))
@@ -62,6 +63,15 @@ def checked(optimizer: LearnedOptimizer, state_dict: dict[str, Any]) -> dict[str
                     dtype = optimizer.dtype_of(what, group)
                     _check_state(name_of(group, index), parameter, states[key], what, shape, dtype)
                 states[key] = states[key] | {what: Uncast(states[key][what]) for what in shapes}
+    for group, saved in zip(groups, saved_groups, strict=True):
+        if group["total_steps"] not in (None, saved["total_steps"]):
+            warnings.warn(
+                f"the state dict's total_steps, {saved['total_steps']}, is kept, and not the optimizer's, "
+                f"{group['total_steps']}: with another one the schedule would jump; where it is to, set it "
+                "in param_groups after loading",
+                stacklevel=2,
+            )
+            break
     return {**state_dict, "state": states, "param_groups": saved_groups}
 
 

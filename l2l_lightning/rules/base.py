@@ -82,6 +82,10 @@ class UpdateRule(Rule, metaclass=_Checked):
     """Whether an update is what `step` gives, so that a window's exact meta-gradient holds; False: `finish`
     is to follow, which sees whole tensors and θ."""
 
+    finishes_shards: bool = False
+    """Whether `finish` serves sharded tensors, of which it is given this process's shards;
+    `rules.shards` puts them together."""
+
     state_shape: tuple[int, ...]
     """A state is [*state_shape, n], coordinates innermost."""
 

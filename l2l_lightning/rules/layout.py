@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from l2l_lightning.rules.shards import Cut
+
 
 class Time(NamedTuple):
     """How far an optimisation has come."""
@@ -29,7 +31,9 @@ class ParameterInfo:
         shape: The whole tensor's.
         group: The index of the optimizer's parameter group; 0 along a rollout.
         local_shape: What this process holds of it; None is all of it.
-        sum_over_shards: Adds a tensor up over the processes that hold the other shards.
+        sum_over_shards: Adds a tensor up over the processes that hold the other shards; the same function for
+            tensors that the same processes share.
+        cuts: How it was cut into shards, first to last; None if that is not known.
         inputs_first: Whether the first dimension is the inputs', where torch.nn has the outputs'.
 
     Example:
@@ -43,6 +47,7 @@ class ParameterInfo:
     local_shape: tuple[int, ...] | None = None
     sum_over_shards: Callable[[Tensor], Tensor] | None = None
     inputs_first: bool = False
+    cuts: tuple[Cut, ...] | None = ()
 
     @property
     def fans(self) -> tuple[int, int]:
@@ -112,14 +117,23 @@ class Layout:
     def mean(self, values: Tensor) -> Tensor:
         """Replaces values [..., copies · N] by their mean over each tensor of each copy.
 
-        Of a sharded tensor it is the mean over all shards, for which its processes wait for one another.
+        Of a sharded tensor it is the mean over all shards, for which its processes wait for one another: once
+        for all tensors that the same processes share.
         """
-        means = []
-        for part, tensor in zip(self._parts(values), self.tensors, strict=True):
-            total = part.sum(-1, keepdim=True)
+        parts = self._parts(values)
+        totals = [part.sum(-1, keepdim=True) for part in parts]
+        shared: dict[Callable[[Tensor], Tensor], list[int]] = {}
+        for index, tensor in enumerate(self.tensors):
             if tensor.sum_over_shards is not None:
-                total = tensor.sum_over_shards(total)
-            means.append((total / tensor.numel).expand_as(part))
+                shared.setdefault(tensor.sum_over_shards, []).append(index)
+        for add_up, chosen in shared.items():
+            sums = add_up(torch.cat([totals[index] for index in chosen], -1))
+            for index, total in zip(chosen, torch.split(sums, 1, -1), strict=True):
+                totals[index] = total
+        means = [
+            (total / tensor.numel).expand_as(part)
+            for part, total, tensor in zip(parts, totals, self.tensors, strict=True)
+        ]
         return torch.cat(means, -1).flatten(-2)
 
     def _parts(self, values: Tensor) -> Sequence[Tensor]:

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout
+from l2l_lightning.rules.shards import gathered, shard_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 LEAST = 4
 """The shorter side of the smallest matrix that is orthogonalised."""
+TOGETHER = 2**24
+"""Sharded matrices are gathered so many coordinates at a time, 64 MiB in float32, and one matrix at least."""
 
 
 def newton_schulz(matrices: Tensor) -> Tensor:
@@ -45,19 +48,42 @@ def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     """Returns an update in which every matrix is orthogonalised and keeps the mean of its squares.
 
     Of a tensor of more than two dimensions the first is the rows; tensors of one dimension, and matrices with
-    a side shorter than four, stay as they are.
+    a side shorter than four, stay as they are. Sharded matrices are gathered, `TOGETHER` coordinates at a
+    time; every process orthogonalises the whole ones and keeps its shards.
 
     Args:
         update: [copies · N], flat.
-        layout: The tensors that it belongs to, none of which is sharded.
+        layout: The tensors that it belongs to.
     """
-    parts = []
-    for part, tensor in zip(layout.split(update), layout.tensors, strict=True):
-        matrix = part
-        if tensor.rank > 1 and min(tensor.fans) >= LEAST:
-            matrix = part.reshape(layout.copies, tensor.shape[0], -1)
+    parts = layout.split(update)
+    for chosen in _bunches(layout):
+        tensors = [layout.tensors[index] for index in chosen]
+        wholes = [parts[index] for index in chosen]
+        if any(tensor.cuts for tensor in tensors):  # of an optimizer's, which has one copy
+            shards = [whole.squeeze(0) for whole in wholes]
+            wholes = [whole[None] for whole in gathered(shards, [tensor.cuts or () for tensor in tensors])]
+        for index, tensor, whole in zip(chosen, tensors, wholes, strict=True):
+            matrix = whole.reshape(layout.copies, tensor.shape[0], -1)
             new = newton_schulz(matrix)
             size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrix, new))
-            matrix = new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
-        parts.append(matrix.reshape(layout.copies, tensor.numel))
-    return torch.cat(parts, -1).flatten()
+            new = (new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))).view(whole.shape)
+            parts[index] = shard_of(new[0], tensor.cuts)[None] if tensor.cuts else new
+    flat = [
+        part.reshape(layout.copies, tensor.numel_here)
+        for part, tensor in zip(parts, layout.tensors, strict=True)
+    ]
+    return torch.cat(flat, -1).flatten()
+
+
+def _bunches(layout: Layout) -> list[list[int]]:
+    """Returns the positions of the matrices to orthogonalise, those together that are gathered together."""
+    bunches: list[list[int]] = []
+    coordinates = TOGETHER
+    for index, tensor in enumerate(layout.tensors):
+        if tensor.rank > 1 and min(tensor.fans) >= LEAST:
+            coordinates += tensor.numel
+            if coordinates > TOGETHER:
+                bunches.append([])
+                coordinates = tensor.numel
+            bunches[-1].append(index)
+    return bunches

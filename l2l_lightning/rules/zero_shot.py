@@ -51,6 +51,7 @@ class ZeroShot(UpdateRule):
 
     state_shape = (0,)
     coordinatewise = False
+    finishes_shards = True
 
     def __init__(self, orthogonal: bool = True, horizon_free: bool = False) -> None:
         super().__init__()

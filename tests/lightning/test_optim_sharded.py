@@ -22,8 +22,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
-from l2l_lightning.optim.pack import STATE
-from l2l_lightning.rules import Grouped
+from l2l_lightning.optim.pack import STATE, STATISTICS
+from l2l_lightning.rules import Grouped, ZeroShot, orthogonal
 
 pytestmark = [
     pytest.mark.skipif(not dist.is_gloo_available(), reason="this PyTorch has no gloo"),
@@ -52,6 +52,7 @@ def train(model, optimizer, steps):
     """Every process sees the whole batch, so that the gradients are one process's."""
     for step in steps:
         x = torch.randn(6, 5, generator=torch.Generator().manual_seed(step))
+        x = x.to(next(model.parameters()).dtype)
         optimizer.zero_grad()
         (model(x) - x[:, :1]).square().mean().backward()
         optimizer.step()
@@ -62,11 +63,11 @@ def whole(tensor):
     return tensor.detach().clone()
 
 
-def snapshot(model, optimizer):
+def snapshot(model, optimizer, what=STATE):
     """Every parameter and every state, whole and by name."""
     return {
-        name: (whole(p), whole(optimizer.state[p][STATE]))
-        for name, p in ((n.replace("_orig_mod.", ""), p) for n, p in model.named_parameters())
+        name.removeprefix("module."): (whole(p), whole(optimizer.state[p][what]))
+        for name, p in model.named_parameters()
     }
 
 
@@ -108,6 +109,24 @@ def train_by_tensors(model):
     optimizer = LearnedOptimizer(model.named_parameters(), rule, total_steps=STEPS)
     train(model, optimizer, range(STEPS))
     return snapshot(model, optimizer)
+
+
+def make_wide():
+    """Matrices with four rows and columns and more, in float64, as the rounding of singular values grows."""
+    torch.manual_seed(0)
+    layers = nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 7), nn.Tanh(), nn.Linear(7, 1)
+    return nn.Sequential(*layers).double()
+
+
+def zero_shot(model):
+    rule = ZeroShot().double()
+    return LearnedOptimizer(model.named_parameters(), rule, total_steps=2 * STEPS, weight_decay=1e-4)
+
+
+def train_zero_shot(model):
+    optimizer = zero_shot(model)
+    train(model, optimizer, range(2 * STEPS))
+    return snapshot(model, optimizer, STATISTICS)
 
 
 def warm_up(make=lambda values: values):
@@ -157,6 +176,18 @@ def fully_sharded(folder):
     model = shard(make_model())
     results["missing"] = train_without_the_first_layer(model)
     results["by tensors"] = train_by_tensors(shard(make_model()))
+    model = shard(make_wide())
+    optimizer = zero_shot(model)
+    train(model, optimizer, range(STEPS))
+    save(model, optimizer, folder / "zero-shot")
+    model = shard(make_wide())
+    optimizer = zero_shot(model)
+    restore(model, optimizer, folder / "zero-shot")
+    train(model, optimizer, range(STEPS, 2 * STEPS))
+    results["zero-shot, resumed"] = snapshot(model, optimizer, STATISTICS)
+    orthogonal.TOGETHER = 40  # of 72 coordinates in two matrices
+    results["zero-shot, in bunches"] = train_zero_shot(shard(make_wide()))
+    results["zero-shot, replicated"] = train_zero_shot(nn.parallel.DistributedDataParallel(make_wide()))
     return results
 
 
@@ -170,10 +201,15 @@ PLACEMENTS = {
 """Of a parameter and its gradients."""
 
 
-def train_one(parameter, laid_out=lambda gradient: gradient):
-    optimizer = LearnedOptimizer([parameter], RULE)
-    for gradient in torch.randn(3, 3, 5, generator=torch.Generator().manual_seed(1)):
-        parameter.grad = laid_out(gradient)
+def matrix():
+    return torch.ones(5, 7, dtype=torch.float64)
+
+
+def train_one(parameter, laid_out=lambda gradient: gradient, rule=RULE):
+    optimizer = LearnedOptimizer([parameter], rule, total_steps=3)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        parameter.grad = laid_out(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
         optimizer.step()
     return whole(parameter), whole(optimizer.state[parameter][STATE])
 
@@ -191,6 +227,8 @@ def tensor_parallel(folder):
 
         parameter = nn.Parameter(distribute_tensor(torch.ones(3, 5), mesh, [placement]))
         results[name] = train_one(parameter, laid_out)
+        parameter = nn.Parameter(distribute_tensor(matrix(), mesh, [placement]))
+        results[f"zero-shot, {name}"] = train_one(parameter, laid_out, ZeroShot().double())
 
     plane = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "tensor"))
     model = make_model()
@@ -203,6 +241,23 @@ def tensor_parallel(folder):
     results["plane placements"] = str(model[2].weight.placements)
     save(model, optimizer, folder / "plane")
     return results
+
+
+def on_four(rank, folder):
+    """Tensor parallelism and FSDP2 on a mesh of two by two, whose rows are of uneven numbers."""
+    store = dist.FileStore(str(folder / "store of four"), 4)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=4)
+    try:
+        plane = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+        model = make_wide()
+        parallelize_module(model, plane["tensor"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        for layer in (model[0], model[2], model[4]):
+            fully_shard(layer, mesh=plane["data"])
+        results = {name: str(parameter.placements) for name, parameter in model.named_parameters()}
+        torch.save((results, train_zero_shot(model)), folder / f"four-{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
 
 
 def work(rank, folder):
@@ -342,3 +397,29 @@ def test_a_checkpoint_before_the_first_step_changes_nothing(single, tmp_path):
     for pair in ((model, optimizer), (resumed, twin)):
         train(*pair, range(STEPS))
         assert_equal(snapshot(*pair), single[0])
+
+
+def assert_near(actual, expected):
+    """To rounding: sums are taken in another order."""
+    for name, pair in expected.items():
+        for ours, theirs in zip(actual[name], pair, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
+
+
+def test_whole_matrices_are_orthogonalised(results):
+    expected = train_zero_shot(make_wide())
+    for found in results:
+        for how in ("resumed", "in bunches", "replicated"):
+            assert_near(found["sharded"][f"zero-shot, {how}"], expected)
+        alone = train_one(nn.Parameter(matrix()), rule=ZeroShot().double())
+        assert_near(found["tensor"], {f"zero-shot, {name}": alone for name in PLACEMENTS})
+
+
+def test_whole_matrices_are_orthogonalised_on_a_mesh(folder):
+    torch.multiprocessing.spawn(on_four, args=(folder,), nprocs=4)
+    expected = train_zero_shot(make_wide())
+    for rank in range(4):
+        placements, found = torch.load(folder / f"four-{rank}.pt", weights_only=False)
+        assert placements["0.weight"] == "(_StridedShard(dim=0, sf=2), Shard(dim=0))"
+        assert placements["2.weight"] == "(Shard(dim=0), Shard(dim=1))"
+        assert_near(found, expected)
