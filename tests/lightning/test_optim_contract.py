@@ -27,6 +27,8 @@ OPTIONS = [
     {"state_dtype": torch.bfloat16},
     {"rule": RNNPROP, "state_dtype": torch.bfloat16},
     {"rule": GROUPED, "total_steps": 100},
+    {"rule": None, "total_steps": 100},
+    {"rule": None},
 ]
 
 
