@@ -52,24 +52,33 @@ class LearnedOptimizer(Optimizer):
     a bfloat16 or float16 parameter is rounded once an update, and no float32 copy of it is kept: what an
     update changes by less than half of a parameter's last digit is lost.
 
+    Without a rule it is `ZeroShot`, which has step sizes, a warm-up and a decay of its own: say `total_steps`
+    and leave lr at 1. A scheduler on top multiplies what the rule does. A warning tells what looks like a
+    mistake: lr = 1e-3 or weight_decay = 0.01 out of habit, a step beyond total_steps, after which the rule
+    moves nothing, or a state dict of a run of another length.
+
     `state[parameter]` has the entry "rule_state", [*state_shape, *parameter.shape], from the parameter's
     first gradient on, and "statistics", [rows, *parameter.shape], if the rule reads features. A parameter
     whose gradient is None keeps its value and its state. Where some of a group's gradients are None, the
     others' states are gathered and put back, which takes two copies of them more.
 
-    A gradient of zero is a gradient, and no rule of the package stands still at it: `padding_idx` rows,
+    A gradient of zero is a gradient, and the package's LSTMs do not stand still at it: `padding_idx` rows,
     embedding rows outside a minibatch and dead units move without bound, with lstm-mnist from 0 to −4.01 in
-    1,000 steps. `l2l_lightning.pretrained.card(name)["known_failures"]` has every rule's number.
+    1,000 steps. `l2l_lightning.pretrained.card(name)["known_failures"]` has every rule's number. `ZeroShot`
+    leaves in place what never had another gradient.
 
-    A rule is coordinatewise, so a sharded parameter (FSDP2, tensor parallelism: a DTensor) is updated shard
-    by shard, without communication, and its state is a DTensor that `torch.distributed.checkpoint` reshards.
+    A sharded parameter (FSDP2, tensor parallelism: a DTensor) is updated shard by shard, without
+    communication where its rule is coordinatewise, and its state is a DTensor that
+    `torch.distributed.checkpoint` reshards. `ZeroShot` sums over whole tensors and gathers whole matrices, so
+    that every process of the mesh must take every step.
 
     Args:
         params: Parameters, named parameters, or groups of them as for any optimizer. A group may have a
             `rule`, `lr`, `weight_decay` and `maximize` of its own.
         rule: Name of a rule that comes with the package, path of a .safetensors file, or a rule, of which
             a copy is kept: what happens to the rule afterwards changes nothing here. A `Grouped` has a rule
-            for each kind of parameter; to choose by name it needs named parameters.
+            for each kind of parameter; to choose by name it needs named parameters. None is "zero-shot" for
+            a group that knows total_steps, and "zero-shot-free" for one that does not.
         lr: Multiplies the update; 1 is what the rule was trained with. Schedulers work on it. A tensor on a
             GPU makes every step wait for it.
         weight_decay: AdamW's: decoupled from the gradient, multiplied by lr.
@@ -77,7 +86,9 @@ class LearnedOptimizer(Optimizer):
         state_dtype: Dtype of the state, torch.float32 or torch.bfloat16 (half the memory); None is the
             dtype of the arithmetic. See `state_bytes`.
         total_steps: T, how many steps there will be, for a rule whose features read it; None if nobody knows.
-            A group counts its steps in `group["step"]`.
+            Steps are the optimizer's: where gradients are accumulated over k minibatches, a k-th of those; in
+            `configure_optimizers`, `self.trainer.estimated_stepping_batches`. Too many, and a run ends before
+            its small steps come. A group counts its steps in `group["step"]`.
 
     Raises:
         ValueError: lr or weight_decay is negative or not finite, state_dtype is another, total_steps < 1 or
@@ -93,7 +104,7 @@ class LearnedOptimizer(Optimizer):
 
     Example:
         >>> model = torch.nn.Linear(784, 10)
-        >>> optimizer = LearnedOptimizer(model.parameters(), rule="lstm-mnist")
+        >>> optimizer = LearnedOptimizer(model.parameters(), total_steps=1000)  # or rule="lstm-mnist"
         >>> model(torch.randn(8, 784)).square().mean().backward()
         >>> optimizer.step()
     """
@@ -430,7 +441,9 @@ class LearnedOptimizer(Optimizer):
         mebibytes = sum(self._bytes(group, parameter) for parameter in params) / 2**20
         needed = self._bytes_by_device()[device] / 2**20  # of all groups
         what = f"the state of LearnedOptimizer's parameters on {device} takes {needed:.1f} MiB"
-        advice = "state_dtype=torch.bfloat16 halves it, as does giving it half of the parameters"
+        advice = "giving it half of the parameters halves it"
+        if torch.Size(self.rule_for(group, params[0]).state_shape).numel():  # statistics are not rounded
+            advice = f"state_dtype=torch.bfloat16 halves it, as does {advice.removesuffix(' halves it')}"
         total = _total_memory(device)
         if total is not None and needed > total / 2**20:
             raise MemoryError(f"{what}, and there are {total / 2**20:.1f} MiB: {advice}")

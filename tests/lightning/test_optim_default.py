@@ -1,4 +1,4 @@
-"""LearnedOptimizer with no rule named: which one it is, in loops as users write them, and what it warns of."""
+"""LearnedOptimizer with no rule named: which one it is, in loops as users write them, and its warnings."""
 
 import copy
 import math

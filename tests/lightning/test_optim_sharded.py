@@ -218,6 +218,17 @@ def tensor_parallel(folder):
     """Sharded on either dimension, replicated, on a mesh of two dimensions; gradients laid out otherwise."""
     mesh = init_device_mesh("cpu", (WORLD,))
     results = {"warm-up": warm_up(lambda values: distribute_tensor(values, mesh, [Shard(0)]))}
+    alone = ZeroShot()
+    alone.finishes_shards = False
+    partial = DTensor.from_local(matrix(), mesh, [Partial()])
+    for what, rule, parameter in (
+        ("of shards", alone, distribute_tensor(matrix(), mesh, [Shard(0)])),
+        ("partial", None, partial),
+    ):
+        try:
+            LearnedOptimizer([nn.Parameter(parameter)], rule, total_steps=STEPS)
+        except ValueError as error:
+            results[what] = str(error)
     for name, (placement, layout) in PLACEMENTS.items():
 
         def laid_out(gradient, layout=layout):
@@ -413,6 +424,17 @@ def test_whole_matrices_are_orthogonalised(results):
             assert_near(found["sharded"][f"zero-shot, {how}"], expected)
         alone = train_one(nn.Parameter(matrix()), rule=ZeroShot().double())
         assert_near(found["tensor"], {f"zero-shot, {name}": alone for name in PLACEMENTS})
+
+
+def test_shards_that_a_rule_cannot_move_are_refused(results):
+    for found in results:
+        assert found["tensor"]["of shards"].endswith(
+            "ZeroShot moves whole tensors: its finish must serve shards, and say so (finishes_shards)"
+        )
+        assert (
+            "sharded as (Partial(sum),), which ZeroShot cannot put together: use Shard and"
+            in found["tensor"]["partial"]
+        )
 
 
 def test_whole_matrices_are_orthogonalised_on_a_mesh(folder):
