@@ -142,7 +142,9 @@ class LearnedOptimizer(Optimizer):
         """Adds a group, which may have a `rule`, `lr`, `weight_decay`, `maximize`, `total_steps` of its own.
 
         It goes on at the step that other groups of the same total_steps have come to, and so at their place
-        in the schedule; with another total_steps it begins its own.
+        in the schedule; with another total_steps it begins its own. `ZeroShot` corrects moments by that step,
+        as for a parameter that is unfrozen, so that a newcomer's first update is about ten times the others'
+        (of noisy gradients), and those after it are about theirs.
 
         Raises:
             As the constructor.

@@ -24,6 +24,7 @@ from l2l_lightning.rules.nominal import FACTS, NominalFeatures
 from l2l_lightning.rules.orthogonal import newton_schulz, orthogonalised
 
 T = 12
+pytestmark = pytest.mark.filterwarnings("ignore:step .* is beyond total_steps")
 
 
 def network(seed=0):
