@@ -162,6 +162,21 @@ class Optimizees:
         """Returns f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches, without a graph."""
         return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
 
+    @torch.no_grad()
+    def held_out_losses(self, images: Images | None) -> Tensor:
+        """Returns the losses of θ on examples that it was not optimised on, [K].
+
+        Args:
+            images: Those held out, on the optimizees' device, if the task needs any.
+        """
+        with _default_float32():
+            drawn = [
+                self.task.held_out_batch(instance, images, generator)
+                for instance, generator in zip(self._instances, self.generators, strict=True)
+            ]
+        batches = unstack(self._stack([drawn]), 1)[0]
+        return self.task.losses(self.theta, gather(self.task, images, batches, self.dtype))
+
     def state_dict(self) -> dict[str, Any]:
         """Returns what resuming in mid-rollout needs: θ, the instances and the generators' states."""
         return {

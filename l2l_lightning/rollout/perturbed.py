@@ -9,11 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from l2l_lightning.rollout.optimizees import Optimizees
-from l2l_lightning.rollout.parts import parts_of
+from l2l_lightning.rollout.carried import CarriedRollout
+from l2l_lightning.rollout.parts import Part
 from l2l_lightning.rollout.rollout import full_precision
-from l2l_lightning.rules.base import Rule, UpdateRule
+from l2l_lightning.rules.base import UpdateRule
 from l2l_lightning.rules.layout import Layout, Time
+
+Phis = Mapping[str, Tensor]
+"""The K values of every parameter by its name in the rule, [K, *shape] each."""
 
 
 class _Step(nn.Module):
@@ -31,58 +34,68 @@ class _Step(nn.Module):
         return update, state
 
 
-@torch.no_grad()
-def run_perturbed(rule: Rule, phis: Mapping[str, Tensor], optimizees: Optimizees, horizon: int) -> Tensor:
-    """Optimises K optimizees, the k-th by the rule with the k-th φ, and returns their losses, [horizon, K].
+class PerturbedRollout(CarriedRollout):
+    """K optimizees, the k-th of which is moved by the rule with the k-th φ, advanced window by window.
 
     Steps are the rule's plain definition, which torch.func.vmap runs for all φ at once: it is for rules of
-    few parameters, which many small rollouts are to find.
+    few parameters, which many small rollouts are to find. Nothing is masked: an optimizee that diverges is
+    one whose losses say so.
 
     Args:
         rule: m_φ, or a `Grouped` of several; its own φ is not read.
-        phis: The K values of every parameter by its name in the rule, [K, *shape] each.
         optimizees: What is optimised; their θ is advanced in place.
-        horizon: Number of steps, T for features that read it.
+        total_steps: T, the rollout's horizon, for features that read it; None if it is not known.
 
     Raises:
-        ValueError: horizon < 1, or a parameter lacks its K values.
+        ValueError: total_steps < 1, or the rule has no member for one of the task's tensors.
 
     Example:
-        >>> from l2l_lightning import CoordinatewiseLSTM, Quadratic
+        >>> from l2l_lightning import CoordinatewiseLSTM, Optimizees, Quadratic
         >>> rule = CoordinatewiseLSTM(1, 4, preprocessing="identity")
         >>> phis = {name: torch.stack([value, 0.5 * value]) for name, value in rule.named_parameters()}
         >>> optimizees = Optimizees(Quadratic(), None, seed=0, stream="train", indices=[0, 0])
-        >>> run_perturbed(rule, phis, optimizees, horizon=5).shape
+        >>> PerturbedRollout(rule, optimizees).window(phis, 5).shape
         torch.Size([5, 2])
     """
-    if horizon < 1:
-        raise ValueError(f"horizon must be at least 1, got {horizon}")
-    theta = optimizees.theta
-    K = len(theta)
-    shapes = {name: (K, *parameter.shape) for name, parameter in rule.named_parameters()}
-    if shapes != {name: tuple(values.shape) for name, values in phis.items()}:
-        raise ValueError(f"phis must hold {shapes}")
-    names = {id(parameter): name for name, parameter in rule.named_parameters()}
-    moves = [
-        (
-            part,
-            _Step(part.rule, dataclasses.replace(part.layout, copies=1)),
-            {f"rule.{name}": phis[names[id(own)]] for name, own in part.rule.named_parameters()},
-        )
-        for part in parts_of(rule, optimizees)
-    ]
-    losses = theta.new_empty(horizon, K)
-    for t in range(horizon):
-        losses[t], grad = optimizees.losses_and_grads()
-        grad = grad.to(theta.dtype)
-        time = Time(theta.new_tensor(t), horizon)
-        with full_precision(theta):
-            for part, module, phi in moves:
-                x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
-                arguments = [
-                    part.by_optimizee(values).movedim(-2, 0) for values in (x, part.state, part.take(theta))
-                ]
-                update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, phi, tuple(arguments))
-                part.state = state.movedim(0, -2).flatten(-2)
-                part.add_(theta, update)
-    return losses
+
+    @torch.no_grad()
+    def window(self, phis: Phis, unroll: int) -> Tensor:
+        """Takes `unroll` steps and returns the losses before each, f_t(θ_t), [unroll, K].
+
+        Raises:
+            ValueError: unroll < 1, or a parameter lacks its K values.
+        """
+        if unroll < 1:
+            raise ValueError(f"unroll must be at least 1, got {unroll}")
+        theta = self.optimizees.theta
+        shapes = {name: (len(theta), *phi.shape) for name, phi in self.rule.named_parameters()}
+        if shapes != {name: tuple(values.shape) for name, values in phis.items()}:
+            raise ValueError(f"phis must hold {shapes}")
+        names = {id(phi): name for name, phi in self.rule.named_parameters()}
+        moves = [
+            (
+                part,
+                _Step(part.rule, dataclasses.replace(part.layout, copies=1)),
+                {f"rule.{name}": phis[names[id(own)]] for name, own in part.rule.named_parameters()},
+            )
+            for part in self.parts
+        ]
+        losses = theta.new_empty(unroll, len(theta))
+        for t in range(unroll):
+            losses[t], grad = self.optimizees.losses_and_grads()
+            grad = grad.to(theta.dtype)
+            time = Time(theta.new_tensor(self.steps_done), self.total_steps)
+            with full_precision(theta):
+                for part, step, phi in moves:
+                    _move(part, step, phi, theta, grad, time)
+            self.steps_done += 1
+        return losses
+
+
+def _move(part: Part, step: _Step, phi: dict[str, Tensor], theta: Tensor, grad: Tensor, time: Time) -> None:
+    """Moves a part's coordinates of θ [K, N], in place, by a rule of K φ's."""
+    x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
+    arguments = [part.by_optimizee(v).movedim(-2, 0) for v in (x, part.state, part.take(theta))]
+    update, state = vmap(functional_call, in_dims=(None, 0, 0))(step, phi, tuple(arguments))
+    part.state = state.movedim(0, -2).flatten(-2)
+    part.add_(theta, update)

@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.data.images import Images
 from l2l_lightning.rollout.buffers import Workspace
+from l2l_lightning.rollout.carried import CarriedRollout
 from l2l_lightning.rollout.history import FullHistory, History, HistoryDtype, KeptStates, check_history
 from l2l_lightning.rollout.optimizees import Optimizees, evaluate, gather, to_device, unstack
 from l2l_lightning.rollout.parts import Part, in_order, parts_of
@@ -68,7 +68,7 @@ class Window:
     """Which optimizees are masked, [K] bool on the CPU (see Rollout)."""
 
 
-class Rollout:
+class Rollout(CarriedRollout):
     """K optimizees under one rule, advanced window by window.
 
     θ, the rule's state, its features' statistics and the generators are carried from one to the next.
@@ -116,18 +116,11 @@ class Rollout:
         total_steps: int | None = None,
     ) -> None:
         check_history(checkpoint_every, history_dtype, second_order=False)
-        if total_steps is not None:
-            check_whole_numbers(1, 10**9, total_steps=total_steps)
-        self.rule = rule
-        self.optimizees = optimizees
+        super().__init__(rule, optimizees, total_steps)
         self.workspace = workspace or Workspace()
         self.cuda_graphs = cuda_graphs
         self.checkpoint_every = checkpoint_every
         self.history_dtype: HistoryDtype = history_dtype
-        self.total_steps = total_steps
-        self.parts = parts_of(rule, optimizees)
-        self.masked = torch.zeros(len(optimizees), dtype=torch.bool)  # on the CPU: the host decides by it
-        self.steps_done = 0
 
     def window(self, unroll: int, weights: Tensor | None = None, second_order: bool = False) -> Window:
         """Advances every optimizee by `unroll` steps and returns the window's meta-loss.
@@ -335,45 +328,6 @@ class Rollout:
             for state, own, layout in zip(states, statistics, layouts, strict=True)
         ]
         return stacked, theta.detach(), carried, finite
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns what resuming in mid-rollout needs, as tensors and plain values."""
-        return {
-            "optimizees": self.optimizees.state_dict(),
-            "state": [part.state.clone() for part in self.parts],
-            "statistics": [part.statistics.clone() for part in self.parts],
-            "masked": self.masked.clone(),
-            "steps_done": self.steps_done,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues where a rollout of the same rule and optimizees was saved.
-
-        Raises:
-            ValueError: It is of other optimizees, or of a rule that reads no features.
-        """
-        self.optimizees.load_state_dict(state["optimizees"])
-        # Older versions had one part, as a tensor, and no statistics.
-        saved = {
-            name: [carried] if isinstance(carried := state.get(name, []), Tensor) else carried
-            for name in ("state", "statistics")
-        }
-        for name, ours in (
-            ("state", [part.state for part in self.parts]),
-            ("statistics", [part.statistics for part in self.parts]),
-        ):
-            theirs = saved[name]
-            if not theirs and not any(whole.numel() for whole in ours):
-                continue
-            if [whole.shape for whole in theirs] != [whole.shape for whole in ours]:
-                raise ValueError(
-                    f"it has the {name} {[list(whole.shape) for whole in theirs]}, "
-                    f"and the rule's is {[list(whole.shape) for whole in ours]}"
-                )
-            for whole, new in zip(ours, theirs, strict=True):
-                whole.copy_(new)  # windows may update it in place: the saved one stays what it is
-        self.masked = state["masked"].cpu()
-        self.steps_done = state["steps_done"]
 
 
 @torch.no_grad()

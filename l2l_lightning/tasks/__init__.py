@@ -6,6 +6,7 @@ from l2l_lightning.tasks.mixture import Mixture
 from l2l_lightning.tasks.mlp import MNISTMLP, ImageMLP
 from l2l_lightning.tasks.module import ModuleTask
 from l2l_lightning.tasks.quadratic import Quadratic
+from l2l_lightning.tasks.small_problems import SmallProblem, SmallProblems
 from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
 
 __all__ = [
@@ -17,5 +18,7 @@ __all__ = [
     "NoisyScaledSquare",
     "Quadratic",
     "SimpleSquare",
+    "SmallProblem",
+    "SmallProblems",
     "Task",
 ]

@@ -68,6 +68,13 @@ class Task(Configurable, ABC):
         """
         return instance
 
+    def held_out_batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+        """Draws what the final θ is judged on: a minibatch of held-out images, or of a task's own examples.
+
+        Only a task whose examples are neither fresh at every evaluation nor images needs to override this.
+        """
+        return self.batch(instance, images, generator)
+
     def gather(self, batches: Batch, images: Images | None) -> Batch:
         """Turns batches [K, …], already on the device, into what `losses` reads: indices into pixels."""
         return batches

@@ -30,6 +30,7 @@ from l2l_lightning.pretrained import load
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.history import HistoryDtype, check_history
 from l2l_lightning.rollout.optimizees import Optimizees, check_evaluable
+from l2l_lightning.rollout.perturbed import PerturbedRollout
 from l2l_lightning.rollout.rollout import Rollout, Window, run_rule, with_derivatives
 from l2l_lightning.rules.base import Rule
 from l2l_lightning.rules.lstm import LSTMRule
@@ -72,20 +73,25 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     check_whole_numbers(1, 10**6, **some("num_tasks", "num_validation_optimizees"))
     check_whole_numbers(0, 10**9, **some("warmup_steps"))
     check_whole_numbers(0, 2**32 - 1, **some("seed"))
-    check_choice(["window", "evolution"], **some("estimator"))
+    check_choice(["window", "evolution", "nres"], **some("estimator"))
     check_positive(**some("sigma"))
-    evolution = settings["estimator"] == "evolution"
+    estimator = settings["estimator"]
     of_windows = [settings[name] for name in ("second_order", "cuda_graphs", "checkpoint_every")]
-    if evolution and (any(of_windows) or settings["history_dtype"] != "float32"):
+    if estimator != "window" and (any(of_windows) or settings["history_dtype"] != "float32"):
         raise ValueError(
-            "estimator='evolution' keeps no window: second_order, cuda_graphs, checkpoint_every and "
+            f"estimator='{estimator}' keeps no states: second_order, cuda_graphs, checkpoint_every and "
             "history_dtype must not be set with it"
         )
-    if max(lengths["unroll"]) > min(lengths["horizon"]) and not evolution:
+    if max(lengths["unroll"]) > min(lengths["horizon"]) and estimator != "evolution":
         raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")
     check_positive(**some("learning_rate"))
     check_choice(["constant", "cosine"], **some("lr_schedule"))
-    check_choice(["uniform", "final"], **some("loss_weights"))
+    check_choice(["uniform", "final", "held_out"], **some("loss_weights"))
+    if settings["loss_weights"] == "held_out" and estimator == "window":
+        raise ValueError(
+            "loss_weights='held_out' needs estimator='evolution' or 'nres': a held-out loss has no part in a "
+            "window's exact meta-gradient"
+        )
     check_switches(**some("second_order"))
     if settings["cuda_graphs"] is not None:
         check_switches(**some("cuda_graphs"))
@@ -117,7 +123,9 @@ class MetaLearner(LightningModule):
         learning_rate: The meta-optimizer's (Adam's) rate.
         warmup_steps: Meta-steps over which the rate grows linearly from 0.
         lr_schedule: "constant", or "cosine" from the full rate to 0 at the end of the run.
-        loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts).
+        loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts); or, of
+            "evolution" and "nres", "held_out" (that on held-out examples after the last step, and half of
+            all others).
         second_order: Differentiate through the optimizee's gradients as well (slow; see Rollout.window).
         cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
@@ -128,9 +136,9 @@ class MetaLearner(LightningModule):
         estimator: What the meta-gradient comes from. "window": the exact first-order gradient of windows.
             "evolution": antithetic evolution strategies over whole rollouts (see `estimators`), for rules of
             few parameters that act over the whole horizon; a training step is then a whole rollout of
-            `num_tasks` pairs, `unroll` is not read, and `loss_weights` says whether all losses of a pair are
-            compared or the final ones.
-        sigma: σ of "evolution", in units of φ.
+            `num_tasks` pairs, `unroll` is not read, and `loss_weights` says which losses of a pair are
+            compared. "nres": the same over windows, with one ε for a pair's whole rollout.
+        sigma: σ of "evolution" and "nres", in units of φ.
         num_validation_optimizees: Fresh optimizees, from held-out data, that a validation or a test runs;
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
@@ -162,7 +170,7 @@ class MetaLearner(LightningModule):
         learning_rate: float = 0.003,
         warmup_steps: int = 0,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
-        loss_weights: Literal["uniform", "final"] = "uniform",
+        loss_weights: Literal["uniform", "final", "held_out"] = "uniform",
         second_order: bool = False,
         cuda_graphs: bool | None = None,
         num_validation_optimizees: int = 32,
@@ -170,7 +178,7 @@ class MetaLearner(LightningModule):
         start_from: str | None = None,
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
-        estimator: Literal["window", "evolution"] = "window",
+        estimator: Literal["window", "evolution", "nres"] = "window",
         sigma: float = 0.1,
     ) -> None:
         check_settings(locals())
@@ -205,7 +213,8 @@ class MetaLearner(LightningModule):
                 raise ValueError(f"start_from={start_from} is a rule of another shape: {theirs.config()}")
             rule.load_state_dict(theirs.state_dict())
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
-        self._rollout: Rollout | None = None
+        self.log_held_out_loss = MeanMetric()
+        self._rollout: Rollout | PerturbedRollout | None = None
         self._workspace = Workspace()
         self._carried: dict[str, Any] | None = None
         self._task_was_tried = False
@@ -316,20 +325,26 @@ class MetaLearner(LightningModule):
         """Inner steps of the run's rollout of this index."""
         return rollout_horizon(self.horizons, rollout)
 
-    def start_rollout(self, index: int) -> Rollout:
+    def start_rollout(self, index: int) -> Rollout | PerturbedRollout:
         """The run's index-th rollout on this process; no other process draws from its streams."""
-        process = index * self.trainer.world_size + self.trainer.global_rank
-        indices = range(process * self.num_tasks, (process + 1) * self.num_tasks)
-        optimizees = self._optimizees(self.task.member(index), "train", indices)
+        task, numbers = self.task.member(index), self._numbers(index)
+        if self.estimator != "window":
+            pairs = [number for number in numbers for _ in range(2)]
+            return PerturbedRollout(self.rule, self._optimizees(task, "train", pairs), self.horizon_of(index))
         return Rollout(
             self.rule,
-            optimizees,
+            self._optimizees(task, "train", numbers),
             self._workspace,
             self.cuda_graphs,
             self.checkpoint_every,
             self.history_dtype,
             self.horizon_of(index),
         )
+
+    def _numbers(self, index: int) -> range:
+        """The indices of this process's optimizees, or pairs, in the run's index-th rollout."""
+        process = index * self.trainer.world_size + self.trainer.global_rank
+        return range(process * self.num_tasks, (process + 1) * self.num_tasks)
 
     def _optimizees(self, task: Task, stream: str, indices: Sequence[int]) -> Optimizees:
         images = self.data.images(stream, self.device)
@@ -342,8 +357,6 @@ class MetaLearner(LightningModule):
         self._rollout = None
 
     def training_step(self, window: WindowIndex, batch_idx: int) -> Tensor:
-        if self.estimator == "evolution":
-            return self._counted(self._evolve(window.rollout))
         if window.start == 0 or self._rollout is None:
             self._rollout = self.start_rollout(window.rollout)
             if self._carried is not None:
@@ -355,27 +368,24 @@ class MetaLearner(LightningModule):
                     check_state(self._carried, ours, "the rollout in progress", finite=False)
                     self._rollout.load_state_dict(self._carried)
         self._carried = None
-        result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
+        if isinstance(self._rollout, PerturbedRollout):
+            result = self._evolve(self._rollout, window)
+        else:
+            result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
         return self._counted(result)
 
-    def _evolve(self, index: int) -> Window:
-        """Returns the mean loss of the run's index-th rollout, with the derivatives that pairs estimate."""
-        process = index * self.trainer.world_size + self.trainer.global_rank
-        pairs = range(process * self.num_tasks, (process + 1) * self.num_tasks)
-        optimizees = self._optimizees(self.task.member(index), "train", [*pairs, *pairs])
+    def _evolve(self, rollout: PerturbedRollout, window: WindowIndex) -> Window:
+        """Returns a window's mean loss, with the derivatives that the pairs' differences estimate."""
+        perturbations = [perturbation(self.rule, self.seed, pair) for pair in self._numbers(window.rollout)]
+        images = self.data.images("validation", self.device)
         with torch.no_grad():
             value, gradients = evolution_gradient(
-                self.rule,
-                optimizees,
-                self.horizon_of(index),
-                [perturbation(self.rule, self.seed, pair) for pair in pairs],
-                self.sigma,
-                self.loss_weights == "final",
+                rollout, window.length, perturbations, self.sigma, self.loss_weights, images
             )
         meta_loss = with_derivatives(value, list(self.rule.parameters()), gradients)
-        return Window(meta_loss, optimizees.theta.new_empty(0), torch.zeros(self.num_tasks, dtype=torch.bool))
+        return Window(meta_loss, value.new_empty(0), torch.zeros(self.num_tasks, dtype=torch.bool))
 
     def _counted(self, window: Window) -> Tensor:
         """Logs what a window gave on all processes; returns the meta-loss that this one differentiates."""
@@ -401,18 +411,20 @@ class MetaLearner(LightningModule):
         for number, task in enumerate(members):
             # Of many members with few optimizees each, no process runs all the first ones.
             indices = range((rank - number) % world, count, world)
+            losses, held_out = torch.empty(self.horizon, 0, device=self.device), torch.empty(0)
             if indices:
                 optimizees = self._optimizees(task, stream, indices)
                 losses = run_rule(self.rule, optimizees, self.horizon, self._workspace, self.cuda_graphs)
-            else:
-                losses = torch.empty(self.horizon, 0, device=self.device)
+                held_out = optimizees.held_out_losses(optimizees.images).nan_to_num(nan=torch.inf)
             self.initial_loss.update(losses[0])
             self.final_loss.update(final_losses(losses).nan_to_num(nan=torch.inf))
             self.sum_loss.update(losses.sum(0).nan_to_num(nan=torch.inf))
+            self.log_held_out_loss.update(held_out.clamp(min=1e-8).log())
         prefix = "val" if stream == "validation" else "test"
         self.log(f"{prefix}/initial_loss", self.initial_loss)
         self.log(f"{prefix}/final_loss", self.final_loss, prog_bar=True)
         self.log(f"{prefix}/sum_loss", self.sum_loss, prog_bar=True)
+        self.log(f"{prefix}/log_held_out_loss", self.log_held_out_loss)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate("validation")

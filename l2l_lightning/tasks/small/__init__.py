@@ -1,0 +1,1 @@
+"""Small problems of many kinds, drawn at random: what they are made of."""
