@@ -12,7 +12,7 @@ from torch.func import functional_call, vmap
 from l2l_lightning.rollout.carried import CarriedRollout
 from l2l_lightning.rollout.parts import Part
 from l2l_lightning.rollout.rollout import full_precision
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import PopulationStep, UpdateRule
 from l2l_lightning.rules.layout import Layout, Time
 
 Phis = Mapping[str, Tensor]
@@ -72,30 +72,35 @@ class PerturbedRollout(CarriedRollout):
         if shapes != {name: tuple(values.shape) for name, values in phis.items()}:
             raise ValueError(f"phis must hold {shapes}")
         names = {id(phi): name for name, phi in self.rule.named_parameters()}
-        moves = [
-            (
-                part,
-                _Step(part.rule, dataclasses.replace(part.layout, copies=1)),
-                {f"rule.{name}": phis[names[id(own)]] for name, own in part.rule.named_parameters()},
-            )
-            for part in self.parts
-        ]
+        steps = []
+        for part in self.parts:
+            phi = {name: phis[names[id(own)]] for name, own in part.rule.named_parameters()}
+            steps.append(part.rule.population_step(phi, part.layout, part.statistics) or _vmapped(part, phi))
         losses = theta.new_empty(unroll, len(theta))
         for t in range(unroll):
             losses[t], grad = self.optimizees.losses_and_grads()
             grad = grad.to(theta.dtype)
             time = Time(theta.new_tensor(self.steps_done), self.total_steps)
             with full_precision(theta):
-                for part, step, phi in moves:
-                    _move(part, step, phi, theta, grad, time)
+                for part, step in zip(self.parts, steps, strict=True):
+                    own = part.take(theta).view(len(theta), -1)
+                    step(own, part.take(grad).view_as(own), time)
+                    if part.columns is not None:
+                        theta[:, part.columns] = own
             self.steps_done += 1
         return losses
 
 
-def _move(part: Part, step: _Step, phi: dict[str, Tensor], theta: Tensor, grad: Tensor, time: Time) -> None:
-    """Moves a part's coordinates of θ [K, N], in place, by a rule of K φ's."""
-    x = part.rule.read(part.take(grad), part.statistics, time, part.layout)
-    arguments = [part.by_optimizee(v).movedim(-2, 0) for v in (x, part.state, part.take(theta))]
-    update, state = vmap(functional_call, in_dims=(None, 0, 0))(step, phi, tuple(arguments))
-    part.state = state.movedim(0, -2).flatten(-2)
-    part.add_(theta, update)
+def _vmapped(part: Part, phi: Phis) -> PopulationStep:
+    """Returns the rule's definition as a step of K optimizees, each with a φ of its own."""
+    module = _Step(part.rule, dataclasses.replace(part.layout, copies=1))
+    parameters = {f"rule.{name}": values for name, values in phi.items()}
+
+    def step(theta: Tensor, grad: Tensor, time: Time) -> None:
+        x = part.rule.read(grad.reshape(-1), part.statistics, time, part.layout)
+        arguments = [part.by_optimizee(values).movedim(-2, 0) for values in (x, part.state)]
+        update, state = vmap(functional_call, in_dims=(None, 0, 0))(module, parameters, (*arguments, theta))
+        part.state = state.movedim(0, -2).flatten(-2)
+        theta.add_(update)
+
+    return step

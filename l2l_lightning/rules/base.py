@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, ABCMeta, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,10 @@ from l2l_lightning.rules.layout import Layout, ParameterInfo, Time
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """A step takes (θ [n], x_t, s_t, s_{t+1}), adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_` does."""
+
+
+PopulationStep = Callable[[Tensor, Tensor, Time], None]
+"""A step of K optimizees takes (θ [K, n], g_t [K, n], time) and moves θ in place."""
 
 
 class Rule(Configurable, nn.Module, ABC):
@@ -134,6 +138,20 @@ class UpdateRule(Rule, metaclass=_Checked):
             layout: The tensors that the coordinates belong to.
         """
         return update
+
+    def population_step(
+        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor
+    ) -> PopulationStep | None:
+        """Returns steps of K optimizees, the k-th moved by the k-th φ, of a rule that carries no state.
+
+        None, the default, has torch.func.vmap run the definition, which `read`, `step` and `finish` are.
+
+        Args:
+            phis: The K values of every parameter by its name, [K, *shape] each.
+            layout: The tensors, of K copies.
+            statistics: Theirs, [rows, K · n], which the steps bring up to date in place.
+        """
+        return None
 
     def stepper(self) -> Step:
         """Returns `step_` for many steps with one φ; what depends on φ alone is computed here, once.

@@ -68,18 +68,13 @@ class NominalFeatures(Features):
 
     def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
         """[15, n] of g_t [n]; the statistics are m, m₂ and v, [3, n]."""
-        if self.horizon_free:
-            total = (2 * (time.step + 1)).clamp(min=UNKNOWN_FROM)
-        elif time.total is None:
-            raise ValueError("this rule needs to know total_steps, how many steps there will be")
-        else:
-            total = torch.full_like(time.step, time.total)
-        decays = _decays(statistics.dtype, statistics.device)
+        total = self.total(time)
+        decays = decays_of_means(statistics.dtype, statistics.device)
         # Each mean over the sum of its weights, as Adam corrects its bias; before step 0 both are zero.
         before = statistics / (1 - decays**time.step).clamp(min=torch.finfo(grad.dtype).tiny)
         fast, slow, power = layout.mean(torch.stack([before[0].square(), before[1].square(), before[2]]))
-        snr, progress = _log_snr(fast, power), (time.step / total).clamp(max=1)
-        moving = torch.stack([snr, _log_snr(slow, power), (2 * progress - 1) * snr])
+        snr, progress = log_snr(fast, power), (time.step / total).clamp(max=1)
+        moving = torch.stack([snr, log_snr(slow, power), (2 * progress - 1) * snr])
 
         statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - decays)
         fast_hat, slow_hat, square_hat = (statistics / (1 - decays ** (time.step + 1))).unbind()
@@ -92,29 +87,49 @@ class NominalFeatures(Features):
         decays_here = shape[:1] * (inverse > 0)
         return torch.cat([directions, decays_here, shape[1:2], horizon[None], shape[2:], moving])
 
+    def total(self, time: Time) -> Tensor:
+        """T, or what it is taken to be, as a scalar in the dtype of t.
 
-def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
+        Raises:
+            ValueError: It is not known, unless horizon_free.
+        """
+        if self.horizon_free:
+            return (2 * (time.step + 1)).clamp(min=UNKNOWN_FROM)
+        if time.total is None:
+            raise ValueError("this rule needs to know total_steps, how many steps there will be")
+        return torch.full_like(time.step, time.total)
+
+
+def log_snr(signal: Tensor, power: Tensor) -> Tensor:
     """log(signal / power / 0.2), the ratio within [0.001, 1]; 0 without a gradient or if it overflows."""
     ratio = (signal / power.clamp(min=torch.finfo(power.dtype).tiny)).clamp(1e-3, 1)
     return torch.where((power > 0) & power.isfinite(), (ratio / 0.2).log(), 0.0)
 
 
 @functools.cache
-def _decays(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those of the three statistics, [3, 1]."""
+def decays_of_means(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The decays of the three statistics, [3, 1]."""
     with torch.inference_mode(False):  # a validation's would not do for a graph
         return torch.tensor([[FAST], [SLOW], [SQUARE]], dtype=dtype, device=device)
 
 
 def _facts(layout: Layout, grad: Tensor) -> Tensor:
     """What stays what it is, [7, n]; spread anew, as it takes 28 bytes a coordinate."""
-    count = layout.num_tensors or len(layout.tensors)
-    kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
-    columns = torch.split(_columns(kinds, count, grad.dtype, grad.device), 1, 1)
+    columns = torch.split(shape_facts(layout, grad.dtype, grad.device), 1, 1)
     spread = [
         column.expand(-1, tensor.numel_here) for column, tensor in zip(columns, layout.tensors, strict=True)
     ]
     return torch.cat(spread, 1).repeat(1, layout.copies)
+
+
+def shape_facts(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What stays what it is of each tensor, [7, tensors].
+
+    The first says whether both sides are of 4 and more; the others are FACTS but the horizon, in their order.
+    """
+    count = layout.num_tensors or len(layout.tensors)
+    kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
+    return _columns(kinds, count, dtype, device)
 
 
 @functools.cache  # for good: recorded CUDA graphs read them
@@ -124,10 +139,7 @@ def _columns(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Tensor:
-    """Facts of tensors of these fans, whether they are matrices, and sizes, [7, their number].
-
-    The first says whether both sides are of 4 and more; the others are FACTS but the horizon, in their order.
-    """
+    """`shape_facts` of tensors of these fans, whether they are matrices, and sizes."""
     rows = [
         [
             float(matrix and min(fan_in, fan_out) >= LEAST),

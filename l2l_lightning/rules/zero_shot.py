@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from l2l_lightning.checks import check_switches
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import PopulationStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
 from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, SNR, NominalFeatures
 from l2l_lightning.rules.orthogonal import orthogonalised
+from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 
 LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0)
 LOG_POWER, LOG_WARM_UP = 0.0, -3.0
@@ -47,6 +50,7 @@ class ZeroShot(UpdateRule):
         >>> optimizer = LearnedOptimizer(model.parameters(), ZeroShot(), total_steps=1000)
     """
 
+    features: NominalFeatures
     state_shape = (0,)
     coordinatewise = False
     finishes_shards = True
@@ -89,6 +93,12 @@ class ZeroShot(UpdateRule):
         warm_up = (progress / self.log_warm_up.exp() + 0.01).clamp(max=1)
         cool_down = (1 - progress).clamp(min=0) ** self.log_power.exp()
         return log_size.clamp(max=3).exp() * warm_up * cool_down
+
+    def population_step(
+        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor
+    ) -> PopulationStep | None:
+        """Steps of K optimizees; None of a subclass, which may define others."""
+        return ZeroShotPopulation(self, phis, layout, statistics) if type(self) is ZeroShot else None
 
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""

@@ -47,7 +47,7 @@ class SmallProblem(Task):
         position = list(FAMILIES).index(family)
         draw = Draw(torch.Generator().manual_seed(seed * len(FAMILIES) + position))
         self.problem = FAMILIES[family](draw)
-        self.batch_size = draw.size(16, 128)
+        self.batch_size = draw.size(*self.problem.batch_sizes)
         self.num_coordinates = sum(math.prod(shape) for shape in self.problem.network.shapes.values())
 
     @property

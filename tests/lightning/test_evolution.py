@@ -22,7 +22,7 @@ from l2l_lightning import (
 from l2l_lightning.data import load_images
 from l2l_lightning.errors import CheckpointMismatchError
 from l2l_lightning.rollout.perturbed import PerturbedRollout
-from l2l_lightning.rules import Grouped, RNNprop
+from l2l_lightning.rules import Grouped, RNNprop, ZeroShot
 from l2l_lightning.training.estimators import evolution_gradient, perturbation, relative_differences
 
 RULES = {
@@ -31,9 +31,20 @@ RULES = {
     "momentum": LearnedMomentum,
     "features": MixedLSTM,
     "time and tensors": TensorwiseMomentum,
+    "zero-shot": lambda: zero_shot(),
+    "zero-shot without a horizon": lambda: zero_shot(orthogonal=False, horizon_free=True),
     "grouped": lambda: Grouped({"weight": TensorwiseMomentum(), "bias": CoordinatewiseLSTM(1, 3)}),
 }
 HORIZON = 6
+
+
+def zero_shot(**arguments):
+    """Off its start, so that every number of φ has a part."""
+    rule = ZeroShot(**arguments)
+    with torch.no_grad():
+        for phi in rule.parameters():
+            phi.add_(0.2 * torch.randn_like(phi))
+    return rule
 
 
 @pytest.fixture(params=RULES)
@@ -43,8 +54,8 @@ def rule(request):
 
 
 def optimizees(rule, indices):
-    network = isinstance(rule, Grouped)
-    task = MNISTMLP(hidden_sizes=[3], batch_size=4) if network else Rosenbrock()
+    network = isinstance(rule, Grouped | ZeroShot)
+    task = MNISTMLP(hidden_sizes=[5], batch_size=4) if network else Rosenbrock()
     images = load_images("mnist").train if network else None
     return Optimizees(task, images, 0, "train", indices, dtype=torch.float64)
 

@@ -24,6 +24,8 @@ class Problem(NamedTuple):
     loss: Callable[[Tensor, Tensor], Tensor]
     trained: tuple[Tensor, ...] = ()
     """The first parameters, where they are the same for every θ0; the others are drawn."""
+    batch_sizes: tuple[int, int] = (16, 128)
+    """The least and the most that a minibatch has; few where an example takes long."""
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def convolutions(draw: Draw) -> Problem:
     activation, normalised = draw.choice("relu", "relu", "gelu", "tanh", "elu"), draw.happens(0.5)
     initialisation = draw.choice("torch", "he", "lecun")
     network = networks.convolutional(side, channels, activation, initialisation, normalised)
-    return Problem(examples, network, cross_entropy)
+    return Problem(examples, network, cross_entropy, batch_sizes=(12, 48))
 
 
 def attention(draw: Draw) -> Problem:
@@ -103,7 +105,7 @@ def attention(draw: Draw) -> Problem:
     examples = text(draw, length)
     symbols, initialisation = examples.symbols, draw.choice("torch", "lecun")
     network = networks.transformer(symbols, length, width, layers, initialisation)
-    return Problem(examples, network, cross_entropy)
+    return Problem(examples, network, cross_entropy, batch_sizes=(8, 24))
 
 
 def recurrent(draw: Draw) -> Problem:
@@ -111,7 +113,7 @@ def recurrent(draw: Draw) -> Problem:
     length, units, gated = draw.size(6, 12), draw.size(8, 24), draw.happens(0.5)
     examples = text(draw, length)
     network = networks.recurrent(examples.symbols, length, units, gated, draw.choice("torch", "lecun"))
-    return Problem(examples, network, cross_entropy)
+    return Problem(examples, network, cross_entropy, batch_sizes=(8, 24))
 
 
 def embeddings(draw: Draw) -> Problem:

@@ -1,0 +1,88 @@
+"""`ZeroShot`'s steps of K optimizees, each under a φ of its own; `ZeroShot` itself is the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from l2l_lightning.rules.layout import Layout, Time
+from l2l_lightning.rules.nominal import FAST, decays_of_means, log_snr, shape_facts
+from l2l_lightning.rules.orthogonal import orthogonalised
+
+if TYPE_CHECKING:
+    from l2l_lightning.rules.zero_shot import ZeroShot
+
+
+class ZeroShotPopulation:
+    """Moves K optimizees of the same tensors, the k-th by the k-th φ, all at once.
+
+    What a tensor has one of is computed once for it, where the definition has it for every coordinate: small
+    networks are moved five times as fast as by torch.func.vmap of the definition, and to the same places.
+
+    Args:
+        rule: Which ZeroShot; its own φ is not read.
+        phis: The K values of every parameter by its name, [K, *shape] each.
+        layout: The tensors, of K copies.
+        statistics: m, m₂ and v, [3, K · n], which steps bring up to date in place.
+    """
+
+    def __init__(
+        self, rule: ZeroShot, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor
+    ) -> None:
+        self.rule = rule
+        self.phis = phis
+        self.layout = layout
+        self.statistics = statistics.view(3, layout.copies, layout.num_coordinates)
+        self.decays = decays_of_means(statistics.dtype, statistics.device)[..., None]
+        facts = shape_facts(layout, statistics.dtype, statistics.device)  # [7, tensors]
+        self.decays_here, self.facts = facts[:1], facts[1:]
+        self.sizes = [tensor.numel for tensor in layout.tensors]
+        self.numels = torch.tensor(self.sizes, dtype=statistics.dtype, device=statistics.device)
+        tensors = torch.arange(len(self.sizes), device=statistics.device)
+        self.tensor_of = torch.repeat_interleave(tensors, torch.tensor(self.sizes, device=tensors.device))
+
+    def __call__(self, theta: Tensor, grad: Tensor, time: Time) -> None:
+        """Moves θ [K, n], in place, after gradients g_t [K, n]."""
+        phis, step = self.phis, time.step
+        total = self.rule.features.total(time)
+        progress = (step / total).clamp(max=1)
+        x = 2 * progress - 1
+        sizes, decay = self._sizes(step, total, progress)
+
+        self.statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - self.decays)
+        fast, slow, square = self.statistics
+        of_fast, of_slow, of_square = (1 / (1 - self.decays ** (step + 1))).unbind()
+        square = square * of_square
+        inverse = torch.where(square > 0, square.clamp(min=torch.finfo(grad.dtype).tiny).rsqrt(), 0.0)
+        a0, a1, b0, b1 = phis["mixing"].T[..., None]
+        direction = FAST * of_fast * fast + (1 - FAST + a0 + a1 * x) * grad
+        direction = direction.addcmul_((b0 + b1 * x) * of_slow, slow).mul_(inverse)
+        size = sizes[:, self.tensor_of]
+        update = direction.mul_(size)
+        if self.rule.orthogonal:
+            update = orthogonalised(update.flatten(), self.layout).view_as(theta)
+        shrink = (sizes * decay)[:, self.tensor_of] * (inverse > 0)
+        theta.sub_(update.addcmul_(shrink, theta))
+
+    def _sizes(self, step: Tensor, total: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
+        """η and λ of every tensor, [K, tensors] each."""
+        phis = self.phis
+        before = self.statistics / (1 - self.decays**step).clamp(min=torch.finfo(progress.dtype).tiny)
+        powers = torch.stack([before[0].square(), before[1].square(), before[2]])
+        sums = torch.stack([part.sum(-1) for part in torch.split(powers, self.sizes, -1)], -1)
+        fast, slow, power = sums / self.numels  # [K, tensors] each
+        snr, slow_snr = log_snr(fast, power), log_snr(slow, power)
+        one, *shape = self.facts.unbind()
+        horizon = (total / 300).log().expand_as(one)
+        fixed = torch.stack([one, horizon, *shape])  # [7, tensors]
+        moving = torch.stack([snr, slow_snr, (2 * progress - 1) * snr], 1)  # [K, 3, tensors]
+        log_step = phis["log_step"]
+        log_size = log_step[:, : len(fixed)] @ fixed + (log_step[:, len(fixed) :, None] * moving).sum(1)
+        warm_up = (progress / phis["log_warm_up"].exp() + 0.01).clamp(max=1)
+        cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()
+        size = log_size.clamp(max=3).exp() * (warm_up * cool_down)[:, None]
+        decay = phis["decay"]
+        return size, (decay[:, :1] + decay[:, 1:] * snr).exp() * self.decays_here
