@@ -19,6 +19,7 @@ TINY_TASKS = {
     "mnist": ["--model.task.batch_size=4"],
     "mnist_relu": ["--model.task.batch_size=4"],
     "deepmind_code_mnist": ["--model.task.batch_size=4"],
+    "zero_shot": ["--model.task.families=[linear]"],
 }
 
 
