@@ -121,7 +121,7 @@ def drift(rule: UpdateRule, steps: int = 1000) -> float:
     """Where LearnedOptimizer takes a float32 parameter from 0 while its gradient is exactly zero."""
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=torch.float32))
     parameter.grad = torch.zeros_like(parameter)
-    optimizer = LearnedOptimizer([parameter], rule)
+    optimizer = LearnedOptimizer([parameter], rule, total_steps=steps)
     for _ in range(steps):
         optimizer.step()
     return parameter.item()
@@ -133,6 +133,11 @@ def drift_failure(theta: float) -> str:
         "gradient exactly zero (padding_idx rows, embedding rows outside a minibatch, dead units): "
         f"a parameter moves from 0 to {theta:+#.3g} in 1,000 steps, and on without bound"
     )
+
+
+def unmoved() -> str:
+    """What a card says of a rule that stays where no gradient was, in place of `drift_failure`."""
+    return "none known of gradients that are exactly zero: a parameter stays at 0 in 1,000 steps"
 
 
 def tuned_table(store: ResultStore) -> dict[str, list[dict[str, Any]]]:

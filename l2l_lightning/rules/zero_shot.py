@@ -14,11 +14,9 @@ from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, SNR, NominalFeatures
 from l2l_lightning.rules.orthogonal import orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 
-LOG_STEP = (-2.927, -0.018, -0.576, 0.396, -0.232, -0.106, -0.690, -0.003, 0.496, -0.057)
-MIXING = (0.696, 0.125, 0.036, 0.131)
-DECAY = (-0.8, 1.0)
-LOG_POWER, LOG_WARM_UP = -0.230, -2.843
-"""Where φ starts: what short runs of evolution strategies on small problems came to, rounded."""
+LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0)
+LOG_POWER, LOG_WARM_UP = 0.0, -3.0
+"""Where φ starts: NAdam's direction, one step size of 0.05, a warm-up of a twentieth, and linear decay."""
 
 
 class ZeroShot(UpdateRule):
@@ -36,8 +34,9 @@ class ZeroShot(UpdateRule):
     matrix that is not orthogonalised or whose row has none either; and all stays from step T on. The state
     that a parameter takes is three float32 statistics, 12 bytes.
 
-    It is meant to be trained by evolution strategies (`--model.estimator evolution`): windows are too short
-    to tell what a step size costs later.
+    A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
+    evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs
+    later.
 
     Args:
         orthogonal: Orthogonalise the updates of matrices with both sides of 4 and more.
@@ -49,7 +48,7 @@ class ZeroShot(UpdateRule):
     Example:
         >>> from l2l_lightning import LearnedOptimizer
         >>> model = nn.Linear(10, 1)
-        >>> optimizer = LearnedOptimizer(model.parameters(), ZeroShot(), total_steps=1000)
+        >>> optimizer = LearnedOptimizer(model.parameters(), "zero-shot", total_steps=1000)
     """
 
     features: NominalFeatures

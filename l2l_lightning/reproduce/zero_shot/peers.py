@@ -193,6 +193,13 @@ def learned(rule: Callable[[], Rule], ours: bool = False) -> Peer:
     return Peer(make, rule=rule, ours=ours)
 
 
+def _not_orthogonal() -> Rule:
+    """The rule "zero-shot" with its φ, of which matrices are moved as they are."""
+    rule, trained = ZeroShot(orthogonal=False), load("zero-shot")
+    rule.load_state_dict(trained.state_dict())
+    return rule
+
+
 def _betas(*pairs: tuple[float, float]) -> tuple[Alternative, ...]:
     return tuple(Alternative({"beta1": beta1, "beta2": beta2}) for beta1, beta2 in pairs)
 
@@ -214,8 +221,8 @@ PEERS: dict[str, Peer] = {
     "dog": Peer(dog),
     "schedule-free": Peer(schedule_free),
     "lstm-mnist-mixture": learned(partial(load, "lstm-mnist-mixture")),
-    "zero-shot": learned(ZeroShot, ours=True),
-    "zero-shot, not orthogonal": learned(partial(ZeroShot, orthogonal=False), ours=True),
+    "zero-shot": learned(partial(load, "zero-shot"), ours=True),
+    "zero-shot, not orthogonal": learned(_not_orthogonal, ours=True),
 }
 """Every optimizer by name."""
 
