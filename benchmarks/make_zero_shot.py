@@ -3,8 +3,8 @@
     python -m l2l_lightning fit --config zero_shot --seed_everything 0        # and other seeds
     python benchmarks/make_zero_shot.py RUN_FOLDER ...
 
-Of several runs the one whose best validation is best is taken, on small problems that no rollout was of, and on
-which nothing is reported. "zero-shot-free" has the same φ, and goes without T.
+Of several runs the one whose best validation is best is taken, on small problems that no rollout was of, and
+on which nothing is reported. "zero-shot-free" has the same φ, and goes without T.
 """
 
 from __future__ import annotations
