@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,12 +71,14 @@ def sum_over_shards(parameter: Any) -> Callable[[Tensor], Tensor] | None:
 
     mesh = parameter.device_mesh
     sharded = [dim for dim, kind in enumerate(parameter.placements) if not isinstance(kind, Replicate)]
-    if not sharded:
-        return None
+    return _add_up_over(mesh, tuple(sharded)) if sharded else None
 
+
+@functools.cache  # so that parameters which are sharded alike have the same, and can share one message
+def _add_up_over(mesh: Any, dims: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
     def add_up(values: Tensor) -> Tensor:
         total = values.clone()
-        for dim in sharded:
+        for dim in dims:
             torch.distributed.all_reduce(total, group=mesh.get_group(dim))
         return total
 

@@ -74,7 +74,7 @@ class NominalFeatures(Features):
             raise ValueError("this rule needs to know total_steps, how many steps there will be")
         else:
             total = torch.full_like(time.step, time.total)
-        decays = _decays(statistics.dtype, statistics.device)
+        decays = decays_of_means(statistics.dtype, statistics.device)
         # Each mean over the sum of its weights, as Adam corrects its bias; before step 0 both are zero.
         before = statistics / (1 - decays**time.step).clamp(min=torch.finfo(grad.dtype).tiny)
         fast, slow, power = layout.mean(torch.stack([before[0].square(), before[1].square(), before[2]]))
@@ -100,21 +100,26 @@ def _log_snr(signal: Tensor, power: Tensor) -> Tensor:
 
 
 @functools.cache
-def _decays(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Those of the three statistics, [3, 1]."""
+def decays_of_means(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The decays of the three statistics, [3, 1]."""
     with torch.inference_mode(False):  # a validation's would not do for a graph
         return torch.tensor([[FAST], [SLOW], [SQUARE]], dtype=dtype, device=device)
 
 
 def _facts(layout: Layout, grad: Tensor) -> Tensor:
     """What stays what it is, [7, n]; spread anew, as it takes 28 bytes a coordinate."""
-    count = layout.num_tensors or len(layout.tensors)
-    kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
-    columns = torch.split(_columns(kinds, count, grad.dtype, grad.device), 1, 1)
+    parts = torch.split(facts_of_shape(layout, grad.dtype, grad.device), 1, 1)
     spread = [
-        column.expand(-1, tensor.numel_here) for column, tensor in zip(columns, layout.tensors, strict=True)
+        column.expand(-1, tensor.numel_here) for column, tensor in zip(parts, layout.tensors, strict=True)
     ]
     return torch.cat(spread, 1).repeat(1, layout.copies)
+
+
+def facts_of_shape(layout: Layout, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Whether each tensor's weights decay, and those FACTS that follow from its shape, [7, tensors]."""
+    count = layout.num_tensors or len(layout.tensors)
+    kinds = tuple((*tensor.fans, tensor.rank > 1, tensor.numel) for tensor in layout.tensors)
+    return _columns(kinds, count, dtype, device)
 
 
 @functools.cache  # for good: recorded CUDA graphs read them

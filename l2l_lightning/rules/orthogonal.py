@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2l_lightning.rules.layout import Layout
+from l2l_lightning.rules.layout import Layout, ParameterInfo
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -41,6 +41,17 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     return x if wide is matrices else x.mT
 
 
+def is_orthogonalised(tensor: ParameterInfo) -> bool:
+    """Returns whether a tensor is a matrix whose sides are long enough."""
+    return tensor.rank > 1 and min(tensor.fans) >= LEAST
+
+
+def with_size_of(matrices: Tensor, new: Tensor) -> Tensor:
+    """Returns new matrices [..., rows, columns], scaled to the mean squares of the given ones."""
+    size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrices, new))
+    return new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
+
+
 def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     """Returns an update in which every matrix is orthogonalised and keeps the mean of its squares.
 
@@ -54,10 +65,8 @@ def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     parts = []
     for part, tensor in zip(layout.split(update), layout.tensors, strict=True):
         matrix = part
-        if tensor.rank > 1 and min(tensor.fans) >= LEAST:
+        if is_orthogonalised(tensor):
             matrix = part.reshape(layout.copies, tensor.shape[0], -1)
-            new = newton_schulz(matrix)
-            size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrix, new))
-            matrix = new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
+            matrix = with_size_of(matrix, newton_schulz(matrix))
         parts.append(matrix.reshape(layout.copies, tensor.numel))
     return torch.cat(parts, -1).flatten()

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from l2l_lightning.checks import check_switches
-from l2l_lightning.rules.base import UpdateRule
+from l2l_lightning.rules.base import TensorStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
 from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, SNR, NominalFeatures
 from l2l_lightning.rules.orthogonal import orthogonalised
+from l2l_lightning.rules.zero_shot_step import ZeroShotStep
 
 LOG_STEP = (-2.927, -0.018, -0.576, 0.396, -0.232, -0.106, -0.690, -0.003, 0.496, -0.057)
 MIXING = (0.696, 0.125, 0.036, 0.131)
@@ -90,6 +91,12 @@ class ZeroShot(UpdateRule):
         warm_up = (progress / self.log_warm_up.exp() + 0.01).clamp(max=1)
         cool_down = (1 - progress).clamp(min=0) ** self.log_power.exp()
         return log_size.clamp(max=3).exp() * warm_up * cool_down
+
+    def tensor_step(self, layout: Layout, statistics: Tensor) -> TensorStep | None:
+        """The fused step; None of a subclass, which may define another one, and in float64 on CUDA."""
+        if type(self) is not ZeroShot or (statistics.is_cuda and statistics.dtype == torch.float64):
+            return None
+        return ZeroShotStep(self, layout, statistics)
 
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""
