@@ -18,7 +18,7 @@ import torch
 import triton
 from l2l_kernels import LSTMSpec
 from l2l_kernels.triton import configs
-from l2l_kernels.triton.aot import TARGETS, CompiledKernel, compile_report
+from l2l_kernels.triton.aot import TARGETS, CompiledKernel, compile_nominal, compile_report
 from rich.console import Console
 from rich.table import Table
 
@@ -51,6 +51,7 @@ def main() -> None:
                 spec = LSTMSpec(num_layers, hidden_size)
                 with console.status(f"compiling {spec}, {state_dtype} states"):
                     reports += compile_report(spec, arguments.targets, state_dtype)
+    reports += [compile_nominal(target) for target in arguments.targets]
     console.print(table(reports))
     document = {
         "torch": torch.__version__,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
-from l2l_kernels.spec import LSTMSpec
+from l2l_kernels.spec import LSTMSpec, SizeHead
 
 BACKENDS = ("triton", "cpu", "reference")
 BACKEND_VARIABLE = "L2L_KERNELS_BACKEND"
@@ -22,12 +22,18 @@ class BackendUnavailableError(RuntimeError):
 
 
 class Backend(Protocol):
-    """An implementation: a module with these two functions."""
+    """An implementation: a module with these functions."""
 
     step_: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, LSTMSpec], None]
     """Does what `reference.step_` does; new_state [L, 2, H, N] may be state itself."""
     bptt: Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor, LSTMSpec], tuple[Tensor, Tensor]]
     """Does what `reference.bptt` does."""
+    nominal_step: Callable[..., Tensor]
+    """Does what `reference.nominal_step` does."""
+    nominal_sizes: Callable[[Tensor, Tensor, Tensor, SizeHead], Tensor]
+    """Does what `reference.nominal_sizes` does."""
+    nominal_sums: Callable[[Tensor, Sequence[int], Sequence[int]], Tensor]
+    """Does what `reference.nominal_sums` does, and gives the very sums that nominal_step gave."""
 
 
 def choose(device: torch.device, backend: str | None = None) -> str:

@@ -61,9 +61,9 @@ def check_overlap(written: Mapping[str, Tensor], read: Mapping[str, Tensor]) -> 
     interleaved ones count as overlapping.
     """
     tensors = {**read, **written}
-    spans = {name: _span(tensor) for name, tensor in tensors.items()}
+    spans = {name: span(tensor) for name, tensor in tensors.items()}
     for name, tensor in written.items():
-        if not (tensor.is_contiguous() or _has_distinct_elements(tensor)):
+        if not (tensor.is_contiguous() or has_distinct_elements(tensor)):
             raise ValueError(f"{name} must not hold one number twice (it is expanded or overlaps itself)")
         start, end = spans[name]
         for other, (theirs, their_end) in spans.items():
@@ -96,7 +96,7 @@ def _check_shapes(spec: LSTMSpec, phi: Tensor, shape: Sequence[int], **tensors: 
     spec.check_length(phi)
 
 
-def _span(tensor: Tensor) -> tuple[int, int]:
+def span(tensor: Tensor) -> tuple[int, int]:
     """Returns the addresses of a tensor's first byte and of the one after its last."""
     start = tensor.data_ptr()
     if tensor.is_contiguous():
@@ -107,7 +107,7 @@ def _span(tensor: Tensor) -> tuple[int, int]:
     return start, start + (last + 1) * tensor.element_size()
 
 
-def _has_distinct_elements(tensor: Tensor) -> bool:
+def has_distinct_elements(tensor: Tensor) -> bool:
     """Tells whether each index has its own address: every stride reaches beyond all that smaller ones do."""
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):

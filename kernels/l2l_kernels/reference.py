@@ -1,18 +1,19 @@
-"""The definition: the coordinatewise LSTM's step and its backward through time, in plain PyTorch.
+"""The definition, in plain PyTorch: the coordinatewise LSTM's step and its backward, and the nominal step.
 
-Read this first. Every fused implementation computes exactly these two functions; the tests hold them to it.
-Any device, any floating dtype; arithmetic is done in φ's dtype. Shapes: N coordinates, T steps, L layers,
-H hidden units, P parameters; states are [L, 2, H, N] (h then c, coordinates innermost).
+Read this first. Every fused implementation computes exactly these functions; the tests hold them to it.
+Any device, any floating dtype; an LSTM's arithmetic is done in φ's dtype. Its shapes: N coordinates, T steps,
+L layers, H hidden units, P parameters; states are [L, 2, H, N] (h then c, coordinates innermost).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from l2l_kernels.spec import LSTMSpec, Weights
+from l2l_kernels.spec import Coefficients, LSTMSpec, SizeHead, Weights
 
 
 def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
@@ -155,3 +156,56 @@ def bptt(
             d_state[layer, 1] = d_c * f
             d_from_above = d_input[:-H]
     return d_phi, d_state
+
+
+def nominal_step(
+    targets: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    statistics: Tensor,
+    offsets: Sequence[int],
+    sizes: Tensor,
+    moves: Sequence[bool],
+    coefficients: Coefficients,
+    maximize: bool,
+) -> Tensor:
+    """Updates running means of gradients, and moves tensors along a direction of them: see `nominal.py`."""
+    w_fast, w_slow, w_square, fast, gradient, slow, square, shrink = coefficients
+    for target, grad, offset, (size, decay), moved in zip(targets, grads, offsets, sizes, moves, strict=True):
+        g = grad.reshape(-1).to(statistics.dtype)
+        if maximize:
+            g = -g
+        m, m2, v = statistics[:, offset : offset + g.numel()]
+        m.lerp_(g, w_fast)
+        m2.lerp_(g, w_slow)
+        v.lerp_(g * g, w_square)
+        mean_square = square * v
+        inverse = mean_square.clamp(min=torch.finfo(g.dtype).tiny).rsqrt()
+        inverse = torch.where(mean_square > 0, inverse, 0.0)
+        new = inverse * (fast * m + gradient * g + slow * m2)
+        if moved:
+            theta = target.reshape(-1).to(g.dtype)
+            new = theta - torch.where(inverse > 0, shrink + decay, shrink) * theta - size * new
+        target.copy_(new.view(target.shape))
+    return nominal_sums(statistics, offsets, [target.numel() for target in targets])
+
+
+def nominal_sums(statistics: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Returns Σ m², Σ m₂² and Σ v of each tensor, [tensors, 3], in float64 where the device has it."""
+    wide = statistics.dtype if statistics.device.type == "mps" else torch.float64
+    parts = [statistics[:, start : start + n].to(wide) for start, n in zip(offsets, sizes, strict=True)]
+    rows = [torch.stack([m.square().sum(), m2.square().sum(), v.sum()]) for m, m2, v in parts]
+    return torch.stack(rows) if rows else statistics.new_zeros(0, 3, dtype=wide)
+
+
+def nominal_sizes(sums: Tensor, log_sizes: Tensor, decays: Tensor, head: SizeHead) -> Tensor:
+    """Returns η and λ of each tensor, [tensors, 2], in the dtype of log_sizes: see `nominal.py`."""
+    fast, slow, square = sums.log().unbind(1)
+    known = square.abs() < math.inf
+    fast, slow = (
+        torch.where(known, (signal - square + correction).clamp(head.low, head.high), 0.0)
+        for signal, correction in ((fast, head.of_counts_fast), (slow, head.of_counts_slow))
+    )
+    log_size = log_sizes + head.of_fast * fast + head.of_slow * slow
+    size = log_size.clamp(max=head.limit).exp() * head.scale
+    decay = size * decays * (head.of_decay * fast).exp()
+    return torch.stack([size, decay], 1).to(log_sizes.dtype)

@@ -1,4 +1,4 @@
-"""The shape and the constants of a coordinatewise LSTM, and where each weight lies in its flat vector φ."""
+"""The shape and constants of a coordinatewise LSTM, where its weights lie, and a nominal step's numbers."""
 
 from __future__ import annotations
 
@@ -158,3 +158,47 @@ class LSTMSpec:
             layers.append((weight, phi[offset : offset + 4 * H]))
             offset += 4 * H
         return Weights(layers, phi[offset : offset + H], phi[offset + H])
+
+
+class Coefficients(NamedTuple):
+    """The numbers of a nominal step that are the same for all tensors: see `nominal_step`."""
+
+    w_fast: float
+    """What the newest gradient counts in m."""
+    w_slow: float
+    """What it counts in m₂."""
+    w_square: float
+    """What its square counts in v."""
+    fast: float
+    """c_m: how much of m the direction has."""
+    gradient: float
+    """c_g: how much of the gradient."""
+    slow: float
+    """c_s: how much of m₂."""
+    square: float
+    """c_v: what v is multiplied by under the root."""
+    shrink: float
+    """κ: how much of every θ is taken off."""
+
+
+class SizeHead(NamedTuple):
+    """The numbers by which a tensor's size and decay follow from its sums: see `nominal_sizes`."""
+
+    of_counts_fast: float
+    """a_m: added to log(Σm² / Σv)."""
+    of_counts_slow: float
+    """a_s: added to log(Σm₂² / Σv)."""
+    low: float
+    """The least that either can be."""
+    high: float
+    """The most."""
+    of_fast: float
+    """w_m: what the first counts in the size's logarithm."""
+    of_slow: float
+    """w_s: what the second counts."""
+    limit: float
+    """The largest logarithm of a size."""
+    scale: float
+    """What sizes are multiplied by, after all else."""
+    of_decay: float
+    """w_λ: what the first counts in the decay's logarithm."""

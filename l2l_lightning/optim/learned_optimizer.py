@@ -460,7 +460,7 @@ class LearnedOptimizer(Optimizer):
                 carried = {STATE: rule.init_state(n, self.dtype_of(STATE, group))}
                 if rule.features is not None:  # which are never rounded with the state
                     carried[STATISTICS] = rule.init_statistics(n, dtype)
-                pack = Pack(params, layout, carried, dtype)
+                pack = Pack(params, layout, carried, dtype, rule)
         except torch.OutOfMemoryError as error:
             error.add_note(f"{what}: {advice}")
             raise

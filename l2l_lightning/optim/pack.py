@@ -32,7 +32,8 @@ class Pack:
     Parameters stay where they are, and what a step needs of them is copied: re-pointing their data at one
     flat buffer would break what owns or replaces their storage (model.to, FSDP, CUDA graphs of torch.compile)
     and lose their strides (channels-last). It costs little: of the 676 bytes that a step of a two-layer LSTM
-    of 20 moves for a coordinate, 640 are its state's.
+    of 20 moves for a coordinate, 640 are its state's. A rule with a `tensor_step` reads and moves tensors in
+    place of that, and no copy is made.
 
     Coordinates are in the parameters' logical order, whatever their strides, so that a parameter's piece of
     the state is a view of its own shape, whose dimensions are sharded as the parameter's are.
@@ -42,21 +43,33 @@ class Pack:
         layout: What is known of them, in the same order.
         carried: The state [*state_shape, n] and, of a rule that reads features, their statistics [rows, n].
         dtype: Of the arithmetic.
+        rule: The rule that moves them.
     """
 
     def __init__(
-        self, params: list[Tensor], layout: Layout, carried: dict[str, Tensor], dtype: torch.dtype
+        self,
+        params: list[Tensor],
+        layout: Layout,
+        carried: dict[str, Tensor],
+        dtype: torch.dtype,
+        rule: UpdateRule,
     ) -> None:
         self.params = params
         self.layout = layout
         self.carried = carried
-        self.grad = carried[STATE].new_empty(carried[STATE].shape[-1], dtype=dtype)
-        self.update = torch.empty_like(self.grad)
-        self.time = self.grad.new_empty(())
+        self.time = carried[STATE].new_empty((), dtype=dtype)
         shapes = [local(parameter).shape for parameter in params]
         sizes = [shape.numel() for shape in shapes]
-        self.grads = [part.view(s) for part, s in zip(torch.split(self.grad, sizes), shapes, strict=True)]
-        self.updates = [part.view(s) for part, s in zip(torch.split(self.update, sizes), shapes, strict=True)]
+        self.tensor_step = None
+        if rule.features is not None:
+            self.tensor_step = rule.tensor_step(layout, carried[STATISTICS])
+        if self.tensor_step is None:
+            self.grad = carried[STATE].new_empty(carried[STATE].shape[-1], dtype=dtype)
+            self.update = torch.empty_like(self.grad)
+            self.grads, self.updates = (
+                [part.view(s) for part, s in zip(torch.split(whole, sizes), shapes, strict=True)]
+                for whole in (self.grad, self.update)
+            )
         self.pieces = {key: list(torch.split(whole, sizes, -1)) for key, whole in carried.items()}
         self.entries: list[dict[str, Tensor]] = []
 
@@ -81,13 +94,21 @@ class Pack:
     def step(self, rule: UpdateRule, step: Step, group: dict[str, Any]) -> None:
         """Updates every parameter of the pack that has a gradient."""
         present = [i for i, parameter in enumerate(self.params) if parameter.grad is not None]
-        if len(present) == len(self.params):
+        if not present:
+            return
+        if self.tensor_step is not None:
+            params = [self.params[i] for i in present]
+            thetas = [local(parameter) for parameter in params]
+            grads = [local_gradient(parameter) for parameter in params]
+            options = float(group["lr"]), float(group["weight_decay"]), group["maximize"]
+            self.tensor_step(present, thetas, grads, group["step"], group["total_steps"], *options)
+        elif len(present) == len(self.params):
             self._step_all(rule, step, group)
-        elif present:
+        else:
             pieces = {key: [whole[i] for i in present] for key, whole in self.pieces.items()}
             gathered = {key: torch.cat(some, -1) for key, some in pieces.items()}
             params = [self.params[i] for i in present]
-            part = Pack(params, self.layout.select(present), gathered, self.grad.dtype)
+            part = Pack(params, self.layout.select(present), gathered, self.grad.dtype, rule)
             part._step_all(rule, step, group)
             for key, some in pieces.items():
                 torch._foreach_copy_(some, part.pieces[key])

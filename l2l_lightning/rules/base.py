@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,35 @@ from l2l_lightning.class_paths import Configurable
 from l2l_lightning.rules.contract import check_contract
 from l2l_lightning.rules.features import Features
 from l2l_lightning.rules.layout import Layout, ParameterInfo, Time
+
+
+class TensorStep(Protocol):
+    """A step that moves tensors where they are: see `UpdateRule.tensor_step`."""
+
+    def __call__(
+        self,
+        chosen: Sequence[int],
+        thetas: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        step: int,
+        total: int | None,
+        lr: float,
+        weight_decay: float,
+        maximize: bool,
+    ) -> None:
+        """θ ← (1 − lr · weight_decay) θ + lr u_t, of some of the layout's tensors, and their statistics.
+
+        Args:
+            chosen: The positions of the tensors that have a gradient, in order.
+            thetas: What this process holds of each of them, of any strides and floating dtype.
+            grads: Their gradients.
+            step: t.
+            total: T, if it is known.
+            lr: Multiplies the update.
+            weight_decay: Decoupled, multiplied by lr.
+            maximize: Whether gradients are to be negated.
+        """
+
 
 Step = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """A step takes (θ [n], x_t, s_t, s_{t+1}), adds u_t to θ and writes s_{t+1}, as `UpdateRule.step_` does."""
@@ -150,6 +179,20 @@ class UpdateRule(Rule, metaclass=_Checked):
             phis: The K values of every parameter by its name, [K, *shape] each.
             layout: The tensors, of K copies.
             statistics: Theirs, [rows, K · n], which the steps bring up to date in place.
+        """
+        return None
+
+    def tensor_step(self, layout: Layout, statistics: Tensor) -> TensorStep | None:
+        """Returns a step that moves an optimizer's tensors where they are, in fewer passes over memory.
+
+        None, the default, has `read`, `step` and `finish` taken, on coordinates gathered side by side. They
+        stay the definition: the step must agree with them to rounding, in whatever order it adds. What it
+        keeps between steps must follow from the statistics alone, bit for bit, as a resumed run has no more
+        than these; and it must notice if others have written into them.
+
+        Args:
+            layout: The optimizer's tensors.
+            statistics: Theirs, [rows, n], which the step brings up to date in place.
         """
         return None
 

@@ -115,9 +115,9 @@ def decays_of_means(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 def _facts(layout: Layout, grad: Tensor) -> Tensor:
     """What stays what it is, [7, n]; spread anew, as it takes 28 bytes a coordinate."""
-    columns = torch.split(shape_facts(layout, grad.dtype, grad.device), 1, 1)
+    parts = torch.split(shape_facts(layout, grad.dtype, grad.device), 1, 1)
     spread = [
-        column.expand(-1, tensor.numel_here) for column, tensor in zip(columns, layout.tensors, strict=True)
+        column.expand(-1, tensor.numel_here) for column, tensor in zip(parts, layout.tensors, strict=True)
     ]
     return torch.cat(spread, 1).repeat(1, layout.copies)
 

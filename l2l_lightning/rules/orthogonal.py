@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from l2l_lightning.rules.layout import Layout
+from l2l_lightning.rules.layout import Layout, ParameterInfo
 from l2l_lightning.rules.shards import gathered, shard_of
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -44,6 +44,17 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     return x if wide is matrices else x.mT
 
 
+def is_orthogonalised(tensor: ParameterInfo) -> bool:
+    """Returns whether a tensor is a matrix whose sides are long enough."""
+    return tensor.rank > 1 and min(tensor.fans) >= LEAST
+
+
+def with_size_of(matrices: Tensor, new: Tensor) -> Tensor:
+    """Returns new matrices [..., rows, columns], scaled to the mean squares of the given ones."""
+    size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrices, new))
+    return new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
+
+
 def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
     """Returns an update in which every matrix is orthogonalised and keeps the mean of its squares.
 
@@ -64,9 +75,7 @@ def orthogonalised(update: Tensor, layout: Layout) -> Tensor:
             wholes = [whole[None] for whole in gathered(shards, [tensor.cuts or () for tensor in tensors])]
         for index, tensor, whole in zip(chosen, tensors, wholes, strict=True):
             matrix = whole.reshape(layout.copies, tensor.shape[0], -1)
-            new = newton_schulz(matrix)
-            size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrix, new))
-            new = (new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))).view(whole.shape)
+            new = with_size_of(matrix, newton_schulz(matrix)).view(whole.shape)
             parts[index] = shard_of(new[0], tensor.cuts)[None] if tensor.cuts else new
     flat = [
         part.reshape(layout.copies, tensor.numel_here)
@@ -80,7 +89,7 @@ def _bunches(layout: Layout) -> list[list[int]]:
     bunches: list[list[int]] = []
     coordinates = TOGETHER
     for index, tensor in enumerate(layout.tensors):
-        if tensor.rank > 1 and min(tensor.fans) >= LEAST:
+        if is_orthogonalised(tensor):
             coordinates += tensor.numel
             if coordinates > TOGETHER:
                 bunches.append([])

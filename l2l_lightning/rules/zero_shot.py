@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from l2l_lightning.checks import check_switches
-from l2l_lightning.rules.base import PopulationStep, UpdateRule
+from l2l_lightning.rules.base import PopulationStep, TensorStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
 from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, SNR, NominalFeatures
-from l2l_lightning.rules.orthogonal import orthogonalised
+from l2l_lightning.rules.orthogonal import is_orthogonalised, orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
+from l2l_lightning.rules.zero_shot_step import ZeroShotStep
 
 LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0)
 LOG_POWER, LOG_WARM_UP = 0.0, -3.0
@@ -100,6 +101,17 @@ class ZeroShot(UpdateRule):
     ) -> PopulationStep | None:
         """Steps of K optimizees; None of a subclass, which may define others."""
         return ZeroShotPopulation(self, phis, layout, statistics) if type(self) is ZeroShot else None
+
+    def tensor_step(self, layout: Layout, statistics: Tensor) -> TensorStep | None:
+        """The fused step; None of a subclass, in float64 on CUDA, and where shards are to be put together."""
+        in_shards = self.orthogonal and any(t.cuts and is_orthogonalised(t) for t in layout.tensors)
+        if (
+            type(self) is not ZeroShot
+            or in_shards
+            or (statistics.is_cuda and statistics.dtype == torch.float64)
+        ):
+            return None
+        return ZeroShotStep(self, layout, statistics)
 
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""

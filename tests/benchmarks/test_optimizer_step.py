@@ -20,7 +20,9 @@ def test_the_parameters_are_a_resnet18s():
     assert list(optimizer_step.resnet18_shapes(64)) == theirs
 
 
-def test_every_optimizer_is_timed_and_its_state_counted(tmp_path, capsys):
+def test_every_optimizer_is_timed_and_its_state_counted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(optimizer_step, "SQUARES", (100, 400))
+    monkeypatch.setattr(optimizer_step, "TURNS", 2)
     optimizer_step.main(["--device", "cpu", "--width", "1", "--json", str(tmp_path / "step.json")])
     document = json.loads((tmp_path / "step.json").read_text())
     rows = document["rows"]
@@ -31,6 +33,11 @@ def test_every_optimizer_is_timed_and_its_state_counted(tmp_path, capsys):
     for name, row in rows.items():
         assert row["ratio"] == pytest.approx(row["ms"] / rows["learned"]["ms"])
         assert name in printed
+    assert len(document["in_turns"]) == 3
+    for in_turns in document["in_turns"].values():
+        assert in_turns.keys() == optimizer_step.IN_TURNS.keys()
+        assert in_turns["AdamW, fused"]["ratio"] == in_turns["AdamW, fused"]["least_over_least"] == 1
+        assert in_turns["ZeroShot"]["share_of_orthogonalisation"] < 1
     assert document["coordinates"] == sum(torch.Size(s).numel() for s in optimizer_step.resnet18_shapes(1))
 
 

@@ -13,7 +13,7 @@ import traceback
 from typing import NamedTuple
 
 import torch
-from l2l_kernels import LSTMSpec, bptt, step_
+from l2l_kernels import Coefficients, LSTMSpec, bptt, nominal_step, nominal_sums, step_
 from l2l_kernels.spec import Output, Preprocessing
 from torch import Tensor
 
@@ -176,6 +176,101 @@ def run_diverged(backend: str, device: str = "cpu") -> dict[str, Tensor]:
     return results
 
 
+class NominalCase(NamedTuple):
+    """Tensors that a nominal step moves, or of which it writes the direction."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    dtype: torch.dtype = torch.float32
+    """Of θ and of the gradients."""
+    grad_dtype: torch.dtype | None = None
+    statistics: torch.dtype = torch.float32
+    maximize: bool = False
+    contiguous: bool = True
+    gap: int = 0
+    """Columns of the statistics between the tensors, and before the first."""
+
+    def __str__(self) -> str:
+        dtypes = (self.dtype, self.grad_dtype or self.dtype, self.statistics)
+        names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
+        flags = ["maximize"] * self.maximize + ["strided"] * (not self.contiguous) + [f"gap{self.gap}"]
+        return "-".join(
+            ["nominal", "_".join(str(torch.Size(s).numel()) for s in self.shapes), *names, *flags]
+        )
+
+
+# No, one and several blocks of 2,048 and 8,192 coordinates; sizes that are, and are not, multiples of four.
+SMALL = ((), (0,), (3,), (5, 7), (4, 2, 3, 3))
+NOMINAL = [
+    NominalCase(()),
+    NominalCase(SMALL),
+    NominalCase(SMALL, contiguous=False, maximize=True, gap=3),
+    NominalCase(((64, 40), (8,), (3000,))),
+    NominalCase(((5, 7), (2049,)), torch.bfloat16),
+    NominalCase(((5, 7), (2049,)), torch.float16, torch.float32, gap=1),
+    NominalCase(((5, 7), (2048,)), torch.float32, torch.bfloat16, maximize=True),
+    NominalCase(((5, 7), (8,)), torch.float64),
+]
+NOMINAL_WIDE = [
+    NominalCase(((130, 129), (8192,), (3,)), contiguous=False),
+    NominalCase(((130, 129), (8192,), (3,)), statistics=torch.float64, dtype=torch.float64),
+    NominalCase(SMALL, statistics=torch.float64, dtype=torch.bfloat16, maximize=True, gap=2),
+]
+COEFFICIENTS = Coefficients(0.1, 0.01, 0.02, fast=1.3, gradient=0.8, slow=0.4, square=1.7, shrink=0.003)
+
+
+class NominalInputs(NamedTuple):
+    targets: list[Tensor]
+    grads: list[Tensor]
+    statistics: Tensor
+    offsets: list[int]
+    sizes: Tensor
+    moves: list[bool]
+
+
+def nominal_inputs(case: NominalCase, device: str = "cpu") -> NominalInputs:
+    """The same tensors in every process; a third of coordinates has no gradient, every other tensor moves."""
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    def laid(tensor: Tensor) -> Tensor:
+        tensor = tensor.to(device)
+        return tensor if case.contiguous else torch.stack([tensor, tensor * torch.nan], -1)[..., 0]
+
+    counts = [torch.Size(shape).numel() for shape in case.shapes]
+    offsets = [case.gap * (i + 1) + sum(counts[:i]) for i in range(len(counts))]
+    N = sum(counts) + case.gap * (len(counts) + 1)
+    seen = torch.rand(N, generator=generator) > 0.3
+    statistics = torch.stack([randn(N), 0.3 * randn(N), randn(N).square() + 0.1]) * seen
+    grads = [
+        (randn(*shape) * seen[start : start + n].view(shape)).to(case.grad_dtype or case.dtype)
+        for shape, start, n in zip(case.shapes, offsets, counts, strict=True)
+    ]
+    return NominalInputs(
+        targets=[laid(randn(*shape).to(case.dtype)) for shape in case.shapes],
+        grads=[laid(grad) for grad in grads],
+        statistics=statistics.to(device, case.statistics),
+        offsets=offsets,
+        sizes=(0.1 * torch.rand(len(counts), 2, generator=generator)).to(device, case.statistics),
+        moves=[i % 2 == 0 for i in range(len(counts))],
+    )
+
+
+def run_nominal(case: NominalCase, backend: str, device: str = "cpu") -> dict[str, Tensor]:
+    """A backend's results: θ (NaN where a direction is to be written), the statistics and the sums."""
+    x = nominal_inputs(case, device)
+    for target, moved in zip(x.targets, x.moves, strict=True):
+        target.mul_(1 if moved else torch.nan)
+    sums = nominal_step(*x, COEFFICIENTS, case.maximize, backend)
+    again = nominal_sums(x.statistics, x.offsets, [target.numel() for target in x.targets], backend)
+    return {f"target {i}": target for i, target in enumerate(x.targets)} | {
+        "statistics": x.statistics,
+        "sums": sums,
+        "sums again": again,
+    }
+
+
 AMPERE = Case(2, 20, "log_sign", N=131, T=1)
 
 
@@ -215,6 +310,7 @@ def main(quick: bool, path: str) -> None:
     torch.utils.deterministic.fill_uninitialized_memory = True  # torch.empty holds NaN …
     torch.use_deterministic_algorithms(True)  # … when this is on
     runs = {str(case): lambda case=case: run(case, "triton") for case in QUICK}
+    runs |= {str(case): lambda case=case: run_nominal(case, "triton") for case in NOMINAL}
     runs |= {"extremes": lambda: run_extremes("triton"), "diverged": lambda: run_diverged("triton")}
     if not quick:
         runs |= {str(case): lambda case=case: run(case, "triton") for case in LONG + random_cases()}

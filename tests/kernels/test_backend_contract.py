@@ -3,6 +3,7 @@
 The Triton kernels run in Triton's interpreter, which needs no GPU, and on a GPU where there is one.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -12,8 +13,20 @@ from typing import NamedTuple
 import backend_cases
 import pytest
 import torch
-from backend_cases import AMPERE, CASES, EXTREME_GRADIENTS, EXTREMES, QUICK, WIDE, Case, random_cases
-from l2l_kernels import reference
+from backend_cases import (
+    AMPERE,
+    CASES,
+    EXTREME_GRADIENTS,
+    EXTREMES,
+    NOMINAL,
+    NOMINAL_WIDE,
+    QUICK,
+    WIDE,
+    Case,
+    NominalCase,
+    random_cases,
+)
+from l2l_kernels import SizeHead, nominal_sizes, reference
 
 
 def relative_error(actual, expected):
@@ -114,7 +127,7 @@ def run(interpreted, monkeypatch):
     def run(name, what, precision=""):
         if name == "interpreter":
             pytest.importorskip("triton")
-            return interpreted(str(what), quick=what in ("extremes", "diverged", *QUICK))
+            return interpreted(str(what), quick=what in ("extremes", "diverged", *QUICK, *NOMINAL))
         if precision:
             from l2l_kernels.triton import configs
 
@@ -126,6 +139,8 @@ def run(interpreted, monkeypatch):
                 return backend_cases.run_extremes(member.backend, member.device)
             case "diverged":
                 return backend_cases.run_diverged(member.backend, member.device)
+            case NominalCase():
+                return backend_cases.run_nominal(what, member.backend, member.device)
         return backend_cases.run(what, member.backend, member.device)
 
     yield run
@@ -160,6 +175,66 @@ def assert_the_references(member, case, actual, precision=""):
     assert actual["new_state"].dtype == case.state_dtype
     assert actual["in_place"]
     assert actual["deterministic"]
+
+
+NOMINAL_PAIRS = [
+    pytest.param(name, case, id=f"{name}-{case}", marks=marks(name))
+    for name in BACKENDS
+    for case in NOMINAL + NOMINAL_WIDE * (name in ("reference", "cpu"))
+]
+
+
+@pytest.mark.parametrize(("name", "case"), NOMINAL_PAIRS)
+def test_a_nominal_step_is_the_formula(name, case, run):
+    """Number by number in float64; statistics between the tensors stay; the sums come out again."""
+    actual = run(name, case)
+    x, c = backend_cases.nominal_inputs(case), backend_cases.COEFFICIENTS
+    expected, sums = x.statistics.double(), []
+    arithmetic = 1e-12 if case.statistics == torch.float64 else 2e-6
+    stored = {torch.bfloat16: BACKENDS[name].bfloat16, torch.float16: 2**-11}.get(case.dtype, 0)
+    for i, (target, grad, start, (size, decay), moved) in enumerate(zip(*x[:2], *x[3:], strict=True)):
+        own, theta = expected[:, start : start + target.numel()], target.double().reshape(-1)
+        g = grad.double().reshape(-1) * (-1 if case.maximize else 1)
+        own[0] += c.w_fast * (g - own[0])
+        own[1] += c.w_slow * (g - own[1])
+        own[2] += c.w_square * (g**2 - own[2])
+        seen = own[2] > 0
+        d = (c.fast * own[0] + c.gradient * g + c.slow * own[1]) / (c.square * own[2] + ~seen).sqrt() * seen
+        new = theta - (c.shrink + decay * seen) * theta - size * d if moved else d
+        sums.append([(own[0] ** 2).sum(), (own[1] ** 2).sum(), own[2].sum()])
+        result = actual[f"target {i}"].cpu()
+        assert result.dtype == case.dtype
+        torch.testing.assert_close(
+            result.double(), new.view(target.shape), rtol=arithmetic + stored, atol=10 * arithmetic
+        )
+    torch.testing.assert_close(
+        actual["statistics"].cpu().double(), expected, rtol=arithmetic, atol=10 * arithmetic
+    )
+    sums = torch.tensor(sums, dtype=torch.float64).view(-1, 3)
+    torch.testing.assert_close(actual["sums"].cpu(), sums, rtol=10 * arithmetic, atol=10 * arithmetic)
+    assert torch.equal(actual["sums again"], actual["sums"])
+
+
+@pytest.mark.parametrize("name", ["reference", "cpu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nominal_sizes_are_the_formula(name, dtype):
+    """Within the bounds, at each of them, and where v is zero, infinite or no number."""
+    head = SizeHead(0.7, -0.3, -5.0, 1.5, of_fast=0.6, of_slow=0.2, limit=1.0, scale=0.4, of_decay=-0.5)
+    nan, inf = math.nan, math.inf
+    sums = [[0.1, 0.2, 2.0], [9.0, 0.0, 1e-200], [0.0, 3.0, 5.0], [0, 0, 0], [1, 1, inf], [nan, nan, nan]]
+    log_sizes, decays = torch.linspace(-3, 0.5, 6, dtype=dtype), torch.tensor([0, 1, 1, 2, 3, 4]).to(dtype)
+    expected = []
+    for (fast, slow, square), b, c in zip(sums, log_sizes.tolist(), decays.tolist(), strict=True):
+        r = [
+            min(max(math.log(x / square) + a, -5.0), 1.5) if x else -5.0
+            for x, a in ((fast, 0.7), (slow, -0.3))
+            if 0 < square < inf
+        ] or [0.0, 0.0]
+        size = 0.4 * math.exp(min(b + 0.6 * r[0] + 0.2 * r[1], 1.0))
+        expected.append([size, size * c * math.exp(-0.5 * r[0])])
+    sums = torch.tensor(sums, dtype=torch.float64)
+    actual = nominal_sizes(sums, log_sizes, decays, head, name)
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64).to(dtype))
 
 
 @members

@@ -22,12 +22,14 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def source(tmp_path_factory):
     """Kernels that do nothing in place of the real ones, which take seconds to compile."""
     functions = [f"void {kind}_{variant}() {{}}" for kind in ("step", "bptt") for variant in library.VARIANTS]
+    kinds = ("nominal", "nominal_sizes")
+    functions += [f"void {kind}_{variant}() {{}}" for kind in kinds for variant in library.NOMINAL_VARIANTS]
     functions += ['const char* instruction_set() { return "none"; }', "#ifdef _OPENMP", "#define HAS 1"]
     functions += ["#else", "#define HAS 0", "#endif", "int has_openmp() { return HAS; }"]
     path = tmp_path_factory.mktemp("source") / "kernels.cpp"
     path.write_text("\n".join(['extern "C" {', *functions, "}"]) + "\n", encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(library, "SOURCE", path)
+        patch.setattr(library, "SOURCES", (path,))
         yield
 
 
@@ -163,7 +165,7 @@ def test_an_interrupted_compiler_is_run_again_and_leaves_nothing(end, cache, com
 
 @needs_compiler
 def test_a_compiler_without_openmp_gives_one_thread_a_warning_and_an_entry_of_its_own(built, cache, compiler):
-    compiler(f'case "$*" in *-fopenmp*) echo "no libgomp" >&2; exit 1;; esac; exec {COMPILER} "$@"')
+    compiler(f'case "$*" in *"-fopenmp "*) echo "no libgomp" >&2; exit 1;; esac; exec {COMPILER} "$@"')
     for _ in range(2):  # from the cache, too
         with pytest.warns(UserWarning, match="has no OpenMP"):
             assert not load().has_openmp()

@@ -2,7 +2,17 @@
 
 import pytest
 import torch
-from l2l_kernels import BACKENDS, LSTMSpec, bptt, step, step_
+from l2l_kernels import (
+    BACKENDS,
+    Coefficients,
+    LSTMSpec,
+    SizeHead,
+    bptt,
+    nominal_sizes,
+    nominal_step,
+    step,
+    step_,
+)
 
 SPEC, T, N = LSTMSpec(num_layers=1, hidden_size=4), 3, 6
 
@@ -107,3 +117,84 @@ def test_what_is_written_overlaps_nothing(kind):
     for backend in (*BACKENDS, None):
         with pytest.raises(ValueError, match="overlap"):
             step_(**arguments(step_) | OVERLAPS[kind], spec=SPEC, backend=backend)
+
+
+def nominal_arguments():
+    return {
+        "targets": [torch.ones(2, 3), torch.ones(4)],
+        "grads": [torch.ones(2, 3), torch.ones(4)],
+        "statistics": torch.zeros(3, 10),
+        "offsets": [0, 6],
+        "sizes": torch.ones(2, 2),
+        "moves": [True, True],
+        "coefficients": Coefficients(*[0.5] * 8),
+    }
+
+
+MEMORY = torch.zeros(3, 10)
+NOMINAL = {
+    "one gradient less": ({"grads": [torch.ones(2, 3)]}, "targets, grads and moves must be as many"),
+    "one flag less": ({"moves": [True]}, "targets, grads and moves must be as many"),
+    "one offset less": ({"offsets": [0]}, "an offset for each tensor"),
+    "an offset below 0": ({"offsets": [-1, 6]}, "offsets must not be negative"),
+    "offsets that overlap": ({"offsets": [0, 5]}, "two tensors the same statistics"),
+    "an offset too high": ({"offsets": [0, 7]}, "end at 11, and the statistics have 10"),
+    "a gradient of another shape": ({"grads": [torch.ones(3, 2), torch.ones(4)]}, r"grads\[0\] must have"),
+    "whole numbers": ({"grads": [torch.ones(2, 3), torch.ones(4).int()]}, r"grads\[1\] must be dense"),
+    "a sparse target": ({"targets": [torch.ones(2, 3).to_sparse(), torch.ones(4)]}, r"targets\[0\] must be"),
+    "another device": (
+        {"targets": [torch.ones(2, 3), torch.ones(4, device="meta")]},
+        r"targets\[1\] must be",
+    ),
+    "statistics of bfloat16": (
+        {"statistics": torch.zeros(3, 10).bfloat16()},
+        "statistics must be float32 or",
+    ),
+    "two statistics": ({"statistics": torch.zeros(2, 10)}, r"statistics must be \[3, N\]"),
+    "transposed statistics": ({"statistics": torch.zeros(10, 3).T}, "and contiguous"),
+    "sizes of another dtype": ({"sizes": torch.ones(2, 2).double()}, "sizes must be"),
+    "sizes of one tensor": ({"sizes": torch.ones(1, 2)}, "sizes must be"),
+    "one target twice": ({"targets": [(one := torch.ones(2, 3)), one.view(-1)[:4]]}, "must not overlap"),
+    "a target in the statistics": (
+        {"statistics": MEMORY, "grads": [torch.ones(2, 3), MEMORY[0, :4]]},
+        "overlap",
+    ),
+    "an expanded target": ({"targets": [torch.ones(3).expand(2, 3), torch.ones(4)]}, "one number twice"),
+}
+
+
+@pytest.mark.parametrize("case", NOMINAL)
+def test_a_nominal_step_names_what_does_not_fit(case):
+    """The named error, on every backend alike, and nothing is written."""
+    given, message = nominal_arguments() | NOMINAL[case][0], NOMINAL[case][1]
+    for backend in (*BACKENDS, None):
+        with pytest.raises(ValueError, match=message):
+            nominal_step(**given, backend=backend)
+    assert not given["statistics"].any()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"sums": torch.ones(2, 2).double()}, r"must be \[tensors, 3\]"),
+        ({"decays": torch.ones(1)}, r"must be \[tensors, 3\]"),
+        ({"sums": torch.ones(2, 3)}, "sums must be torch.float64"),
+        ({"decays": torch.ones(2).double()}, "float32 or float64"),
+        ({"decays": torch.ones(2, device="meta")}, "decays and log_sizes must be on"),
+    ],
+)
+def test_nominal_sizes_name_what_does_not_fit(wrong, message):
+    given = {"sums": torch.ones(2, 3).double(), "log_sizes": torch.ones(2), "decays": torch.ones(2)}
+    for backend in (*BACKENDS, None):
+        with pytest.raises(ValueError, match=message):
+            nominal_sizes(**given | wrong, head=SizeHead(*[0.5] * 9), backend=backend)
+
+
+def test_autograd_notices_that_a_nominal_step_has_moved_a_tensor():
+    x = nominal_arguments()
+    x["targets"][0].requires_grad_()
+    loss = x["targets"][0].square().sum()
+    with torch.no_grad():
+        nominal_step(**x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from backend_cases import Case, inputs, run
+from backend_cases import NOMINAL_WIDE, Case, NominalCase, inputs, run, run_nominal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from l2l_kernels import LSTMSpec, cpu, reference
@@ -60,6 +60,9 @@ def test_every_instruction_set_gives_the_same(target, name, monkeypatch):
     for dtype in (torch.float32, torch.float64):
         assert_case(Case(2, 20, "log_sign", N=1100, T=3, dtype=dtype, state_dtype=dtype))
         assert_case(Case(3, 7, "identity", N=37, T=2, final=False, dtype=dtype, state_dtype=dtype))
+    for case in NOMINAL_WIDE:
+        for name, expected in run_nominal(case, "reference").items():
+            torch.testing.assert_close(run_nominal(case, "cpu")[name], expected, rtol=2e-6, atol=2e-5)
 
 
 def test_bfloat16_rounds_once_to_even_and_keeps_nan_and_infinity():
@@ -113,7 +116,9 @@ def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads
         torch.set_num_threads(threads)
         theta, new_state = x.theta.clone(), torch.empty_like(x.state)
         cpu.step_(theta, x.inputs[0], x.state, new_state, x.phi, SPEC)
-        return theta, new_state, *cpu.bptt(x.inputs, x.history, x.d_updates, None, x.phi, SPEC)
+        nominal = run_nominal(NominalCase(((300, 301), (5,), (40_000,))), "cpu")
+        lstm = cpu.bptt(x.inputs, x.history, x.d_updates, None, x.phi, SPEC)
+        return theta, new_state, *lstm, *nominal.values()
 
     before = torch.get_num_threads()
     try:
@@ -121,7 +126,8 @@ def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads
     finally:
         torch.set_num_threads(before)
     for other in others:
-        assert all(map(torch.equal, first, other))
+        for ours, theirs in zip(first, other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.slow

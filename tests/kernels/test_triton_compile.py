@@ -10,7 +10,7 @@ import pytest
 import torch
 from l2l_kernels import LSTMSpec, triton
 from l2l_kernels.triton import aot, configs
-from l2l_kernels.triton.aot import TARGETS, compile_report
+from l2l_kernels.triton.aot import TARGETS, compile_nominal, compile_report
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
 from l2l_kernels.triton.step import step_fwd_kernel
 
@@ -40,6 +40,21 @@ def test_the_kernels_compile_and_fit_the_device(target, num_layers, hidden_size,
         assert report.state_dtype == state_dtype
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(
+    "target", [t if t == "sm_90" else pytest.param(t, marks=pytest.mark.slow) for t in TARGETS]
+)
+def test_the_nominal_step_compiles_and_spills_nothing(target, aligned):
+    """And a thread moves 16 bytes at once where tensors are aligned: ten loads of them, and eight stores."""
+    report = compile_nominal(target, aligned)
+    assert 0 < report.registers <= REGISTERS[target]
+    assert report.spill_bytes == 0
+    assert report.shared_bytes <= SHARED_BYTES[target]
+    if target != "gfx942":
+        moves = report.instructions["global"] * report.block / report.num_warps
+        assert moves < 30 if aligned else moves > 60
+
+
 def test_addresses_are_64_bit_before_they_are_multiplied():
     """No product or sum of 32 bits may scale with the number of coordinates: 10⁸ of them overflow it."""
     spec = LSTMSpec(num_layers=2, hidden_size=20)
@@ -67,6 +82,8 @@ def test_nothing_is_compiled_in_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         next(compile_report(LSTMSpec()))
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        compile_nominal("sm_90")
 
 
 def test_float64_is_refused_by_name():

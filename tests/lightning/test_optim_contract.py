@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer
 from l2l_lightning.optim.pack import STATE, STATISTICS
-from l2l_lightning.rules import Grouped, RNNprop
+from l2l_lightning.rules import Grouped, RNNprop, ZeroShot
 
 RNNPROP = RNNprop(hidden_size=4)
 RNNPROP.reset_parameters(torch.Generator().manual_seed(0))
@@ -29,6 +29,8 @@ OPTIONS = [
     {"rule": GROUPED, "total_steps": 100},
     {"rule": None, "total_steps": 100},
     {"rule": None},
+    {"rule": ZeroShot(), "total_steps": 100, "weight_decay": 0.1},
+    {"rule": Grouped({"weight": ZeroShot(False, True), "bias": RNNPROP}), "maximize": True},
 ]
 
 

@@ -254,6 +254,119 @@ def test_in_a_loop_of_ones_own_it_is_the_rollouts(orthogonal):
     torch.testing.assert_close(theta, ran.theta[0], rtol=1e-9, atol=1e-12)
 
 
+class Plain(ZeroShot):
+    """Has no fused step: the definition is taken."""
+
+
+def pair(dtype, orthogonal, **options):
+    """LearnedOptimizers with and without the fused step, on tensors of many shapes, and their parameters."""
+    shapes = [(6, 5), (7,), (), (0,), (6, 5), (4, 2, 3), (3, 8), (5, 6)]
+    generator = torch.Generator().manual_seed(4)
+    starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    optimizers = []
+    for kind in (ZeroShot, Plain):
+        made = kind(orthogonal)
+        made.load_state_dict(rule().state_dict())
+        params = [nn.Parameter(start.clone().to(dtype)) for start in starts]
+        params[-1] = nn.Parameter(params[-1].detach().t())  # not contiguous
+        if dtype == torch.float64:
+            made = made.double()
+        optimizers.append(LearnedOptimizer(params, made, total_steps=T, **options))
+    return optimizers
+
+
+def walk(optimizers, scale=1.0):
+    """T steps of both on the same gradients, of which two are None now and then."""
+    generator = torch.Generator().manual_seed(5)
+    both = [optimizer.param_groups[0]["params"] for optimizer in optimizers]
+    for t in range(T):
+        for index, params in enumerate(zip(*both, strict=True)):
+            grad = scale * torch.randn(params[0].shape, generator=generator, dtype=torch.float64)
+            for parameter in params:
+                parameter.grad = None if index in (2, 4) and t % 3 == 1 else grad.to(parameter.dtype)
+        for optimizer in optimizers:
+            optimizer.step()
+    return both
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4), (torch.bfloat16, 2**-7)]
+)
+@pytest.mark.parametrize("orthogonal", [True, False])
+@pytest.mark.parametrize("options", [{}, {"lr": 0.5, "weight_decay": 0.1, "maximize": True}], ids=str)
+def test_the_fused_step_is_the_definition(dtype, rtol, orthogonal, options):
+    """With another decay, rate and direction, missing gradients, and a matrix that is not contiguous.
+
+    Newton and Schulz's iteration enlarges the rounding of small singular values.
+    """
+    optimizers = pair(dtype, orthogonal, **options)
+    for ours, theirs in zip(*walk(optimizers), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol / 10)
+        for name in ("statistics", "rule_state"):
+            mine, other = (o.state[p][name] for o, p in zip(optimizers, (ours, theirs), strict=True))
+            torch.testing.assert_close(mine, other, rtol=min(rtol, 1e-5), atol=1e-7)
+
+
+def test_in_float64_on_the_reference_backend_it_agrees_to_rounding(monkeypatch):
+    monkeypatch.setenv("L2L_KERNELS_BACKEND", "reference")
+    for ours, theirs in zip(*walk(pair(torch.float64, False)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_it_is_the_definition_at_the_ends_of_float32(scale):
+    for ours, theirs in zip(*walk(pair(torch.float32, False), scale), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_that_others_wrote_into_are_summed_anew():
+    """A user who sets them back, or torch.distributed.checkpoint, which loads in place."""
+    first, second = (pair(torch.float32, False)[0] for _ in range(2))
+    walk([first, second])
+    for optimizer in (first, second):
+        for entries in optimizer.state.values():
+            entries["statistics"].mul_(0.5)
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # makes a new pack
+    for ours, theirs in zip(*walk([first, second]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_sharded_tensors_facts_are_those_of_the_whole():
+    """Two processes with equal halves: each has the other's sums added to its own, in one message for all."""
+    messages = []
+
+    def add_up(sums):
+        messages.append(tuple(sums.shape))
+        return 2 * sums
+
+    made, halves = rule(orthogonal=False), [torch.ones(3, 5).double(), torch.ones(2, 1).double()]
+    wholes = [torch.cat([half, half]) for half in halves]
+    shapes = [tuple(whole.shape) for whole in wholes]
+    here = tuple(
+        ParameterInfo("", shape, local_shape=tuple(half.shape), sum_over_shards=add_up)
+        for shape, half in zip(shapes, halves, strict=True)
+    )
+    whole_step = made.tensor_step(
+        Layout(tuple(ParameterInfo("", s) for s in shapes)), torch.zeros(3, 34).double()
+    )
+    half_step = made.tensor_step(Layout(here), torch.zeros(3, 17).double())
+    generator = torch.Generator().manual_seed(0)
+    for t in range(T):
+        grads = [torch.randn(half.shape, generator=generator, dtype=torch.float64) for half in halves]
+        half_step([0, 1], halves, grads, t, T, 1.0, 0.0, False)
+        whole_step([0, 1], wholes, [torch.cat([g, g]) for g in grads], t, T, 1.0, 0.0, False)
+    assert messages == [(2, 3)] * T
+    for half, whole in zip(halves, wholes, strict=True):
+        torch.testing.assert_close(torch.cat([half, half]), whole, rtol=1e-12, atol=1e-14)
+
+
+def test_newton_and_schulzs_iteration_works_in_bfloat16():
+    """As on a GPU: singular values come near 1 all the same."""
+    matrices = torch.randn(3, 40, 24, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(newton_schulz(matrices.bfloat16()).float())
+    assert 0.6 < values.min() <= values.max() < 1.3
+
+
 def test_it_learns_without_a_rate():
     """At its start already: a network's loss falls as far as the best of Adam's rates takes it, or nearly."""
 

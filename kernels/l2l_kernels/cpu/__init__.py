@@ -1,4 +1,4 @@
-"""The CPU implementation: kernels.cpp, compiled when first used, on as many threads as torch uses.
+"""The CPU implementation: C++ that is compiled when first used, on as many threads as torch uses.
 
 Arithmetic is in float64 if φ is, else in float32. Without a C++ compiler a warning says so, once, and the
 reference runs.
@@ -6,6 +6,9 @@ reference runs.
 
 from __future__ import annotations
 
+import ctypes
+from array import array
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -13,9 +16,11 @@ from torch import Tensor
 
 from l2l_kernels import reference
 from l2l_kernels.cpu import library
-from l2l_kernels.spec import LSTMSpec
+from l2l_kernels.spec import Coefficients, LSTMSpec, SizeHead
 
-__all__ = ["bptt", "step_"]
+__all__ = ["bptt", "nominal_sizes", "nominal_step", "nominal_sums", "step_"]
+
+NO_COEFFICIENTS = [0.0] * len(Coefficients._fields)
 
 
 def step_(
@@ -62,6 +67,88 @@ def bptt(
     T, N = d_updates.shape
     kernel(torch.get_num_threads(), _constants(spec), N, T, *pointers)
     return d_phi.to(phi.dtype), d_initial_state.to(phi.dtype)
+
+
+def nominal_step(
+    targets: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    statistics: Tensor,
+    offsets: Sequence[int],
+    sizes: Tensor,
+    moves: Sequence[bool],
+    coefficients: Coefficients,
+    maximize: bool,
+) -> Tensor:
+    """Does what `reference.nominal_step` does, in one pass over memory.
+
+    Tensors of float16, of float64 (unless the statistics are), and not contiguous ones go by way of a copy.
+    """
+    kernels = library.load()
+    if kernels is None:
+        return reference.nominal_step(
+            targets, grads, statistics, offsets, sizes, moves, coefficients, maximize
+        )
+    rows, copies, kept = array("q"), [], []
+    for target, grad, offset, moved in zip(targets, grads, offsets, moves, strict=True):
+        ours, gradient = _readable(target, statistics.dtype), _readable(grad, statistics.dtype)
+        kept.append(gradient)  # until the kernel has read it
+        if ours is not target:
+            copies.append((target, ours))
+        bfloat16 = ours.dtype == torch.bfloat16, gradient.dtype == torch.bfloat16
+        rows.extend((ours.data_ptr(), gradient.data_ptr(), offset, target.numel(), *bfloat16, moved))
+    sums = _nominal(kernels, rows, len(targets), statistics, sizes.contiguous(), coefficients, maximize)
+    for target, ours in copies:
+        target.copy_(ours)
+    return sums
+
+
+def nominal_sums(statistics: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Does what `reference.nominal_sums` does: the very sums of the step that left these statistics."""
+    kernels = library.load()
+    if kernels is None:
+        return reference.nominal_sums(statistics, offsets, sizes)
+    rows = array("q")
+    for offset, size in zip(offsets, sizes, strict=True):
+        rows.extend((0, 0, offset, size, 0, 0, 0))
+    return _nominal(kernels, rows, len(sizes), statistics)
+
+
+def nominal_sizes(sums: Tensor, log_sizes: Tensor, decays: Tensor, head: SizeHead) -> Tensor:
+    """Does what `reference.nominal_sizes` does."""
+    kernels = library.load()
+    if kernels is None:
+        return reference.nominal_sizes(sums, log_sizes, decays, head)
+    sizes = torch.empty(len(sums), 2, dtype=log_sizes.dtype)
+    numbers, given = array("d", head), [x.contiguous() for x in (sums, log_sizes, decays)]
+    kernel = getattr(kernels, f"nominal_sizes_{log_sizes.dtype}".replace("torch.", ""))
+    kernel(len(sums), *(x.data_ptr() for x in given), numbers.buffer_info()[0], sizes.data_ptr())
+    return sizes
+
+
+def _nominal(
+    kernels: ctypes.CDLL,
+    rows: array[int],
+    count: int,
+    statistics: Tensor,
+    table: Tensor | None = None,
+    coefficients: Sequence[float] = NO_COEFFICIENTS,
+    maximize: bool = False,
+) -> Tensor:
+    sums = torch.empty(count, 3, dtype=torch.float64)
+    kernel = getattr(kernels, f"nominal_{statistics.dtype}".replace("torch.", ""))
+    numbers = array("d", coefficients)
+    tensors = (rows.buffer_info()[0], None if table is None else table.data_ptr())
+    memory = (statistics.shape[1], statistics.data_ptr(), numbers.buffer_info()[0])
+    sign = -1.0 if maximize else 1.0
+    kernel(torch.get_num_threads(), count, *tensors, *memory, sign, sums.data_ptr())
+    return sums
+
+
+def _readable(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Returns a tensor that nominal.cpp can read: itself, or a contiguous copy."""
+    if tensor.dtype not in (dtype, torch.bfloat16):
+        tensor = tensor.to(dtype)
+    return tensor.contiguous()
 
 
 def _dtypes(phi: Tensor, state: Tensor) -> tuple[torch.dtype, torch.dtype]:

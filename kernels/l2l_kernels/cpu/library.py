@@ -1,4 +1,4 @@
-"""Compiles kernels.cpp for this machine when first needed, keeps the result on disk, and loads it.
+"""Compiles the C++ sources for this machine when first needed, keeps the result on disk, and loads it.
 
 So the instruction set (AVX-512, AVX2, SSE2, NEON) is the running machine's, not that of the machine where a
 wheel was built, and installing needs no compiler.
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from l2l_kernels.backends import BackendUnavailableError
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "nominal.cpp"))
 FLAGS = (
     "-std=c++17",
     "-O3",
@@ -31,6 +31,7 @@ FLAGS = (
     "-fno-trapping-math",
     "-ffp-contract=fast",
     "-fno-strict-aliasing",  # tiles are read as vectors and as numbers
+    "-fopenmp-simd",  # needs no library: loops may add in the order of vectors
     "-fPIC",
     "-shared",
 )
@@ -54,6 +55,10 @@ STEP_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), ctypes.c_int64, *[ctypes
 BPTT_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 7)
 VARIANTS = ("float32_float32", "float32_bfloat16", "float64_float64")
 """The dtype of the arithmetic, then that of the stored state."""
+NOMINAL_ARGUMENTS = (*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2)
+NOMINAL_ARGUMENTS += (ctypes.c_double, ctypes.c_void_p)
+NOMINAL_SIZES_ARGUMENTS = (ctypes.c_int64, *[ctypes.c_void_p] * 5)
+NOMINAL_VARIANTS = ("float32", "float64")
 
 
 def find_compiler() -> str | None:
@@ -123,7 +128,8 @@ def _find_or_build(compiler: str | None) -> ctypes.CDLL | None:
 
 def _stem(threads: bool) -> str:
     """Returns what an entry's name begins with: a digest of source, flags and machine, for any compiler."""
-    parts = [SOURCE.read_text(encoding="utf-8"), *_flags(threads), _machine()]
+    texts = [source.read_text(encoding="utf-8") for source in SOURCES]
+    parts = [*texts, *_flags(threads), _machine()]
     return f"cpu-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:16]}-"
 
 
@@ -174,6 +180,10 @@ def _open(path: Path) -> ctypes.CDLL:
         for name, arguments in (("step", STEP_ARGUMENTS), ("bptt", BPTT_ARGUMENTS)):
             function = getattr(library, f"{name}_{variant}")
             function.argtypes, function.restype = arguments, None
+    for variant in NOMINAL_VARIANTS:
+        for name, arguments in (("nominal", NOMINAL_ARGUMENTS), ("nominal_sizes", NOMINAL_SIZES_ARGUMENTS)):
+            function = getattr(library, f"{name}_{variant}")
+            function.argtypes, function.restype = arguments, None
     return library
 
 
@@ -206,7 +216,7 @@ def _build(compiler: str, folder: Path, threads: bool) -> None:
     """
     with tempfile.TemporaryDirectory(dir=folder) as directory:
         built = Path(directory) / "built.so"
-        _run([compiler, *_flags(threads), str(SOURCE), "-o", str(built)])
+        _run([compiler, *_flags(threads), *map(str, SOURCES), "-o", str(built)])
         with built.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from l2l_kernels.spec import LSTMSpec
-from l2l_kernels.triton import configs
+from l2l_kernels.spec import Coefficients, LSTMSpec
+from l2l_kernels.triton import configs, nominal
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
 from l2l_kernels.triton.step import step_fwd_kernel
 
@@ -34,6 +35,8 @@ TARGETS: dict[configs.Family, GPUTarget] = {
 
 _SCALARS = dict.fromkeys(("inverse_p", "exp_p", "output_scale"), "fp32")
 _SCALARS |= dict.fromkeys(("T", "N", "P", "zero"), "i32")
+_SCALARS |= dict.fromkeys((*Coefficients._fields, "sign"), "fp32")
+_SCALARS |= {"tensors": "*i64", "owner": "*i32", "partials": "*fp64"}  # of the nominal step
 _STATES = ("state", "new_state", "history", "d_final_state")
 
 
@@ -42,7 +45,7 @@ class CompiledKernel:
     """One kernel as compiled for one target.
 
     Args:
-        kernel: "step", or "bptt[layer]".
+        kernel: "step", "bptt[layer]" or "nominal", which has no layers, and no matrix products.
         registers: Per thread: 255 at most on NVIDIA, 512 on AMD.
         spill_bytes: Stored to memory per thread for want of registers.
         shared_bytes: Shared memory per program.
@@ -82,8 +85,7 @@ def compile_report(
         >>> report.spill_bytes
         0
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1: unset it in a new process")
+    _refuse_the_interpreter()
     for target in targets:
         kernels = [("step", step_fwd_kernel, configs.step_config(spec, target))]
         for layer in reversed(range(spec.num_layers)):
@@ -99,6 +101,27 @@ def compile_report(
             precision, block, warps = constants["PRECISION"], constants["BLOCK"], options["num_warps"]
             used = (registers, spill_bytes, compiled.metadata.shared, _count(counted, warps / block))
             yield CompiledKernel(*shape, precision, block, warps, *used)
+
+
+def compile_nominal(target: configs.Family, aligned: bool = True) -> CompiledKernel:
+    """Compiles the nominal step of float32 tensors, all of which are aligned or not.
+
+    Raises:
+        RuntimeError: As compile_report.
+    """
+    _refuse_the_interpreter()
+    constants = nominal.constants(torch.float32, torch.float32, update=True, aligned=aligned)
+    compiled = compile_kernel(nominal.nominal_step_kernel, constants, nominal.OPTIONS, target, "fp32")
+    registers, spill_bytes, program = _read(compiled, target)
+    warps = nominal.OPTIONS["num_warps"]
+    counts = _count(program, warps / nominal.BLOCK)
+    shape = ("nominal", target, 0, 0, "fp32", "none", nominal.BLOCK, warps)
+    return CompiledKernel(*shape, registers, spill_bytes, compiled.metadata.shared, counts)
+
+
+def _refuse_the_interpreter() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        raise RuntimeError("kernels cannot be compiled under TRITON_INTERPRET=1: unset it in a new process")
 
 
 def compile_kernel(
