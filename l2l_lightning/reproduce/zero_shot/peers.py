@@ -222,6 +222,7 @@ PEERS: dict[str, Peer] = {
     "schedule-free": Peer(schedule_free),
     "lstm-mnist-mixture": learned(partial(load, "lstm-mnist-mixture")),
     "zero-shot": learned(partial(load, "zero-shot"), ours=True),
+    "zero-shot-free": learned(partial(load, "zero-shot-free"), ours=True),
     "zero-shot, not orthogonal": learned(_not_orthogonal, ours=True),
 }
 """Every optimizer by name."""
