@@ -45,6 +45,7 @@ def test_problems_of_a_family(family):
     assert len(sizes) == len(SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_they_can_be_learned(family):
     ratios = []

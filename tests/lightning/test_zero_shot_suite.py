@@ -473,6 +473,7 @@ def test_a_users_problem_and_peer_from_end_to_end(line_and_adagrad, tmp_path, ca
     assert "A quick run" in (tmp_path / "REPORT.md").read_text()
 
 
+@pytest.mark.slow
 def test_processes_find_what_one_finds(tmp_path):
     wanted = {
         "problems": ("logistic digits, 100",),
