@@ -32,8 +32,8 @@ class ZeroShot(UpdateRule):
     where d is orthogonalised for matrices with both sides of 4 and more (if `orthogonal`), and λ is 0 for all
     other tensors. φ is w, a, b, ω, p and l. Nothing depends on the gradients' scale as long as their squares
     are numbers (from about 1e-18 to 1e18 in float32); a coordinate whose gradient always was zero stays, in a
-    matrix that is not orthogonalised or whose row has none either; and all stays from step T on. The state
-    that a parameter takes is three float32 statistics, 12 bytes.
+    matrix that is not orthogonalised or whose row has none either; and all stays from step T on, if T is
+    known. The state that a parameter takes is three float32 statistics, 12 bytes.
 
     A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
     evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class ZeroShotPopulation:
     """Moves K optimizees of the same tensors, the k-th by the k-th φ, all at once.
 
-    What a tensor has one of is computed once for it, where the definition has it for every coordinate: small
-    networks are moved five times as fast as by torch.func.vmap of the definition, and to the same places.
+    What a tensor has one of is computed once for it, where torch.func.vmap of the definition has it for every
+    coordinate; θ goes to the same places, to rounding.
 
     Args:
         rule: Which ZeroShot; its own φ is not read.
