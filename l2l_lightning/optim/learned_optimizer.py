@@ -356,10 +356,13 @@ class LearnedOptimizer(Optimizer):
         for group in self.param_groups:
             check_options(group)
             self._check_reading(group)
+            rule = self._rule(group)
+            carried = [carried_shapes(member) for member in rule.members]
             for index, parameter in enumerate(group["params"]):
                 if parameter.grad is None:
                     continue
-                shapes = carried_shapes(self.rule_for(group, parameter))
+                # Of most rules there is one member: it need not be looked up for every parameter.
+                shapes = carried[0 if isinstance(rule, UpdateRule) else self._member(group, parameter)]
                 if problem := problem_of(parameter, self.state.get(parameter, {}), shapes):
                     raise RuntimeError(f"{name_of(group, index)} {problem}")
 
