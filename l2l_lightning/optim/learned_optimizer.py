@@ -30,6 +30,7 @@ from l2l_lightning.optim.state_dict import Uncast, checked, digest_of, rule_hash
 from l2l_lightning.pretrained import load
 from l2l_lightning.rules.base import Rule, Step, UpdateRule
 from l2l_lightning.rules.contract import read_zero
+from l2l_lightning.rules.corrected import Corrected
 from l2l_lightning.rules.layout import Layout, ParameterInfo
 from l2l_lightning.rules.zero_shot import ZeroShot
 
@@ -376,14 +377,15 @@ class LearnedOptimizer(Optimizer):
 
     def _has_a_rate(self, group: dict[str, Any]) -> bool:
         """Whether a group's rule has its own step sizes, so that none is left to its user."""
-        return any(isinstance(member, ZeroShot) for member in self._rule(group).members)
+        return any(isinstance(member, ZeroShot | Corrected) for member in self._rule(group).members)
 
     def _tell_of_the_end(self, group: dict[str, Any]) -> None:
         """Warns where a group's steps are over, from which on ZeroShot stands still."""
         total, done = group["total_steps"], group["step"]
         if total is None or done < total:
             return
-        if any(isinstance(m, ZeroShot) and not m.horizon_free for m in self._rule(group).members):
+        members = self._rule(group).members
+        if any(isinstance(m, ZeroShot | Corrected) and not m.horizon_free for m in members):
             self._tell(
                 "total_steps",
                 f"step {done + 1} is beyond total_steps={total}: the rule moves nothing any more; "

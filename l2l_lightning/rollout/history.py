@@ -11,7 +11,7 @@ however many coordinates and steps there are.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -23,6 +23,8 @@ from l2l_lightning.rules.base import Step, UpdateRule
 
 HistoryDtype = Literal["float32", "bfloat16"]
 """Kept states are stored as they are computed ("float32"; float64 if φ is), or rounded ("bfloat16")."""
+
+Through = Callable[[Tensor], Tensor]
 
 CHUNK_BYTES = 256 * 2**20
 """A chunk's states take at most this: tens of thousands of coordinates, which keep a launch busy, in
@@ -69,13 +71,17 @@ class History(ABC):
         """Brings the rollout's state up to s_T, after the steps."""
 
     @abstractmethod
-    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
+    def gradient(
+        self, grads: Tensor, inputs: Tensor, scale: Sequence[float], through: Through | None = None
+    ) -> list[Tensor]:
         """Returns d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter.
 
         Args:
             grads: g_0 … g_T, [T+1, n].
             inputs: What the rule read, x_0 … x_{T-1}, [T, n] or [T, width, n].
             scale: Of each loss, T+1 of them.
+            through: Maps the derivatives in the updates to those in what `step` gave, [T, n] both, of a rule
+                that finishes it.
         """
 
 
@@ -106,10 +112,14 @@ class FullHistory(History):
         """Copies s_T."""
         self.state.copy_(self.stored[-1])
 
-    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
+    def gradient(
+        self, grads: Tensor, inputs: Tensor, scale: Sequence[float], through: Through | None = None
+    ) -> list[Tensor]:
         """Runs one backward through the whole window."""
         d_updates = self.workspace.empty("d_updates", grads[1:].shape, grads)
         suffix_sums(grads, scale, d_updates)
+        if through is not None:
+            d_updates = through(d_updates)
         return self.rule.window_gradient(inputs, self.stored, d_updates)
 
 
@@ -153,8 +163,12 @@ class KeptStates(History):
         """Does nothing, as the state is s_T already."""
 
     @torch.no_grad()
-    def gradient(self, grads: Tensor, inputs: Tensor, scale: Sequence[float]) -> list[Tensor]:
+    def gradient(
+        self, grads: Tensor, inputs: Tensor, scale: Sequence[float], through: Through | None = None
+    ) -> list[Tensor]:
         """Goes from chunk to chunk, and in each from the last segment to the first."""
+        if through is not None:
+            raise ValueError("chunks of coordinates are no whole tensors, which the rule's finish sees")
         totals = [torch.zeros_like(parameter) for parameter in self.rule.parameters()]
         step = self.rule.stepper()
         segment = self.every or self.T

@@ -75,7 +75,8 @@ class PerturbedRollout(CarriedRollout):
         steps = []
         for part in self.parts:
             phi = {name: phis[names[id(own)]] for name, own in part.rule.named_parameters()}
-            steps.append(part.rule.population_step(phi, part.layout, part.statistics) or _vmapped(part, phi))
+            carried = part.statistics, part.state
+            steps.append(part.rule.population_step(phi, part.layout, *carried) or _vmapped(part, phi))
         losses = theta.new_empty(unroll, len(theta))
         for t in range(unroll):
             losses[t], grad = self.optimizees.losses_and_grads()

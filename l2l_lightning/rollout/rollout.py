@@ -14,6 +14,7 @@ It is exact: the tests hold it to autograd through the unrolled graph at 1e-10.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,9 @@ from l2l_lightning.tasks.base import Batch, Task
 
 STRETCH = 20
 """`run_rule` draws the minibatches of this many steps at once, and records them as one CUDA graph."""
+
+LEAST_LOSS = 1e-8
+"""Losses below have this one's logarithm."""
 
 
 class _KnownGradient(torch.autograd.Function):
@@ -122,7 +126,13 @@ class Rollout(CarriedRollout):
         self.checkpoint_every = checkpoint_every
         self.history_dtype: HistoryDtype = history_dtype
 
-    def window(self, unroll: int, weights: Tensor | None = None, second_order: bool = False) -> Window:
+    def window(
+        self,
+        unroll: int,
+        weights: Tensor | None = None,
+        second_order: bool = False,
+        of_logarithms: bool = False,
+    ) -> Window:
         """Advances every optimizee by `unroll` steps and returns the window's meta-loss.
 
         The loss is counted at T+1 points, as DeepMind's code does: the last is re-evaluated, on a fresh
@@ -133,6 +143,8 @@ class Rollout(CarriedRollout):
             weights: w_t, [T+1]; None is all ones.
             second_order: Differentiate the optimizee's gradients too, through the unrolled graph: exact
                 second-order meta-gradients at the memory and time of unrolling.
+            of_logarithms: Sum w_t log f_t(θ_t), losses below 1e-8 taken as that: problems whose losses are of
+                different sizes count alike.
 
         Raises:
             ValueError: unroll < 1, weights that are not [T+1], second_order with cuda_graphs=True,
@@ -141,11 +153,8 @@ class Rollout(CarriedRollout):
         """
         if unroll < 1:
             raise ValueError(f"unroll must be at least 1, got {unroll}")
-        if not second_order and not all(part.rule.coordinatewise for part in self.parts):
-            raise ValueError(
-                "the rule is not coordinatewise, and a window's exact meta-gradient is of those that are: "
-                "train it with estimator='evolution', or second_order=True"
-            )
+        if not second_order:
+            self._check_window_gradient()
         if second_order and self.cuda_graphs:
             raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
         check_history(self.checkpoint_every, self.history_dtype, second_order)
@@ -154,11 +163,29 @@ class Rollout(CarriedRollout):
         if weights.shape != (unroll + 1,):
             raise ValueError(f"weights must be [unroll + 1] = [{unroll + 1}], got {list(weights.shape)}")
         run = self._unrolled_window if second_order else self._window
-        window = run(unroll, weights.to(self.optimizees.dtype))
+        window = run(unroll, weights.to(self.optimizees.dtype), of_logarithms)
         self.steps_done += unroll
         return window
 
-    def _window(self, T: int, weights: Tensor) -> Window:
+    def _check_window_gradient(self) -> None:
+        """Raises ValueError where the exact meta-gradient of windows cannot be had."""
+        for part in self.parts:
+            if not part.rule.has_window_gradient:
+                raise ValueError(
+                    f"windows of {type(part.rule).__name__} have no exact meta-gradient: train it with "
+                    "estimator='evolution', or second_order=True"
+                )
+            if not part.rule.coordinatewise and not self._keeps_all:
+                raise ValueError(
+                    f"{type(part.rule).__name__} sees whole tensors, and a history that is computed again in "
+                    "chunks does not: checkpoint_every must be None, and history_dtype 'float32'"
+                )
+
+    @property
+    def _keeps_all(self) -> bool:
+        return self.checkpoint_every is None and self.history_dtype == "float32"
+
+    def _window(self, T: int, weights: Tensor, of_logarithms: bool) -> Window:
         optimizees, parts = self.optimizees, self.parts
         task, images, total = optimizees.task, optimizees.images, self.total_steps
         theta = optimizees.theta
@@ -176,6 +203,7 @@ class Rollout(CarriedRollout):
                     record.history.states([next(rest) for _ in record.history.carried]),
                     record.grads.unbind(),
                     record.inputs.unbind(),
+                    record.given.unbind(),
                     record.history.kept,
                 )
                 for part, record in zip(parts, records, strict=True)
@@ -189,7 +217,7 @@ class Rollout(CarriedRollout):
             carried += [part.statistics, *record.history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
         with full_precision(theta):
-            return self._finished_window(records, losses, weights)
+            return self._finished_window(records, losses, weights, of_logarithms)
 
     def _record(self, index: int, T: int) -> _Record:
         """Takes the buffers of one part's window from the workspace."""
@@ -199,24 +227,29 @@ class Rollout(CarriedRollout):
         inputs = grads[:-1]
         if part.rule.features is not None:
             inputs = workspace.empty("inputs", (T, part.rule.features.width, n), grads)
-        return _Record(grads, inputs, self._history(part, T, workspace))
+        finished = 0 if part.rule.coordinatewise else T
+        given = workspace.empty("given", (finished, n), grads)
+        return _Record(grads, inputs, given, self._history(part, T, workspace))
 
     def _history(self, part: Part, T: int, workspace: Workspace) -> History:
-        if self.checkpoint_every is None and self.history_dtype == "float32":
+        if self._keeps_all:
             return FullHistory(part.rule, part.state, T, workspace)
         dtype = torch.bfloat16 if self.history_dtype == "bfloat16" else part.state.dtype
         return KeptStates(part.rule, part.state, T, workspace, self.checkpoint_every, dtype)
 
-    def _finished_window(self, records: Sequence[_Record], losses: Tensor, weights: Tensor) -> Window:
+    def _finished_window(
+        self, records: Sequence[_Record], losses: Tensor, weights: Tensor, of_logarithms: bool
+    ) -> Window:
         """Computes the meta-loss and its derivatives from a window's gradients, inputs and losses.
 
         Args:
             records: What every part's window has left.
             losses: f_0 … f_T, [T+1, K].
             weights: w_t, [T+1].
+            of_logarithms: Whether the meta-loss sums log f_t.
         """
         theta, rule, parts = self.optimizees.theta, self.rule, self.parts
-        K = len(theta)
+        K, of_parts = len(theta), list(zip(parts, records, strict=True))
         for record in records:
             record.history.finish()
         scale = (weights / K).tolist()
@@ -224,15 +257,16 @@ class Rollout(CarriedRollout):
         differentiable = torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
 
         def gradient() -> list[Tensor]:
-            found = [record.history.gradient(record.grads, record.inputs, scale) for record in records]
-            return in_order(rule, parts, found)
+            return in_order(rule, parts, [record.gradient(part, scale, inverse) for part, record in of_parts])
 
         before = self.masked
-        totals = to_device(weights, theta.device) @ losses
+        summed = _log(losses) if of_logarithms else losses
+        inverse = torch.where(losses > LEAST_LOSS, 1 / losses, 0.0) if of_logarithms else None
+        totals = to_device(weights, theta.device) @ summed
         value = totals.mean()
         gradients = gradient() if differentiable and not before.any() else []
         # Only now does the host wait for the device, which has all of the window to do.
-        grads = [part.by_optimizee(r.grads) for part, r in zip(parts, records, strict=True)]
+        grads = [part.by_optimizee(record.grads) for part, record in of_parts]
         self.masked = before | ~_finite(losses, grads).cpu()
         if self.masked.any():
             value = totals[_where(~self.masked, theta.device)].sum() / K
@@ -240,8 +274,8 @@ class Rollout(CarriedRollout):
             if differentiable and not self.masked.all():
                 # Zero times NaN is NaN: all that the backward reads of a masked optimizee becomes zero.
                 masked = _where(self.masked, theta.device)
-                for part, record in zip(parts, records, strict=True):
-                    for tensor in (record.grads, record.inputs, record.history.stored):
+                for part, record in of_parts:
+                    for tensor in (record.grads, record.inputs, record.given, record.history.stored):
                         part.by_optimizee(tensor).index_fill_(-2, masked, 0)
                 gradients = gradient()
         if self.masked.all():
@@ -250,7 +284,7 @@ class Rollout(CarriedRollout):
             value = with_derivatives(value, parameters, gradients)
         return Window(value, losses, self.masked)
 
-    def _unrolled_window(self, T: int, weights: Tensor) -> Window:
+    def _unrolled_window(self, T: int, weights: Tensor, of_logarithms: bool) -> Window:
         optimizees = self.optimizees
         theta, masked = optimizees.theta.clone(), self.masked.clone()
         carried = [(part.state.clone(), part.statistics.clone()) for part in self.parts]
@@ -272,7 +306,8 @@ class Rollout(CarriedRollout):
             value = with_derivatives(value, parameters, gradients)
         else:
             with full_precision(theta):
-                value = (to_device(weights, theta.device) @ unrolled).mean() * (len(rest) / len(theta))
+                summed = _log(unrolled) if of_logarithms else unrolled
+                value = (to_device(weights, theta.device) @ summed).mean() * (len(rest) / len(theta))
                 # Members that move nothing have a derivative too: DDP waits for every parameter's.
                 value = value + 0 * torch.stack([p.sum() for p in self.rule.parameters()]).sum()
         optimizees.theta, self.masked = theta, masked
@@ -394,12 +429,28 @@ class _Record:
     """g_0 … g_T, [T+1, K·n]."""
     inputs: Tensor
     """x_0 … x_{T-1}, [T, K·n] or [T, width, K·n]."""
+    given: Tensor
+    """What `step` gave, [T, K·n], of a rule that finishes it; else [0, K·n]."""
     history: History
 
     @property
     def key(self) -> tuple[Hashable, ...]:
         """A recorded CUDA graph depends on this."""
-        return (*self.history.key, self.grads.data_ptr(), self.inputs.data_ptr())
+        return (*self.history.key, *(x.data_ptr() for x in (self.grads, self.inputs, self.given)))
+
+    def gradient(self, part: Part, scale: Sequence[float], of_each: Tensor | None) -> list[Tensor]:
+        """Returns d/dφ of Σ_t scale_t f_t(θ_t), one tensor per parameter of the part's rule.
+
+        With of_each [T+1, K], a number for each loss, f_t counts so many times more.
+        """
+        through, grads = None, self.grads
+        if len(self.given):
+            through = functools.partial(
+                part.rule.finish_gradient, given=self.given, inputs=self.inputs, layout=part.layout
+            )
+        if of_each is not None:  # not in place: of a rule without features they are its inputs
+            grads = (part.by_optimizee(grads) * of_each[..., None]).view_as(grads)
+        return self.history.gradient(grads, self.inputs, scale, through)
 
 
 @dataclass(frozen=True)
@@ -415,6 +466,8 @@ class _Track:
     """g_t goes into grads[t], [K·n]."""
     inputs: Sequence[Tensor] = ()
     """Features x_t go into inputs[t], [width, K·n]."""
+    given: Sequence[Tensor] = ()
+    """What `step` gives goes into given[t], [K·n], of a rule that finishes it."""
     kept: Mapping[int, Tensor] = field(default_factory=dict)
     """s_t is copied into kept[t]."""
 
@@ -443,7 +496,7 @@ class _Track:
             if columns is None and rule.coordinatewise:
                 step(theta.view(-1), x, self.states[t], self.states[t + 1])
                 return
-            update = torch.zeros_like(grad)
+            update = self.given[t].zero_() if self.given else torch.zeros_like(grad)
             step(update, x, self.states[t], self.states[t + 1])
             if not rule.coordinatewise:
                 update = rule.finish(update, x, self.part.take(theta), self.part.layout)
@@ -492,6 +545,11 @@ def full_precision(theta: Tensor) -> AbstractContextManager[Any]:
     device = theta.device.type
     # Entering autocast takes a good part of a small optimizee's step, even to switch off what is not on.
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
+def _log(losses: Tensor) -> Tensor:
+    """Returns the logarithms of losses, of LEAST_LOSS where they are less."""
+    return losses.clamp(min=LEAST_LOSS).log()
 
 
 def _finite(losses: Tensor, grads: Sequence[Tensor]) -> Tensor:

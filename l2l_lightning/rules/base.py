@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, ABCMeta, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -74,6 +75,17 @@ class Rule(Configurable, nn.Module, ABC):
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws φ anew, from the generator or from torch's global stream."""
 
+    def start_from(self, trained: Rule) -> None:
+        """Takes the φ of a trained rule.
+
+        Raises:
+            ValueError: Its φ has other shapes.
+        """
+        shapes = [{name: value.shape for name, value in r.state_dict().items()} for r in (trained, self)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(f"is a rule of another shape: {trained.config()}")
+        self.load_state_dict(trained.state_dict())
+
 
 class _Checked(ABCMeta):
     """Holds every rule to the contract as soon as it has been constructed."""
@@ -112,8 +124,11 @@ class UpdateRule(Rule, metaclass=_Checked):
     """The features turn gradients into what the rule reads; with None it reads gradients as they are."""
 
     coordinatewise: bool = True
-    """Whether an update is what `step` gives, so that a window's exact meta-gradient holds; False: `finish`
-    is to follow, which sees whole tensors and θ."""
+    """Whether an update is what `step` gives; False: `finish` follows, which sees whole tensors and θ."""
+
+    finish_has_no_phi: bool = False
+    """Whether φ acts by what `step` gives alone, so that a window's exact meta-gradient goes through `finish`
+    and then back through time. θ, where `finish` reads it, is a constant there, as the gradients are."""
 
     finishes_shards: bool = False
     """Whether `finish` serves sharded tensors, of which it is given this process's shards;
@@ -168,10 +183,33 @@ class UpdateRule(Rule, metaclass=_Checked):
         """
         return update
 
+    @property
+    def has_window_gradient(self) -> bool:
+        """Whether windows have an exact meta-gradient, in which gradients and θ as read are constants."""
+        return self.coordinatewise or self.finish_has_no_phi
+
+    def finish_gradient(self, d_updates: Tensor, given: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
+        """Returns ∂L/∂ what `step` gave, [T, n], from ∂L/∂u_t, of a rule whose `finish_has_no_phi`.
+
+        Args:
+            d_updates: ∂L/∂u_t, [T, n].
+            given: What `step` gave, [T, n].
+            inputs: x_t, [T, width, n].
+            layout: The tensors that the coordinates belong to.
+        """
+        T, n = given.shape
+        side_by_side = dataclasses.replace(layout, copies=T * layout.copies)
+        with torch.enable_grad():
+            flat = given.detach().reshape(-1).requires_grad_()
+            x = inputs.movedim(0, -2).flatten(-2)
+            updates = self.finish(flat, x, torch.zeros_like(flat), side_by_side)
+        (d_given,) = torch.autograd.grad(updates, flat, d_updates.reshape(-1))
+        return d_given.view(T, n)
+
     def population_step(
-        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor
+        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor
     ) -> PopulationStep | None:
-        """Returns steps of K optimizees, the k-th moved by the k-th φ, of a rule that carries no state.
+        """Returns steps of K optimizees, the k-th moved by the k-th φ.
 
         None, the default, has torch.func.vmap run the definition, which `read`, `step` and `finish` are.
 
@@ -179,6 +217,7 @@ class UpdateRule(Rule, metaclass=_Checked):
             phis: The K values of every parameter by its name, [K, *shape] each.
             layout: The tensors, of K copies.
             statistics: Theirs, [rows, K · n], which the steps bring up to date in place.
+            state: Theirs, [*state_shape, K · n], which the steps bring up to date in place.
         """
         return None
 

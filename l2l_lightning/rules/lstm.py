@@ -33,9 +33,6 @@ class LSTMRule(UpdateRule):
         TypeError: A value is no number.
     """
 
-    gradient_scale: float = 1.0
-    """Inputs are multiplied by it before anything else."""
-
     def __init__(
         self,
         spec: LSTMSpec,
@@ -48,9 +45,7 @@ class LSTMRule(UpdateRule):
         check_finite(head_init_scale=head_init_scale, forget_bias=forget_bias)
         if backend is not None and backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
-        if (spec.preprocessing == "features") != (features is not None) or (
-            features is not None and features.width != spec.width
-        ):
+        if (spec.preprocessing == "features") != (features is not None):
             raise ValueError(f"features of the width {spec.width} are what {spec} reads, got {features}")
         self.spec = spec
         self.num_layers, self.hidden_size = spec.num_layers, spec.hidden_size
@@ -90,18 +85,18 @@ class LSTMRule(UpdateRule):
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Maps (x_t, s_t [L, 2, H, n]) to (u_t [n], s_{t+1}) in plain PyTorch, which is the definition."""
         theta = inputs.new_zeros(inputs.shape[-1])
-        return reference.step(theta, self._scaled(inputs), state, self.phi(), self.spec)
+        return reference.step(theta, self.read_by_lstm(inputs), state, self.phi(), self.spec)
 
-    def _scaled(self, inputs: Tensor) -> Tensor:
-        return inputs if self.gradient_scale == 1 else inputs * self.gradient_scale
+    def read_by_lstm(self, inputs: Tensor) -> Tensor:
+        """Returns what of x_t, or of x_t of several steps [T, …], the LSTM reads: all of it."""
+        return inputs
 
     @torch.no_grad()
     def stepper(self) -> Step:
         """Returns a step that adds u_t to θ and writes s_{t+1} in one fused launch; φ is packed here."""
         fused = functools.partial(step_, phi=self.phi(), spec=self.spec, backend=self.backend)
-        if self.gradient_scale == 1:
-            return fused
-        return lambda theta, inputs, state, new_state: fused(theta, self._scaled(inputs), state, new_state)
+        read = self.read_by_lstm
+        return lambda theta, inputs, state, new_state: fused(theta, read(inputs), state, new_state)
 
     @torch.no_grad()
     def segment_gradient(
@@ -109,7 +104,7 @@ class LSTMRule(UpdateRule):
     ) -> tuple[list[Tensor], Tensor]:
         """Returns the derivatives in φ and s_0 of a segment, by the fused backward through time."""
         d_phi, d_state = bptt(
-            self._scaled(inputs), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
+            self.read_by_lstm(inputs), history, d_updates, d_final_state, self.phi(), self.spec, self.backend
         )
         parameters = list(self.parameters())
         parts = torch.split(d_phi, [parameter.numel() for parameter in parameters])
@@ -167,3 +162,7 @@ class CoordinatewiseLSTM(LSTMRule):
         self.preprocessing = preprocessing
         self.p = p
         self.gradient_scale = gradient_scale
+
+    def read_by_lstm(self, inputs: Tensor) -> Tensor:
+        """Returns gradient_scale · g_t."""
+        return inputs if self.gradient_scale == 1 else inputs * self.gradient_scale

@@ -36,8 +36,9 @@ def newton_schulz(matrices: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    norm = wide.square().sum((-2, -1), keepdim=True).sqrt()
-    x = wide / norm.clamp(min=torch.finfo(wide.dtype).tiny)
+    # Clamped before the roots, here and below, whose derivative at zero would make NaN of a zero.
+    norm = wide.square().sum((-2, -1), keepdim=True).clamp(min=torch.finfo(wide.dtype).tiny).sqrt()
+    x = wide / norm
     for _ in range(ITERATIONS):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -51,8 +52,9 @@ def is_orthogonalised(tensor: ParameterInfo) -> bool:
 
 def with_size_of(matrices: Tensor, new: Tensor) -> Tensor:
     """Returns new matrices [..., rows, columns], scaled to the mean squares of the given ones."""
-    size, own = (x.square().mean((-2, -1), keepdim=True).sqrt() for x in (matrices, new))
-    return new * (size / own.clamp(min=torch.finfo(own.dtype).tiny))
+    tiny = torch.finfo(new.dtype).tiny
+    size, own = (x.square().mean((-2, -1), keepdim=True).clamp(min=tiny).sqrt() for x in (matrices, new))
+    return new * (size / own)
 
 
 def orthogonalised(update: Tensor, layout: Layout) -> Tensor:

@@ -81,14 +81,18 @@ class ZeroShot(UpdateRule):
 
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t [15, n], s_t [0, n]) to (−η d [n], s_t)."""
+        return -self.step_size(inputs) * self.direction(inputs), state.clone()
+
+    def direction(self, inputs: Tensor) -> Tensor:
+        """Returns d [n] of x_t [15, n], not yet orthogonalised."""
         nominal, gradient, slow, progress = inputs[: len(DIRECTIONS) + 1]
         x = 2 * progress - 1
         a0, a1, b0, b1 = self.mixing.unbind()
-        direction = nominal + (a0 + a1 * x) * gradient + (b0 + b1 * x) * slow
-        return -self._step_size(inputs) * direction, state.clone()
+        direction: Tensor = nominal + (a0 + a1 * x) * gradient + (b0 + b1 * x) * slow
+        return direction
 
-    def _step_size(self, inputs: Tensor) -> Tensor:
-        """η [n]."""
+    def step_size(self, inputs: Tensor) -> Tensor:
+        """Returns η [n] of x_t [15, n]."""
         progress, facts = inputs[len(DIRECTIONS)], inputs[-len(FACTS) :]
         log_size = (self.log_step[:, None] * facts).sum(0)
         # The first step is taken, however long the warm-up.
@@ -97,7 +101,7 @@ class ZeroShot(UpdateRule):
         return log_size.clamp(max=3).exp() * warm_up * cool_down
 
     def population_step(
-        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor
+        self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor
     ) -> PopulationStep | None:
         """Steps of K optimizees; None of a subclass, which may define others."""
         return ZeroShotPopulation(self, phis, layout, statistics) if type(self) is ZeroShot else None
@@ -118,4 +122,4 @@ class ZeroShot(UpdateRule):
         decays_here, log_snr = inputs[len(DIRECTIONS) + 1], inputs[SNR - len(FACTS)]
         decay = decays_here * (self.decay[0] + self.decay[1] * log_snr).exp()
         direction = orthogonalised(update, layout) if self.orthogonal else update
-        return direction - self._step_size(inputs) * decay * theta
+        return direction - self.step_size(inputs) * decay * theta

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout, Time
-from l2l_lightning.rules.nominal import FAST, decays_of_means, log_snr, shape_facts
+from l2l_lightning.rules.nominal import FAST, SNR, decays_of_means, log_snr, shape_facts
 from l2l_lightning.rules.orthogonal import orthogonalised
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class ZeroShotPopulation:
         total = self.rule.features.total(time)
         progress = (step / total).clamp(max=1)
         x = 2 * progress - 1
-        sizes, decay = self._sizes(step, total, progress)
+        sizes, shrink = self.sizes_of(self.inputs(step, total, progress))
 
         self.statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - self.decays)
         fast, slow, square = self.statistics
@@ -64,12 +64,10 @@ class ZeroShotPopulation:
         update = direction.mul_(size)
         if self.rule.orthogonal:
             update = orthogonalised(update.flatten(), self.layout).view_as(theta)
-        shrink = (sizes * decay)[:, self.tensor_of] * (inverse > 0)
-        theta.sub_(update.addcmul_(shrink, theta))
+        theta.sub_(update.addcmul_(shrink[:, self.tensor_of] * (inverse > 0), theta))
 
-    def _sizes(self, step: Tensor, total: Tensor, progress: Tensor) -> tuple[Tensor, Tensor]:
-        """η and λ of every tensor, [K, tensors] each."""
-        phis = self.phis
+    def inputs(self, step: Tensor, total: Tensor, progress: Tensor) -> Tensor:
+        """What a tensor's coordinates have in common of x_t, [K, 12, tensors]: progress, decay and facts."""
         before = self.statistics / (1 - self.decays**step).clamp(min=torch.finfo(progress.dtype).tiny)
         powers = torch.stack([before[0].square(), before[1].square(), before[2]])
         sums = torch.stack([part.sum(-1) for part in torch.split(powers, self.sizes, -1)], -1)
@@ -77,12 +75,17 @@ class ZeroShotPopulation:
         snr, slow_snr = log_snr(fast, power), log_snr(slow, power)
         one, *shape = self.facts.unbind()
         horizon = (total / 300).log().expand_as(one)
-        fixed = torch.stack([one, horizon, *shape])  # [7, tensors]
+        fixed = torch.stack([progress.expand_as(one), self.decays_here[0], one, horizon, *shape])
         moving = torch.stack([snr, slow_snr, (2 * progress - 1) * snr], 1)  # [K, 3, tensors]
-        log_step = phis["log_step"]
-        log_size = log_step[:, : len(fixed)] @ fixed + (log_step[:, len(fixed) :, None] * moving).sum(1)
-        warm_up = (progress / phis["log_warm_up"].exp() + 0.01).clamp(max=1)
-        cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()
-        size = log_size.clamp(max=3).exp() * (warm_up * cool_down)[:, None]
-        decay = phis["decay"]
-        return size, (decay[:, :1] + decay[:, 1:] * snr).exp() * self.decays_here
+        return torch.cat([fixed.expand(len(moving), -1, -1), moving], 1)
+
+    def sizes_of(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """η and η λ of every tensor, [K, tensors] each, of what its coordinates have in common."""
+        phis = self.phis
+        progress, decays_here, facts = inputs[:, 0, :1], inputs[:, 1], inputs[:, 2:]
+        log_size = (phis["log_step"][..., None] * facts).sum(1)
+        warm_up = (progress / phis["log_warm_up"].exp()[:, None] + 0.01).clamp(max=1)
+        cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()[:, None]
+        size = log_size.clamp(max=3).exp() * warm_up * cool_down
+        decay = (phis["decay"][:, :1] + phis["decay"][:, 1:] * facts[:, SNR]).exp() * decays_here
+        return size, size * decay

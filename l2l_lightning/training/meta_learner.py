@@ -86,7 +86,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")
     check_positive(**some("learning_rate"))
     check_choice(["constant", "cosine"], **some("lr_schedule"))
-    check_choice(["uniform", "final", "held_out"], **some("loss_weights"))
+    check_choice(["uniform", "final", "held_out", "log"], **some("loss_weights"))
+    if settings["loss_weights"] == "log" and estimator != "window":
+        raise ValueError(
+            "loss_weights='log' needs estimator='window': the others compare ratios of losses anyway"
+        )
     if settings["loss_weights"] == "held_out" and estimator == "window":
         raise ValueError(
             "loss_weights='held_out' needs estimator='evolution' or 'nres': a held-out loss has no part in a "
@@ -124,6 +128,7 @@ class MetaLearner(LightningModule):
         warmup_steps: Meta-steps over which the rate grows linearly from 0.
         lr_schedule: "constant", or "cosine" from the full rate to 0 at the end of the run.
         loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts); or, of
+            "window", "log" (all losses' logarithms, so that the losses' sizes do not count); or, of
             "evolution" and "nres", "held_out" (that on held-out examples after the last step, and half of
             all others).
         second_order: Differentiate through the optimizee's gradients as well (slow; see Rollout.window).
@@ -170,7 +175,7 @@ class MetaLearner(LightningModule):
         learning_rate: float = 0.003,
         warmup_steps: int = 0,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
-        loss_weights: Literal["uniform", "final", "held_out"] = "uniform",
+        loss_weights: Literal["uniform", "final", "held_out", "log"] = "uniform",
         second_order: bool = False,
         cuda_graphs: bool | None = None,
         num_validation_optimizees: int = 32,
@@ -207,11 +212,11 @@ class MetaLearner(LightningModule):
         self.seed = seed
         self.start_from = start_from
         if start_from is not None:
-            theirs = load(start_from)
-            shapes = [{key: value.shape for key, value in r.state_dict().items()} for r in (theirs, rule)]
-            if shapes[0] != shapes[1]:
-                raise ValueError(f"start_from={start_from} is a rule of another shape: {theirs.config()}")
-            rule.load_state_dict(theirs.state_dict())
+            trained = load(start_from)
+            try:
+                rule.start_from(trained)
+            except ValueError as error:
+                raise ValueError(f"start_from={start_from} {error}") from error
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.log_held_out_loss = MeanMetric()
         self._rollout: Rollout | PerturbedRollout | None = None
@@ -287,10 +292,10 @@ class MetaLearner(LightningModule):
                 "kernels compute in float32"
             )
         of_windows = self.estimator == "window" and not self.second_order
-        if stage == "fit" and of_windows and not all(one.coordinatewise for one in self.rule.members):
+        if stage == "fit" and of_windows and not all(one.has_window_gradient for one in self.rule.members):
             raise MisconfigurationException(
-                "the rule is not coordinatewise: train it with --model.estimator evolution, or "
-                "--model.second_order true"
+                "the rule's windows have no exact meta-gradient: train it with --model.estimator evolution, "
+                "or --model.second_order true"
             )
         self.try_task(self.data)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -371,7 +376,8 @@ class MetaLearner(LightningModule):
         if isinstance(self._rollout, PerturbedRollout):
             result = self._evolve(self._rollout, window)
         else:
-            result = self._rollout.window(window.length, self.weights(window.length), self.second_order)
+            weights, of_logarithms = self.weights(window.length), self.loss_weights == "log"
+            result = self._rollout.window(window.length, weights, self.second_order, of_logarithms)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
         return self._counted(result)
@@ -380,6 +386,7 @@ class MetaLearner(LightningModule):
         """Returns a window's mean loss, with the derivatives that the pairs' differences estimate."""
         perturbations = [perturbation(self.rule, self.seed, pair) for pair in self._numbers(window.rollout)]
         images = self.data.images("validation", self.device)
+        assert self.loss_weights != "log"  # check_settings has seen to it
         with torch.no_grad():
             value, gradients = evolution_gradient(
                 rollout, window.length, perturbations, self.sigma, self.loss_weights, images

@@ -18,7 +18,17 @@ def fresh(rule, optimizees):
     ]
 
 
-def unrolled_meta_loss(rule, optimizees, carried, T, weights, second_order, first_step=0, total_steps=None):
+def unrolled_meta_loss(
+    rule,
+    optimizees,
+    carried,
+    T,
+    weights,
+    second_order,
+    first_step=0,
+    total_steps=None,
+    of_logarithms=False,
+):
     """What a textbook writes: the whole graph, tensor by tensor, differentiated by autograd."""
     tensors = optimizees.task.tensors
     theta = optimizees.theta.detach().requires_grad_()
@@ -28,7 +38,7 @@ def unrolled_meta_loss(rule, optimizees, carried, T, weights, second_order, firs
         batches = optimizees.next_batches()
         rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(theta))]
         per_task = torch.stack([optimizees.task.loss(theta[k], row) for k, row in enumerate(rows)])
-        total = total + weights[t] * per_task.mean()
+        total = total + weights[t] * (per_task.log() if of_logarithms else per_task).mean()
         if t < T:
             (grad,) = torch.autograd.grad(per_task.sum(), theta, create_graph=True)
             grad = grad if second_order else grad.detach()
@@ -39,8 +49,12 @@ def unrolled_meta_loss(rule, optimizees, carried, T, weights, second_order, firs
             ):
                 state, statistics = carried[index][0], carried[index][1].clone()
                 member = rule.members[rule.member_for(tensor)]
-                x = member.read(g.reshape(-1), statistics, time, Layout((tensor,), len(theta), len(tensors)))
+                layout = Layout((tensor,), len(theta), len(tensors))
+                x = member.read(g.reshape(-1), statistics, time, layout)
                 update, state = member.step(x, state)
+                if not member.coordinatewise:
+                    here = torch.split(theta, [tensor.numel for tensor in tensors], -1)[index].reshape(-1)
+                    update = member.finish(update, x, here if second_order else here.detach(), layout)
                 carried[index] = state, statistics
                 moved.append(update.view(len(theta), -1))
             theta = theta + torch.cat(moved, -1)
@@ -54,7 +68,9 @@ def assert_same_gradients(rule, expected, relative=1e-10):
     assert ((flat - expected).norm() / expected.norm()).item() <= relative
 
 
-def assert_windows_are_unrolled(rule, optimizees, twin, lengths, second_order=False, **options):
+def assert_windows_are_unrolled(
+    rule, optimizees, twin, lengths, second_order=False, of_logarithms=False, **options
+):
     """Window after window in float64, of two alike optimizees: their meta-losses and meta-gradients agree.
 
     Returns:
@@ -66,11 +82,11 @@ def assert_windows_are_unrolled(rule, optimizees, twin, lengths, second_order=Fa
         weights = torch.rand(T + 1, dtype=torch.float64, generator=generator)
         expected, twin.theta, carried = unrolled_meta_loss(
             *(rule, twin, carried, T, weights, second_order),
-            *(rollout.steps_done, rollout.total_steps),
+            *(rollout.steps_done, rollout.total_steps, of_logarithms),
         )
         expected_gradients = torch.autograd.grad(expected, list(rule.parameters()), materialize_grads=True)
         rule.zero_grad()
-        window = rollout.window(T, weights, second_order)
+        window = rollout.window(T, weights, second_order, of_logarithms)
         window.meta_loss.backward()
         torch.testing.assert_close(window.meta_loss, expected.detach(), rtol=1e-12, atol=0)
         assert_same_gradients(rule, expected_gradients)
