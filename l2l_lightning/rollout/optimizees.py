@@ -169,13 +169,21 @@ class Optimizees:
         Args:
             images: Those held out, on the optimizees' device, if the task needs any.
         """
+        batches = self._held_out_batches(images)
+        return self.task.losses(self.theta, gather(self.task, images, batches, self.dtype))
+
+    @torch.no_grad()
+    def held_out_losses_and_grads(self, images: Images | None) -> tuple[Tensor, Tensor]:
+        """Returns the losses of `held_out_losses` [K] and their gradients [K, N], without a graph."""
+        return evaluate(self.task, images, self.theta, self._held_out_batches(images))
+
+    def _held_out_batches(self, images: Images | None) -> Batch:
         with _default_float32():
             drawn = [
                 self.task.held_out_batch(instance, images, generator)
                 for instance, generator in zip(self._instances, self.generators, strict=True)
             ]
-        batches = unstack(self._stack([drawn]), 1)[0]
-        return self.task.losses(self.theta, gather(self.task, images, batches, self.dtype))
+        return unstack(self._stack([drawn]), 1)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what resuming in mid-rollout needs: θ, the instances and the generators' states."""

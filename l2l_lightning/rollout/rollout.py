@@ -96,6 +96,8 @@ class Rollout(CarriedRollout):
             in half the memory; the rollout itself is not touched, and the meta-gradient errs by a fraction
             of bfloat16's unit roundoff, 2⁻⁸.
         total_steps: T, the rollout's horizon, for features that read it; None if it is not known.
+        held_out_images: Those that windows' last losses are of where they are held out, on the optimizees'
+            device, if the task needs any.
 
     Raises:
         ValueError: checkpoint_every or total_steps < 1, there is no such history_dtype, or the rule has no
@@ -118,6 +120,7 @@ class Rollout(CarriedRollout):
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
         total_steps: int | None = None,
+        held_out_images: Images | None = None,
     ) -> None:
         check_history(checkpoint_every, history_dtype, second_order=False)
         super().__init__(rule, optimizees, total_steps)
@@ -125,6 +128,7 @@ class Rollout(CarriedRollout):
         self.cuda_graphs = cuda_graphs
         self.checkpoint_every = checkpoint_every
         self.history_dtype: HistoryDtype = history_dtype
+        self.held_out_images = held_out_images
 
     def window(
         self,
@@ -132,6 +136,7 @@ class Rollout(CarriedRollout):
         weights: Tensor | None = None,
         second_order: bool = False,
         of_logarithms: bool = False,
+        held_out: bool = False,
     ) -> Window:
         """Advances every optimizee by `unroll` steps and returns the window's meta-loss.
 
@@ -145,10 +150,12 @@ class Rollout(CarriedRollout):
                 second-order meta-gradients at the memory and time of unrolling.
             of_logarithms: Sum w_t log f_t(θ_t), losses below 1e-8 taken as that: problems whose losses are of
                 different sizes count alike.
+            held_out: Evaluate the last loss, after T steps, on held-out examples.
 
         Raises:
             ValueError: unroll < 1, weights that are not [T+1], second_order with cuda_graphs=True,
-                checkpoint_every or a history_dtype, or a rule that is not coordinatewise without it.
+                checkpoint_every, a history_dtype or held_out, or a rule whose windows have no exact
+                meta-gradient without it.
             CaptureError: cuda_graphs=True, and there is no CUDA device or the task cannot be recorded.
         """
         if unroll < 1:
@@ -162,8 +169,13 @@ class Rollout(CarriedRollout):
             weights = torch.ones(unroll + 1)
         if weights.shape != (unroll + 1,):
             raise ValueError(f"weights must be [unroll + 1] = [{unroll + 1}], got {list(weights.shape)}")
-        run = self._unrolled_window if second_order else self._window
-        window = run(unroll, weights.to(self.optimizees.dtype), of_logarithms)
+        weights = weights.to(self.optimizees.dtype)
+        if second_order:
+            if held_out:
+                raise ValueError("second_order goes with the losses of minibatches: held_out must be False")
+            window = self._unrolled_window(unroll, weights, of_logarithms)
+        else:
+            window = self._window(unroll, weights, of_logarithms, held_out)
         self.steps_done += unroll
         return window
 
@@ -185,7 +197,7 @@ class Rollout(CarriedRollout):
     def _keeps_all(self) -> bool:
         return self.checkpoint_every is None and self.history_dtype == "float32"
 
-    def _window(self, T: int, weights: Tensor, of_logarithms: bool) -> Window:
+    def _window(self, T: int, weights: Tensor, of_logarithms: bool, held_out: bool) -> Window:
         optimizees, parts = self.optimizees, self.parts
         task, images, total = optimizees.task, optimizees.images, self.total_steps
         theta = optimizees.theta
@@ -216,6 +228,10 @@ class Rollout(CarriedRollout):
         for part, record in zip(parts, records, strict=True):
             carried += [part.statistics, *record.history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
+        if held_out:
+            losses[T], grad = optimizees.held_out_losses_and_grads(self.held_out_images)
+            for part, record in zip(parts, records, strict=True):
+                record.grads[T] = part.take(grad)
         with full_precision(theta):
             return self._finished_window(records, losses, weights, of_logarithms)
 

@@ -86,21 +86,16 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"unroll ({settings['unroll']}) must not exceed horizon ({settings['horizon']})")
     check_positive(**some("learning_rate"))
     check_choice(["constant", "cosine"], **some("lr_schedule"))
-    check_choice(["uniform", "final", "held_out", "log"], **some("loss_weights"))
-    if settings["loss_weights"] == "log" and estimator != "window":
-        raise ValueError(
-            "loss_weights='log' needs estimator='window': the others compare ratios of losses anyway"
-        )
-    if settings["loss_weights"] == "held_out" and estimator == "window":
-        raise ValueError(
-            "loss_weights='held_out' needs estimator='evolution' or 'nres': a held-out loss has no part in a "
-            "window's exact meta-gradient"
-        )
+    check_choice(["uniform", "final", "held_out"], **some("loss_weights"))
     check_switches(**some("second_order"))
     if settings["cuda_graphs"] is not None:
         check_switches(**some("cuda_graphs"))
     if settings["second_order"] and settings["cuda_graphs"]:
         raise ValueError("second_order keeps the unrolled graph: cuda_graphs must not be true with it")
+    if settings["second_order"] and settings["loss_weights"] == "held_out":
+        raise ValueError(
+            "second_order goes with the losses of minibatches: loss_weights must not be held_out"
+        )
     check_history(**some("checkpoint_every", "history_dtype", "second_order"))
 
 
@@ -127,10 +122,9 @@ class MetaLearner(LightningModule):
         learning_rate: The meta-optimizer's (Adam's) rate.
         warmup_steps: Meta-steps over which the rate grows linearly from 0.
         lr_schedule: "constant", or "cosine" from the full rate to 0 at the end of the run.
-        loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts); or, of
-            "window", "log" (all losses' logarithms, so that the losses' sizes do not count); or, of
-            "evolution" and "nres", "held_out" (that on held-out examples after the last step, and half of
-            all others).
+        loss_weights: w_t: "uniform" (the paper), or "final" (only the window's last loss counts); or
+            "held_out": the logarithm of the loss on held-out examples after the last step, and half of the
+            mean logarithm of all others, so that the losses' sizes do not count.
         second_order: Differentiate through the optimizee's gradients as well (slow; see Rollout.window).
         cuda_graphs: Record windows, and the steps of validation rollouts, as CUDA graphs: the same numbers,
             faster for small optimizees. None: on a CUDA device, unless the task cannot be recorded (a warning
@@ -175,7 +169,7 @@ class MetaLearner(LightningModule):
         learning_rate: float = 0.003,
         warmup_steps: int = 0,
         lr_schedule: Literal["constant", "cosine"] = "cosine",
-        loss_weights: Literal["uniform", "final", "held_out", "log"] = "uniform",
+        loss_weights: Literal["uniform", "final", "held_out"] = "uniform",
         second_order: bool = False,
         cuda_graphs: bool | None = None,
         num_validation_optimizees: int = 32,
@@ -324,6 +318,8 @@ class MetaLearner(LightningModule):
         weights = torch.ones(T + 1)
         if self.loss_weights == "final":
             weights[:-1] = 0
+        elif self.loss_weights == "held_out":
+            weights[:-1] = 0.5 / T
         return weights
 
     def horizon_of(self, rollout: int) -> int:
@@ -344,6 +340,7 @@ class MetaLearner(LightningModule):
             self.checkpoint_every,
             self.history_dtype,
             self.horizon_of(index),
+            self.data.images("validation", self.device) if self.loss_weights == "held_out" else None,
         )
 
     def _numbers(self, index: int) -> range:
@@ -376,8 +373,8 @@ class MetaLearner(LightningModule):
         if isinstance(self._rollout, PerturbedRollout):
             result = self._evolve(self._rollout, window)
         else:
-            weights, of_logarithms = self.weights(window.length), self.loss_weights == "log"
-            result = self._rollout.window(window.length, weights, self.second_order, of_logarithms)
+            weights, held_out = self.weights(window.length), self.loss_weights == "held_out"
+            result = self._rollout.window(window.length, weights, self.second_order, held_out, held_out)
         if window.start + window.length >= self.horizon_of(window.rollout):
             self._rollout = None
         return self._counted(result)
@@ -386,7 +383,6 @@ class MetaLearner(LightningModule):
         """Returns a window's mean loss, with the derivatives that the pairs' differences estimate."""
         perturbations = [perturbation(self.rule, self.seed, pair) for pair in self._numbers(window.rollout)]
         images = self.data.images("validation", self.device)
-        assert self.loss_weights != "log"  # check_settings has seen to it
         with torch.no_grad():
             value, gradients = evolution_gradient(
                 rollout, window.length, perturbations, self.sigma, self.loss_weights, images

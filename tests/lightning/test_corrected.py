@@ -59,12 +59,14 @@ def test_a_fresh_one_is_the_rule_that_it_stands_on(kind):
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("of_logarithms", [True, False])
-def test_the_meta_gradient_is_that_of_the_unrolled_graph(kind, orthogonal, of_logarithms):
+@pytest.mark.parametrize(
+    "counted", [{}, {"of_logarithms": True}, {"of_logarithms": True, "held_out": True}], ids=str
+)
+def test_the_meta_gradient_is_that_of_the_unrolled_graph(kind, orthogonal, counted):
     assert_windows_are_unrolled(
         *(corrected(kind, orthogonal=orthogonal), optimizees(), optimizees()),
         lengths=[4, 3],
-        of_logarithms=of_logarithms,
+        **counted,
         total_steps=20,
     )
 
@@ -188,7 +190,7 @@ def test_files_keep_the_rule_below(kind, tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        (CorrectedDirection, {"loss_weights": "log", "unroll": 3}),
+        (CorrectedDirection, {"loss_weights": "held_out", "unroll": 3}),
         (CorrectedStepSize, {"loss_weights": "held_out", "estimator": "evolution"}),
     ],
 )
@@ -225,9 +227,13 @@ def test_a_history_that_is_computed_in_chunks_is_refused():
             rollout.window(3)
 
 
-def test_losses_logarithms_are_of_windows():
-    with pytest.raises(ValueError, match="loss_weights='log' needs estimator='window'"):
-        MetaLearner(SmallProblem("linear"), ZeroShot(), estimator="evolution", loss_weights="log")
+def test_what_a_learner_counts_of_a_window_that_is_judged_on_held_out_examples():
+    """Half of the mean log loss of the minibatches, and the log loss on held-out examples at the end."""
+    task = SmallProblem("linear", 3)
+    model = MetaLearner(task, corrected(CorrectedDirection).float(), horizon=5, unroll=5, num_tasks=2)
+    assert model.weights(5).tolist() == [1.0] * 6
+    model.loss_weights = "held_out"
+    assert model.weights(5).tolist() == pytest.approx([0.1] * 5 + [1.0])
 
 
 def test_what_looks_like_a_habit_is_told(kind):

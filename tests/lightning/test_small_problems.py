@@ -189,6 +189,6 @@ def test_wrong_arguments_are_refused(make, error, message):
         make()
 
 
-def test_windows_have_no_held_out_loss():
-    with pytest.raises(ValueError, match="loss_weights='held_out' needs estimator='evolution' or 'nres'"):
-        MetaLearner(SmallProblems(["linear"]), ZeroShot(), loss_weights="held_out")
+def test_an_unrolled_graph_has_no_held_out_loss():
+    with pytest.raises(ValueError, match="loss_weights must not be held_out"):
+        MetaLearner(SmallProblems(["linear"]), ZeroShot(), loss_weights="held_out", second_order=True)

@@ -28,6 +28,7 @@ def unrolled_meta_loss(
     first_step=0,
     total_steps=None,
     of_logarithms=False,
+    held_out=False,
 ):
     """What a textbook writes: the whole graph, tensor by tensor, differentiated by autograd."""
     tensors = optimizees.task.tensors
@@ -36,6 +37,13 @@ def unrolled_meta_loss(
     total = torch.zeros((), dtype=theta.dtype)
     for t in range(T + 1):
         batches = optimizees.next_batches()
+        if held_out and t == T:
+            draws = zip(optimizees._instances, optimizees.generators, strict=True)
+            drawn = [optimizees.task.held_out_batch(own, None, generator) for own, generator in draws]
+            batches = optimizees.task.gather(torch.stack(drawn), None)
+            batches = tree_map(
+                lambda leaf: leaf.to(theta.dtype) if leaf.is_floating_point() else leaf, batches
+            )
         rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(theta))]
         per_task = torch.stack([optimizees.task.loss(theta[k], row) for k, row in enumerate(rows)])
         total = total + weights[t] * (per_task.log() if of_logarithms else per_task).mean()
@@ -69,7 +77,14 @@ def assert_same_gradients(rule, expected, relative=1e-10):
 
 
 def assert_windows_are_unrolled(
-    rule, optimizees, twin, lengths, second_order=False, of_logarithms=False, **options
+    rule,
+    optimizees,
+    twin,
+    lengths,
+    second_order=False,
+    of_logarithms=False,
+    held_out=False,
+    **options,
 ):
     """Window after window in float64, of two alike optimizees: their meta-losses and meta-gradients agree.
 
@@ -82,11 +97,11 @@ def assert_windows_are_unrolled(
         weights = torch.rand(T + 1, dtype=torch.float64, generator=generator)
         expected, twin.theta, carried = unrolled_meta_loss(
             *(rule, twin, carried, T, weights, second_order),
-            *(rollout.steps_done, rollout.total_steps, of_logarithms),
+            *(rollout.steps_done, rollout.total_steps, of_logarithms, held_out),
         )
         expected_gradients = torch.autograd.grad(expected, list(rule.parameters()), materialize_grads=True)
         rule.zero_grad()
-        window = rollout.window(T, weights, second_order, of_logarithms)
+        window = rollout.window(T, weights, second_order, of_logarithms, held_out)
         window.meta_loss.backward()
         torch.testing.assert_close(window.meta_loss, expected.detach(), rtol=1e-12, atol=0)
         assert_same_gradients(rule, expected_gradients)
