@@ -33,7 +33,7 @@ class Settings:
     data_root: str | None = _option(None, "folder of all of MNIST; else L2L_DATA, else the package's subset")
     smiles_root: str | None = _option(None, "your copy of GENKI-4K; else L2L_SMILES, else not measured")
     from_pretrained: bool = _option(
-        False, "use the package's trained rules and tuned baselines, train and tune nothing"
+        False, "use the package's trained rules and tuned baselines, train and tune nothing that it has"
     )
     seed: int = _option(0, "of every random draw")
     num_optimizees: int = _option(32, "fresh test optimizees that curves are averaged over")

@@ -15,7 +15,19 @@ from torch.nn import functional as F
 from l2l_lightning.errors import ReproductionError
 from l2l_lightning.reproduce.command import reproduce
 from l2l_lightning.reproduce.settings import Settings, parse
-from l2l_lightning.reproduce.zero_shot import PEERS, PROBLEMS, Data, Peer, Problem, data, peers, runs, store
+from l2l_lightning.reproduce.zero_shot import (
+    PEERS,
+    PROBLEMS,
+    Data,
+    Peer,
+    Problem,
+    data,
+    experiment,
+    peers,
+    published,
+    runs,
+    store,
+)
 from l2l_lightning.reproduce.zero_shot.experiment import QUICK, chosen
 from l2l_lightning.reproduce.zero_shot.peers import FlatMuon, cosine, muon_split
 from l2l_lightning.reproduce.zero_shot.problems import factors, functions, images
@@ -381,6 +393,51 @@ def test_results_are_kept_by_what_determines_them(trained, tmp_path, monkeypatch
     assert results.read("line, 20", "adagrad")
     assert results.read("line, 20", "zero-shot") is None
     store.rule_identity.cache_clear()
+
+
+def test_what_is_published_is_taken_where_nothing_was_run(trained, tmp_path):
+    for name in ("adagrad", "zero-shot"):
+        Store(tmp_path / "run", EFFORT).entry("line, 20", name)
+    assert published.publish(tmp_path / "run", tmp_path / "published.json") == 1  # ours is left out
+    assert published.publish(tmp_path / "run", tmp_path / "published.json") == 1
+    content = json.loads((tmp_path / "published.json").read_text())
+    assert len(content["origins"]) == 1
+    [(digest, found)] = content["entries"].items()
+    known = {digest: store.entry_from_json(found["entry"])}
+    del trained[:]
+    results = Store(tmp_path / "another", EFFORT, known)
+    taken, made = results.entry("line, 20", "adagrad"), Store(tmp_path / "run", EFFORT)
+    assert trained == []
+    assert taken.test == pytest.approx(made.entry("line, 20", "adagrad").test, rel=1e-5)
+    assert results.taken("line, 20", "adagrad") == digest
+    assert results.read("line, 20", "zero-shot") is None
+    assert made.taken("line, 20", "adagrad") is None
+    # Of other seeds nothing is published.
+    assert Store(tmp_path / "another", Effort((500,), (0, 1)), known).read("line, 20", "adagrad") is None
+
+
+def test_the_packages_results_are_of_todays_problems_and_peers():
+    """One that is not would never be taken: it is to be published anew."""
+    results = Store(published.FILE.parent, experiment.protocol(0, quick=False))
+    entries = published.published()
+    others = {peer for peer in PEERS if not PEERS[peer].ours}
+    stale = []
+    for digest, found in entries.items():
+        assert found.peer in others
+        # Texts come with Python, and differ from version to version.
+        of_python = " of Python " in PROBLEMS[found.problem]().data
+        if not of_python and results.path(results.identity(found.problem, found.peer)).stem != digest:
+            stale.append((found.problem, found.peer))
+    assert stale == []
+    assert len(entries) >= 500
+
+
+def test_a_run_with_the_packages_results_says_whose_they_are(tmp_path, capsys):
+    problem, peer = "logistic digits, 100", "adamw-0.001"
+    wanted = {"problems": (problem,), "peers": (peer,), "workers": 1, "out": str(tmp_path)}
+    reproduce(["zero-shot"], Settings(**wanted, from_pretrained=True))
+    assert list((tmp_path / "zero-shot" / "entries").glob("*.json")) == []
+    assert "1 of 1 results are the package's own" in (tmp_path / "REPORT.md").read_text()
 
 
 # Statistics

@@ -40,10 +40,7 @@ def unrolled_meta_loss(
         if held_out and t == T:
             draws = zip(optimizees._instances, optimizees.generators, strict=True)
             drawn = [optimizees.task.held_out_batch(own, None, generator) for own, generator in draws]
-            batches = optimizees.task.gather(torch.stack(drawn), None)
-            batches = tree_map(
-                lambda leaf: leaf.to(theta.dtype) if leaf.is_floating_point() else leaf, batches
-            )
+            batches = _in(theta.dtype, optimizees.task.gather(torch.stack(drawn), None))
         rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(theta))]
         per_task = torch.stack([optimizees.task.loss(theta[k], row) for k, row in enumerate(rows)])
         total = total + weights[t] * (per_task.log() if of_logarithms else per_task).mean()
@@ -67,6 +64,11 @@ def unrolled_meta_loss(
                 moved.append(update.view(len(theta), -1))
             theta = theta + torch.cat(moved, -1)
     return total, theta.detach(), [(a.detach(), b.detach()) for a, b in carried]
+
+
+def _in(dtype, batches):
+    """Floating tensors in a dtype."""
+    return tree_map(lambda leaf: leaf.to(dtype) if leaf.is_floating_point() else leaf, batches)
 
 
 def assert_same_gradients(rule, expected, relative=1e-10):

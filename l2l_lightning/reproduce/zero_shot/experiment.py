@@ -17,6 +17,7 @@ from l2l_lightning.reproduce.experiment import Experiment, Finding, Outcome, mar
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 from l2l_lightning.reproduce.zero_shot.peers import BEST_OF, PEERS
 from l2l_lightning.reproduce.zero_shot.problem import PROBLEMS, QUICK, make_problem
+from l2l_lightning.reproduce.zero_shot.published import origins, published
 from l2l_lightning.reproduce.zero_shot.ratios import WORSE, Comparison
 from l2l_lightning.reproduce.zero_shot.store import Effort, Entry, Store
 from l2l_lightning.reproduce.zero_shot.suite import complete, one_thread
@@ -78,12 +79,19 @@ def _names(store: ResultStore) -> tuple[list[str], list[str]]:
 def _outcome(store: ResultStore, losses: Mapping[Any, Tensor], folder: Path) -> Outcome:
     problems, peers = _names(store)
     settings = store.settings
-    results = Store(folder / "entries", protocol(settings.seed, settings.quick))
+    known = published() if settings.from_pretrained else {}
+    results = Store(folder / "entries", protocol(settings.seed, settings.quick), known)
     jobs = [(problem, peer) for problem in problems for peer in peers]
     with one_thread():
         complete(results, jobs, settings.workers, store.report)
         entries: Entries = {peer: {name: results.entry(name, peer) for name in problems} for peer in peers}
-    return summarise(entries)
+    outcome = summarise(entries)
+    if taken := [digest for job in jobs if (digest := results.taken(*job))]:
+        note = (
+            f"{len(taken)} of {len(jobs)} results are the package's own, of earlier runs: {origins(taken)}."
+        )
+        outcome.notes.append(note)
+    return outcome
 
 
 def summarise(entries: Entries) -> Outcome:

@@ -8,6 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -89,16 +90,22 @@ class Entry:
         ]
 
 
+def entry_from_json(content: Mapping[str, Any]) -> Entry:
+    """Returns the entry that `dataclasses.asdict` has made plain."""
+    return Entry(**{**content, "trials": [Trial(**trial) for trial in content["trials"]]})
+
+
 class Store:
     """Entries in a folder, each under a hash of all that determines it.
 
     Args:
         folder: Where they are.
         protocol: How they are made.
+        known: Others, by their hashes, which stand for what the folder lacks.
     """
 
-    def __init__(self, folder: Path, protocol: Effort) -> None:
-        self.folder, self.protocol = folder, protocol
+    def __init__(self, folder: Path, protocol: Effort, known: Mapping[str, Entry] | None = None) -> None:
+        self.folder, self.protocol, self.known = folder, protocol, known or {}
 
     def problem(self, name: str) -> Problem:
         """Returns a problem as it is run, cut short if the protocol says so."""
@@ -134,14 +141,17 @@ class Store:
     def read(self, problem: str, peer: str) -> Entry | None:
         """Returns an entry that was kept; None if there is none, or it cannot be read."""
         identity = self.identity(problem, peer)
-        try:
-            kept = json.loads(self.path(identity).read_text(encoding="utf-8"))
-            if kept["identity"] != identity:
-                return None
-            entry = kept["entry"]
-            return Entry(**entry | {"trials": [Trial(**trial) for trial in entry["trials"]]})
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        path = self.path(identity)
+        with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or none that can be used
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["identity"] == identity:
+                return entry_from_json(kept["entry"])
+        return self.known.get(path.stem)
+
+    def taken(self, problem: str, peer: str) -> str | None:
+        """Returns the hash of an entry that is one of the known ones; None if it is the folder's."""
+        path = self.path(self.identity(problem, peer))
+        return None if path.is_file() else path.stem
 
     def entry(self, problem: str, peer: str) -> Entry:
         """Returns an entry, made now and kept if it was not there."""
