@@ -84,8 +84,12 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 
 
 PLAIN, ORTHOGONAL, FUSED = "ZeroShot(orthogonal=False)", "ZeroShot", "AdamW, fused"
+COMPACT = "ZeroShot(orthogonal=False, compact=True)"
 IN_TURNS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     PLAIN: lambda params: LearnedOptimizer(params, ZeroShot(orthogonal=False), total_steps=10**6),
+    COMPACT: lambda params: LearnedOptimizer(
+        params, ZeroShot(orthogonal=False, compact=True), total_steps=10**6
+    ),
     ORTHOGONAL: lambda params: LearnedOptimizer(params, ZeroShot(), total_steps=10**6),
     "AdamW, foreach": OPTIMIZERS["AdamW, foreach"],
     FUSED: OPTIMIZERS[FUSED],
@@ -168,7 +172,7 @@ def compare_in_turns(width: int, device: str) -> dict[str, dict[str, dict[str, f
     sets |= {f"{n:.0e} in four matrices": four_squares(n) for n in SQUARES}
     for name, shapes in sets.items():
         print(f"\n{name}: {sum(torch.Size(shape).numel() for shape in shapes)} coordinates")
-        print_row = start_table(["optimizer".ljust(26), "ms", "least ms", "ratio", "least/least"])
+        print_row = start_table(["optimizer".ljust(40), "ms", "least ms", "ratio", "least/least"])
         result[name] = measure_in_turns(shapes, device)
         for optimizer, row in result[name].items():
             print_row([optimizer, *(f"{row[key]:.3f}" for key in list(row)[:4])])

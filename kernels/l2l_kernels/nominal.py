@@ -37,12 +37,14 @@ def nominal_step(
         θ ← θ − (κ + λ [r > 0]) θ − η d
 
     Arithmetic is in the statistics' dtype, and θ is rounded once. All that is elementwise is one pass: 36
-    bytes a coordinate, if all is float32.
+    bytes a coordinate, if all is float32. Where statistics have two rows, m and m₂ are rounded to halves of
+    one word (see `reference.means_of`), and a pass takes 28 bytes.
 
     Args:
         targets: θ of each tensor, updated in place; or, of a tensor that does not move, where d goes.
         grads: Their gradients, of the same shapes.
-        statistics: m, m₂ and v, [3, N], float32 or float64, contiguous; updated in place.
+        statistics: m, m₂ and v, [3, N], float32 or float64, contiguous; or m and m₂ in one row, [2, N].
+            Updated in place.
         offsets: Where each tensor's coordinates begin in a row of the statistics.
         sizes: η and λ of each tensor, [tensors, 2], in the statistics' dtype.
         moves: Of each tensor whether θ moves; else d is written.
@@ -83,7 +85,7 @@ def nominal_sums(
     """Returns the sums of a step that left these statistics, bit for bit: [tensors, 3].
 
     Args:
-        statistics: m, m₂ and v, [3, N].
+        statistics: m, m₂ and v, [3, N] or [2, N].
         offsets: Where each tensor's coordinates begin.
         sizes: How many each tensor has.
         backend: Overrides the choice by device.
@@ -136,8 +138,8 @@ def nominal_sizes(
 def _check_statistics(statistics: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> None:
     if statistics.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"statistics must be float32 or float64, got {statistics.dtype}")
-    if statistics.ndim != 2 or statistics.shape[0] != 3 or not statistics.is_contiguous():
-        raise ValueError(f"statistics must be [3, N] and contiguous, got {list(statistics.shape)}")
+    if statistics.ndim != 2 or statistics.shape[0] not in (2, 3) or not statistics.is_contiguous():
+        raise ValueError(f"statistics must be [3, N] or [2, N] and contiguous, got {list(statistics.shape)}")
     if len(offsets) != len(sizes):
         raise ValueError(f"there must be an offset for each tensor, got {len(offsets)} for {len(sizes)}")
     places = sorted(zip(offsets, sizes, strict=True))

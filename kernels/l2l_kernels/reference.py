@@ -158,6 +158,49 @@ def bptt(
     return d_phi, d_state
 
 
+def means_of(statistics: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns m, m₂ and v, [N] each, of statistics [3, N], or of [2, N] where m and m₂ share a word.
+
+    A word of float32 has m's bfloat16 in its upper half and m₂'s in its lower; one of float64 two float32.
+
+    Example:
+        >>> statistics = torch.zeros(2, 1)
+        >>> m, m2 = update_means(statistics, torch.tensor([1.001]), torch.tensor([-2.0]), torch.tensor([0.1]))
+        >>> [round(mean.item(), 4) for mean in means_of(statistics)]
+        [1.0, -2.0, 0.1]
+    """
+    if len(statistics) == 3:
+        fast, slow, square = statistics.unbind()
+        return fast, slow, square
+    words, square = statistics.unbind()
+    if words.dtype == torch.float64:
+        bits = words.view(torch.int64)
+        halves = [(bits >> 32).to(torch.int32), bits.to(torch.int32)]
+        fast, slow = (half.view(torch.float32).double() for half in halves)
+    else:
+        bits = words.view(torch.int32)
+        fast, slow = (bits & -65536).view(torch.float32), (bits << 16).view(torch.float32)
+    return fast, slow, square
+
+
+def update_means(statistics: Tensor, fast: Tensor, slow: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """Writes m, m₂ and v [N] into statistics as `means_of` reads them; returns m and m₂ as they are there."""
+    if len(statistics) == 3:
+        statistics.copy_(torch.stack([fast, slow, square]))
+        return fast, slow
+    if statistics.dtype == torch.float64:
+        high, low = (mean.to(torch.float32).view(torch.int32).to(torch.int64) for mean in (fast, slow))
+        words = ((high << 32) | (low & 0xFFFFFFFF)).view(torch.float64)
+    else:
+        high, low = (mean.to(torch.bfloat16).view(torch.int16).to(torch.int32) for mean in (fast, slow))
+        words = ((high << 16) | (low & 0xFFFF)).view(torch.float32)
+    # As whole numbers: a word is no number, and need not survive what numbers do.
+    statistics[0].view(high.dtype).copy_(words.view(high.dtype))
+    statistics[1] = square
+    fast, slow, _ = means_of(statistics)
+    return fast, slow
+
+
 def nominal_step(
     targets: Sequence[Tensor],
     grads: Sequence[Tensor],
@@ -174,10 +217,10 @@ def nominal_step(
         g = grad.reshape(-1).to(statistics.dtype)
         if maximize:
             g = -g
-        m, m2, v = statistics[:, offset : offset + g.numel()]
-        m.lerp_(g, w_fast)
-        m2.lerp_(g, w_slow)
-        v.lerp_(g * g, w_square)
+        own = statistics[:, offset : offset + g.numel()]
+        m, m2, v = means_of(own)
+        m, m2 = update_means(own, m.lerp(g, w_fast), m2.lerp(g, w_slow), v.lerp(g * g, w_square))
+        v = own[-1]
         mean_square = square * v
         inverse = mean_square.clamp(min=torch.finfo(g.dtype).tiny).rsqrt()
         inverse = torch.where(mean_square > 0, inverse, 0.0)
@@ -192,8 +235,11 @@ def nominal_step(
 def nominal_sums(statistics: Tensor, offsets: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """Returns Σ m², Σ m₂² and Σ v of each tensor, [tensors, 3], in float64 where the device has it."""
     wide = statistics.dtype if statistics.device.type == "mps" else torch.float64
-    parts = [statistics[:, start : start + n].to(wide) for start, n in zip(offsets, sizes, strict=True)]
-    rows = [torch.stack([m.square().sum(), m2.square().sum(), v.sum()]) for m, m2, v in parts]
+    parts = [means_of(statistics[:, start : start + n]) for start, n in zip(offsets, sizes, strict=True)]
+    rows = [
+        torch.stack([m.to(wide).square().sum(), m2.to(wide).square().sum(), v.to(wide).sum()])
+        for m, m2, v in parts
+    ]
     return torch.stack(rows) if rows else statistics.new_zeros(0, 3, dtype=wide)
 
 

@@ -85,7 +85,8 @@ class LearnedOptimizer(Optimizer):
         weight_decay: AdamW's: decoupled from the gradient, multiplied by lr.
         maximize: Ascend instead of descending.
         state_dtype: Dtype of the state, torch.float32 or torch.bfloat16 (half the memory); None is the
-            dtype of the arithmetic. See `state_bytes`.
+            dtype of the arithmetic. Of "zero-shot" bfloat16 rounds the two means of gradients, and 8 bytes
+            are left of 12. See `state_bytes`.
         total_steps: T, how many steps there will be, for a rule whose features read it; None if nobody knows.
             Steps are the optimizer's: where gradients are accumulated over k minibatches, a k-th of those; in
             `configure_optimizers`, `self.trainer.estimated_stepping_batches`. Too many, and a run ends before
@@ -288,6 +289,8 @@ class LearnedOptimizer(Optimizer):
         else:
             hint = f": a rate is lr={rule}" if isinstance(rule, int | float) else ""
             raise TypeError(f"rule must be a name, a path or a Rule, got {type(rule).__name__}{hint}")
+        if self.state_dtype == torch.bfloat16:
+            rule = rule.compacted()
         digest = digest_of(rule)
         self._rules[digest] = copy.deepcopy(rule).requires_grad_(False)
         return f"{name}@{digest}"
@@ -449,7 +452,10 @@ class LearnedOptimizer(Optimizer):
         needed = self._bytes_by_device()[device] / 2**20  # of all groups
         what = f"the state of LearnedOptimizer's parameters on {device} takes {needed:.1f} MiB"
         advice = "giving it half of the parameters halves it"
-        if torch.Size(self.rule_for(group, params[0]).state_shape).numel():  # statistics are not rounded
+        moved_by = self.rule_for(group, params[0])
+        if moved_by.compacted() is not moved_by:
+            advice = f"state_dtype=torch.bfloat16 takes a third off, and {advice}"
+        elif torch.Size(moved_by.state_shape).numel():  # statistics are not rounded
             advice = f"state_dtype=torch.bfloat16 halves it, as does {advice.removesuffix(' halves it')}"
         total = _total_memory(device)
         if total is not None and needed > total / 2**20:

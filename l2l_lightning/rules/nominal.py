@@ -6,6 +6,7 @@ import functools
 import math
 
 import torch
+from l2l_kernels.reference import means_of, update_means
 from torch import Tensor
 
 from l2l_lightning.rules.features import Features
@@ -53,31 +54,39 @@ class NominalFeatures(Features):
 
     Args:
         horizon_free: Go without T: it is taken to be 2(t + 1), and 100 at least.
+        compact: Keep m and m₂ in bfloat16, as the halves of one float32, so that statistics are two rows
+            (of float64, in float32).
 
     Raises:
-        ValueError: T is not known (when they are read), unless horizon_free.
+        ValueError: When they are read, T is not known, unless horizon_free; or a gradient is to be
+            differentiated, and the rounding of compact statistics has no derivative.
 
     Source: the direction is that of Dozat 2016, "Incorporating Nesterov momentum into Adam".
     """
 
     width = len(DIRECTIONS) + 2 + len(FACTS)
-    rows = 3
 
-    def __init__(self, horizon_free: bool = False) -> None:
+    def __init__(self, horizon_free: bool = False, compact: bool = False) -> None:
         self.horizon_free = horizon_free
+        self.rows = 2 if compact else 3
 
     def __call__(self, grad: Tensor, statistics: Tensor, time: Time, layout: Layout) -> Tensor:
-        """[15, n] of g_t [n]; the statistics are m, m₂ and v, [3, n]."""
+        """[15, n] of g_t [n]; the statistics are m, m₂ and v, [3, n] or [2, n]."""
+        if self.rows == 2 and grad.requires_grad:
+            raise ValueError("compact statistics cannot be differentiated: second_order needs compact=False")
         total = self.total(time)
         decays = decays_of_means(statistics.dtype, statistics.device)
         # Each mean over the sum of its weights, as Adam corrects its bias; before step 0 both are zero.
-        before = statistics / (1 - decays**time.step).clamp(min=torch.finfo(grad.dtype).tiny)
+        means = torch.stack(means_of(statistics))
+        before = means / (1 - decays**time.step).clamp(min=torch.finfo(grad.dtype).tiny)
         fast, slow, power = layout.mean(torch.stack([before[0].square(), before[1].square(), before[2]]))
         snr, progress = log_snr(fast, power), (time.step / total).clamp(max=1)
         moving = torch.stack([snr, log_snr(slow, power), (2 * progress - 1) * snr])
 
-        statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - decays)
-        fast_hat, slow_hat, square_hat = (statistics / (1 - decays ** (time.step + 1))).unbind()
+        means = means.lerp(torch.stack([grad, grad, grad * grad]), 1 - decays)
+        fast, slow = update_means(statistics, *means)
+        means = torch.stack([fast, slow, means[2]])
+        fast_hat, slow_hat, square_hat = (means / (1 - decays ** (time.step + 1))).unbind()
         # The rule's own directions are free of the gradient's scale: no ε, but a zero for what never moved.
         inverse = torch.where(square_hat > 0, square_hat.clamp(min=torch.finfo(grad.dtype).tiny).rsqrt(), 0.0)
         nominal = (FAST * fast_hat + (1 - FAST) * grad) * inverse

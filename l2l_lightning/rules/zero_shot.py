@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class ZeroShot(UpdateRule):
     other tensors. φ is w, a, b, ω, p and l. Nothing depends on the gradients' scale as long as their squares
     are numbers (from about 1e-18 to 1e18 in float32); a coordinate whose gradient always was zero stays, in a
     matrix that is not orthogonalised or whose row has none either; and all stays from step T on, if T is
-    known. The state that a parameter takes is three float32 statistics, 12 bytes.
+    known. The state that a parameter takes is three float32 statistics, 12 bytes, or 8 where it is compact.
 
     A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
     evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs
@@ -42,9 +43,10 @@ class ZeroShot(UpdateRule):
     Args:
         orthogonal: Orthogonalise the updates of matrices with both sides of 4 and more.
         horizon_free: Go without T, which the rule otherwise needs (see `NominalFeatures`).
+        compact: Keep the two means of gradients in bfloat16.
 
     Raises:
-        TypeError: orthogonal or horizon_free is no switch.
+        TypeError: An argument is no switch.
 
     Example:
         >>> from l2l_lightning import LearnedOptimizer
@@ -57,12 +59,13 @@ class ZeroShot(UpdateRule):
     coordinatewise = False
     finishes_shards = True
 
-    def __init__(self, orthogonal: bool = True, horizon_free: bool = False) -> None:
+    def __init__(self, orthogonal: bool = True, horizon_free: bool = False, compact: bool = False) -> None:
         super().__init__()
-        check_switches(orthogonal=orthogonal, horizon_free=horizon_free)
+        check_switches(orthogonal=orthogonal, horizon_free=horizon_free, compact=compact)
         self.orthogonal = orthogonal
         self.horizon_free = horizon_free
-        self.features = NominalFeatures(horizon_free)
+        self.compact = compact
+        self.features = NominalFeatures(horizon_free, compact)
         self.log_step = nn.Parameter(torch.empty(len(FACTS)))
         self.mixing = nn.Parameter(torch.empty(4))
         self.decay = nn.Parameter(torch.empty(2))
@@ -78,6 +81,22 @@ class ZeroShot(UpdateRule):
         self.decay.copy_(torch.tensor(DECAY))
         self.log_power.fill_(LOG_POWER)
         self.log_warm_up.fill_(LOG_WARM_UP)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, without `compact` where it is at its default.
+
+        State dicts know a rule by a hash of these, and those of earlier versions have no `compact`.
+        """
+        arguments = super().config()
+        return arguments if self.compact else {k: v for k, v in arguments.items() if k != "compact"}
+
+    def compacted(self) -> ZeroShot:
+        """Returns the same rule with compact statistics; a subclass, which may read them, as it is."""
+        if self.compact or type(self) is not ZeroShot:
+            return self
+        other = ZeroShot(self.orthogonal, self.horizon_free, compact=True).to(self.log_step)
+        other.load_state_dict(self.state_dict())
+        return other
 
     def step(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """(x_t [15, n], s_t [0, n]) to (−η d [n], s_t)."""
@@ -103,8 +122,10 @@ class ZeroShot(UpdateRule):
     def population_step(
         self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor
     ) -> PopulationStep | None:
-        """Steps of K optimizees; None of a subclass, which may define others."""
-        return ZeroShotPopulation(self, phis, layout, statistics) if type(self) is ZeroShot else None
+        """Steps of K optimizees; None of compact statistics, and of a subclass, which may define others."""
+        if self.compact or type(self) is not ZeroShot:
+            return None
+        return ZeroShotPopulation(self, phis, layout, statistics)
 
     def tensor_step(self, layout: Layout, statistics: Tensor) -> TensorStep | None:
         """The fused step; None of a subclass, in float64 on CUDA, and where shards are to be put together."""

@@ -35,7 +35,7 @@ class ZeroShotStep:
     Args:
         rule: φ.
         layout: The tensors.
-        statistics: m, m₂ and v, [3, n].
+        statistics: m, m₂ and v, [3, n], or [2, n] where they are compact.
     """
 
     def __init__(self, rule: ZeroShot, layout: Layout, statistics: Tensor) -> None:
@@ -158,6 +158,6 @@ class ZeroShotStep:
         updates = with_size_of(directions, newton_schulz(rounded).to(directions.dtype))
         for theta, index, update in zip(thetas, indices, updates, strict=True):
             size, decay = sizes[index]
-            square = self.statistics[2, self.offsets[index] :][: update.numel()].view(theta.shape)
+            square = self.statistics[-1, self.offsets[index] :][: update.numel()].view(theta.shape)
             seen = (square > 0) & (square < math.inf)
             theta.sub_(torch.where(seen, shrink + decay, shrink) * theta + size * update.view(theta.shape))

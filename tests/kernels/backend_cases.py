@@ -13,7 +13,7 @@ import traceback
 from typing import NamedTuple
 
 import torch
-from l2l_kernels import Coefficients, LSTMSpec, bptt, nominal_step, nominal_sums, step_
+from l2l_kernels import Coefficients, LSTMSpec, bptt, nominal_step, nominal_sums, reference, step_
 from l2l_kernels.spec import Output, Preprocessing
 from torch import Tensor
 
@@ -188,11 +188,14 @@ class NominalCase(NamedTuple):
     contiguous: bool = True
     gap: int = 0
     """Columns of the statistics between the tensors, and before the first."""
+    shared: bool = False
+    """Whether m and m₂ share a word."""
 
     def __str__(self) -> str:
         dtypes = (self.dtype, self.grad_dtype or self.dtype, self.statistics)
         names = [str(dtype).removeprefix("torch.") for dtype in dtypes]
         flags = ["maximize"] * self.maximize + ["strided"] * (not self.contiguous) + [f"gap{self.gap}"]
+        flags += ["shared"] * self.shared
         return "-".join(
             ["nominal", "_".join(str(torch.Size(s).numel()) for s in self.shapes), *names, *flags]
         )
@@ -209,11 +212,14 @@ NOMINAL = [
     NominalCase(((5, 7), (2049,)), torch.float16, torch.float32, gap=1),
     NominalCase(((5, 7), (2048,)), torch.float32, torch.bfloat16, maximize=True),
     NominalCase(((5, 7), (8,)), torch.float64),
+    NominalCase(((64, 40), (8,), (3000,)), shared=True),
+    NominalCase(((5, 7), (2049,)), torch.bfloat16, maximize=True, gap=1, shared=True),
 ]
 NOMINAL_WIDE = [
     NominalCase(((130, 129), (8192,), (3,)), contiguous=False),
     NominalCase(((130, 129), (8192,), (3,)), statistics=torch.float64, dtype=torch.float64),
     NominalCase(SMALL, statistics=torch.float64, dtype=torch.bfloat16, maximize=True, gap=2),
+    NominalCase(((130, 129), (8192,), (3,)), statistics=torch.float64, dtype=torch.float64, shared=True),
 ]
 COEFFICIENTS = Coefficients(0.1, 0.01, 0.02, fast=1.3, gradient=0.8, slow=0.4, square=1.7, shrink=0.003)
 
@@ -243,6 +249,10 @@ def nominal_inputs(case: NominalCase, device: str = "cpu") -> NominalInputs:
     N = sum(counts) + case.gap * (len(counts) + 1)
     seen = torch.rand(N, generator=generator) > 0.3
     statistics = torch.stack([randn(N), 0.3 * randn(N), randn(N).square() + 0.1]) * seen
+    statistics = statistics.to(case.statistics)
+    if case.shared:
+        means, statistics = statistics, statistics.new_empty(2, N)
+        reference.update_means(statistics, *means)
     grads = [
         (randn(*shape) * seen[start : start + n].view(shape)).to(case.grad_dtype or case.dtype)
         for shape, start, n in zip(case.shapes, offsets, counts, strict=True)
@@ -250,7 +260,7 @@ def nominal_inputs(case: NominalCase, device: str = "cpu") -> NominalInputs:
     return NominalInputs(
         targets=[laid(randn(*shape).to(case.dtype)) for shape in case.shapes],
         grads=[laid(grad) for grad in grads],
-        statistics=statistics.to(device, case.statistics),
+        statistics=statistics.to(device),
         offsets=offsets,
         sizes=(0.1 * torch.rand(len(counts), 2, generator=generator)).to(device, case.statistics),
         moves=[i % 2 == 0 for i in range(len(counts))],

@@ -150,7 +150,7 @@ NOMINAL = {
         {"statistics": torch.zeros(3, 10).bfloat16()},
         "statistics must be float32 or",
     ),
-    "two statistics": ({"statistics": torch.zeros(2, 10)}, r"statistics must be \[3, N\]"),
+    "one row of statistics": ({"statistics": torch.zeros(1, 10)}, r"statistics must be \[3, N\]"),
     "transposed statistics": ({"statistics": torch.zeros(10, 3).T}, "and contiguous"),
     "sizes of another dtype": ({"sizes": torch.ones(2, 2).double()}, "sizes must be"),
     "sizes of one tensor": ({"sizes": torch.ones(1, 2)}, "sizes must be"),

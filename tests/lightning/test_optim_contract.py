@@ -30,6 +30,7 @@ OPTIONS = [
     {"rule": None, "total_steps": 100},
     {"rule": None},
     {"rule": ZeroShot(), "total_steps": 100, "weight_decay": 0.1},
+    {"rule": ZeroShot(compact=True), "total_steps": 100},
     {"rule": Grouped({"weight": ZeroShot(False, True), "bias": RNNPROP}), "maximize": True},
 ]
 

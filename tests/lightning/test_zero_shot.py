@@ -19,7 +19,7 @@ from l2l_lightning import (
     pretrained,
     run_rule,
 )
-from l2l_lightning.rules import Layout, ParameterInfo, Time, ZeroShot
+from l2l_lightning.rules import CoordinatewiseLSTM, Grouped, Layout, ParameterInfo, Time, ZeroShot
 from l2l_lightning.rules.nominal import FACTS, NominalFeatures
 from l2l_lightning.rules.orthogonal import newton_schulz, orthogonalised
 
@@ -258,14 +258,14 @@ class Plain(ZeroShot):
     """Has no fused step: the definition is taken."""
 
 
-def pair(dtype, orthogonal, **options):
+def pair(dtype, orthogonal, compact=False, **options):
     """LearnedOptimizers with and without the fused step, on tensors of many shapes, and their parameters."""
     shapes = [(6, 5), (7,), (), (0,), (6, 5), (4, 2, 3), (3, 8), (5, 6)]
     generator = torch.Generator().manual_seed(4)
     starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     optimizers = []
     for kind in (ZeroShot, Plain):
-        made = kind(orthogonal)
+        made = kind(orthogonal, compact=compact)
         made.load_state_dict(rule().state_dict())
         params = [nn.Parameter(start.clone().to(dtype)) for start in starts]
         params[-1] = nn.Parameter(params[-1].detach().t())  # not contiguous
@@ -305,6 +305,70 @@ def test_the_fused_step_is_the_definition(dtype, rtol, orthogonal, options):
         for name in ("statistics", "rule_state"):
             mine, other = (o.state[p][name] for o, p in zip(optimizers, (ours, theirs), strict=True))
             torch.testing.assert_close(mine, other, rtol=min(rtol, 1e-5), atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-5), (torch.float32, 2**-6), (torch.bfloat16, 2**-5)]
+)
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_the_fused_step_is_the_definition_with_compact_statistics_too(dtype, rtol, orthogonal):
+    """To half of their words' bits: where two ways to add fall on two sides of a tie, they round apart."""
+    for ours, theirs in zip(*walk(pair(dtype, orthogonal, compact=True)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rtol, atol=rtol)
+
+
+def optimizer_of(state_dtype, made=None):
+    model = network()
+    given = rule().float() if made is None else made
+    return model, LearnedOptimizer(model.parameters(), given, total_steps=2 * T, state_dtype=state_dtype)
+
+
+def test_compact_statistics_take_two_thirds_and_lead_nearly_to_the_same_place():
+    (model, plain), (other, compact) = optimizer_of(None), optimizer_of(torch.bfloat16)
+    numel = sum(parameter.numel() for parameter in model.parameters())
+    assert (plain.state_bytes, compact.state_bytes) == (12 * numel, 8 * numel)
+    starts = [parameter.detach().clone() for parameter in model.parameters()]
+    for ours, theirs, start in zip(train(model, plain), train(other, compact), starts, strict=True):
+        assert 0 < (ours - theirs).norm() < 0.02 * (ours - start).norm()
+    held = [entries["statistics"] for entries in compact.state.values()]
+    assert sum(whole.numel() * whole.element_size() for whole in held) == 8 * numel
+
+
+def test_compact_statistics_are_resumed_bit_for_bit(tmp_path):
+    """Of a mean that is zero beside one that is not, too, which is no normal number as a word."""
+    (model, first), (other, second) = optimizer_of(torch.bfloat16), optimizer_of(torch.bfloat16)
+    train(model, first)
+    words = next(iter(first.state.values()))["statistics"]
+    words.view(torch.int32)[0, 0] = 0x00003F80  # m = 0, m2 = 1
+    torch.save([model.state_dict(), first.state_dict()], tmp_path / "run.pt")
+    saved = torch.load(tmp_path / "run.pt")
+    other.load_state_dict(saved[0])
+    second.load_state_dict(saved[1])
+    assert next(iter(second.state.values()))["statistics"].view(torch.int32)[0, 0, 0] == 0x3F80
+    for ours, theirs in zip(train(model, first), train(other, second), strict=True):
+        assert torch.equal(ours, theirs)
+    with pytest.raises(ValueError, match="rule"):
+        optimizer_of(None)[1].load_state_dict(saved[1])
+
+
+def test_the_compact_rule_is_the_rule_by_its_name_and_in_groups():
+    assert rule().compacted().config() == rule().config() | {"compact": True}
+    assert "compact" not in rule().config()  # as in state dicts of earlier versions
+    grouped = Grouped({"weight": rule(), "bias": CoordinatewiseLSTM(1, 3)}).compacted()
+    assert [getattr(member, "compact", None) for member in grouped.members] == [True, None]
+    model = network()
+    optimizer = LearnedOptimizer(model.parameters(), total_steps=T, state_dtype=torch.bfloat16)
+    assert optimizer.state_bytes == 8 * sum(parameter.numel() for parameter in model.parameters())
+    assert Plain().compacted().compact is False  # which may read the statistics
+
+
+def test_compact_statistics_have_no_second_order():
+    task = ModuleTask(network, sample=sample)
+    optimizees = Optimizees(task, None, 0, "train", range(2), dtype=torch.float64)
+    rollout = Rollout(rule().compacted(), optimizees, total_steps=T)
+    with pytest.raises(ValueError, match="second_order needs compact=False"):
+        rollout.window(3, second_order=True)
+    assert run_rule(rule().compacted(), optimizees, T).isfinite().all()
 
 
 def test_in_float64_on_the_reference_backend_it_agrees_to_rounding(monkeypatch):

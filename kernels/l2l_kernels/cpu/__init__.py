@@ -138,7 +138,8 @@ def _nominal(
     kernel = getattr(kernels, f"nominal_{statistics.dtype}".replace("torch.", ""))
     numbers = array("d", coefficients)
     tensors = (rows.buffer_info()[0], None if table is None else table.data_ptr())
-    memory = (statistics.shape[1], statistics.data_ptr(), numbers.buffer_info()[0])
+    shared = len(statistics) == 2
+    memory = (shared, statistics.shape[1], statistics.data_ptr(), numbers.buffer_info()[0])
     sign = -1.0 if maximize else 1.0
     kernel(torch.get_num_threads(), count, *tensors, *memory, sign, sums.data_ptr())
     return sums

@@ -55,7 +55,8 @@ STEP_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), ctypes.c_int64, *[ctypes
 BPTT_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 7)
 VARIANTS = ("float32_float32", "float32_bfloat16", "float64_float64")
 """The dtype of the arithmetic, then that of the stored state."""
-NOMINAL_ARGUMENTS = (*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2, ctypes.c_int64, *[ctypes.c_void_p] * 2)
+NOMINAL_ARGUMENTS = (*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)
+NOMINAL_ARGUMENTS += (*[ctypes.c_void_p] * 2,)
 NOMINAL_ARGUMENTS += (ctypes.c_double, ctypes.c_void_p)
 NOMINAL_SIZES_ARGUMENTS = (ctypes.c_int64, *[ctypes.c_void_p] * 5)
 NOMINAL_VARIANTS = ("float32", "float64")

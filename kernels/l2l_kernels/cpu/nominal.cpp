@@ -33,7 +33,7 @@ template <class T> struct Arguments {
     const Tensor* tensors;
     const Sizes<T>* sizes;   // null: only the sums are wanted
     int64_t N;               // the length of a row of the statistics
-    T* statistics;           // [3, N]
+    T* statistics;           // [3, N], or [2, N] where m and m2 share a word
     Coefficients coefficients;
     double sign;             // -1 to ascend
     double* sums;            // [num_tensors, SUMS]
@@ -73,18 +73,63 @@ template <class T> class View {
     }
 };
 
-template <class T> struct Rows {
+// m and m2 in one word, each rounded to half of its bits: m is the upper half, and m2 the lower.
+template <class T> struct Halves;
+
+template <> struct Halves<float> {
+    static uint32_t rounded(float x) {  // as narrow, where it is
+        uint32_t bits;
+        std::memcpy(&bits, &x, sizeof bits);
+        return x != x ? 0x7fc00000 : (bits + 0x7fff + ((bits >> 16) & 1)) & 0xffff0000;
+    }
+    static float number(uint32_t bits) {
+        float result;
+        std::memcpy(&result, &bits, sizeof result);
+        return result;
+    }
+    static void split(float word, float& m, float& m2) {
+        uint32_t bits;
+        std::memcpy(&bits, &word, sizeof bits);
+        m = number(bits & 0xffff0000), m2 = number(bits << 16);
+    }
+    static float join(float& m, float& m2) {  // rounds both
+        const uint32_t high = rounded(m), low = rounded(m2);
+        m = number(high), m2 = number(low);
+        return number(high | (low >> 16));
+    }
+};
+
+template <> struct Halves<double> {
+    static void split(double word, double& m, double& m2) {
+        uint64_t bits;
+        std::memcpy(&bits, &word, sizeof bits);
+        m = Halves<float>::number(uint32_t(bits >> 32)), m2 = Halves<float>::number(uint32_t(bits));
+    }
+    static double join(double& m, double& m2) {
+        const float narrow[2] = {float(m2), float(m)};
+        uint32_t halves[2];
+        std::memcpy(halves, narrow, sizeof halves);
+        const uint64_t bits = uint64_t(halves[1]) << 32 | halves[0];
+        m = narrow[1], m2 = narrow[0];
+        double word;
+        std::memcpy(&word, &bits, sizeof word);
+        return word;
+    }
+};
+
+template <class T, bool SHARED> struct Rows {  // SHARED: m and m2 are in fast, and slow is not used
     T *fast, *slow, *square;
 
-    Rows(T* first, int64_t stride) : fast(first), slow(first + stride), square(first + 2 * stride) {}
+    Rows(T* first, int64_t stride)
+        : fast(first), slow(SHARED ? first : first + stride), square(first + (SHARED ? 1 : 2) * stride) {}
 };
 
 // A step of one chunk, which returns nothing but through its pointers. There is one loop for all that is asked
 // of it: how a compiler cuts it into vectors decides in which order it adds, and the sums of a step must be those
 // that are formed anew when a run is resumed. The sums, in double, cost next to nothing beside the root and the
 // division.
-template <class T>
-__attribute__((noinline)) void update(Rows<T> from, Rows<T> to, const T* grad, const T* theta,
+template <class T, bool SHARED>
+__attribute__((noinline)) void update(Rows<T, SHARED> from, Rows<T, SHARED> to, const T* grad, const T* theta,
                                       T* target, int64_t n, Sizes<T> sizes, const Coefficients& c, T sign,
                                       double* sums) {
     const T fast = c.fast, gradient = c.gradient, slow = c.slow, square = c.square;
@@ -96,12 +141,18 @@ __attribute__((noinline)) void update(Rows<T> from, Rows<T> to, const T* grad, c
     double sum_fast = 0, sum_slow = 0, sum_square = 0;
 #pragma omp simd reduction(+ : sum_fast, sum_slow, sum_square)
     for (int64_t i = 0; i < n; ++i) {
-        const T g = sign * grad[i], m = old_fast[i], m2 = old_slow[i], v = old_square[i];
-        const T new_m = m + w_fast * (g - m), new_m2 = m2 + w_slow * (g - m2), new_v = v + w_square * (g * g - v);
+        const T g = sign * grad[i], v = old_square[i];
+        T m = old_fast[i], m2 = old_slow[i];
+        if constexpr (SHARED) Halves<T>::split(old_fast[i], m, m2);
+        T new_m = m + w_fast * (g - m), new_m2 = m2 + w_slow * (g - m2), word = 0;
+        if constexpr (SHARED) word = Halves<T>::join(new_m, new_m2);
+        const T new_v = v + w_square * (g * g - v);
         const T mean_square = new_v * square;
         const T inverse = mean_square > 0 ? 1 / std::sqrt(std::max(mean_square, TINY)) : T(0);
         const T direction = (fast * new_m + gradient * g + slow * new_m2) * inverse;
-        to_fast[i] = new_m, to_slow[i] = new_m2, to_square[i] = new_v;
+        if constexpr (SHARED) to_fast[i] = word;
+        else to_fast[i] = new_m, to_slow[i] = new_m2;
+        to_square[i] = new_v;
         target[i] = theta[i] - (inverse > 0 ? both : shrink) * theta[i] - size * direction;
         sum_fast += double(new_m) * double(new_m);
         sum_slow += double(new_m2) * double(new_m2);
@@ -110,14 +161,14 @@ __attribute__((noinline)) void update(Rows<T> from, Rows<T> to, const T* grad, c
     sums[0] += sum_fast, sums[1] += sum_slow, sums[2] += sum_square;
 }
 
-template <class T> void step_block(const Arguments<T>& a, int64_t index, int64_t start, double* sums) {
+template <class T, bool SHARED> void step_block(const Arguments<T>& a, int64_t index, int64_t start, double* sums) {
     static const T zeros[CHUNK] = {};
     const Tensor& tensor = a.tensors[index];
     const Sizes<T> sizes = tensor.moves ? a.sizes[index] : Sizes<T>{-1, 0};  // 0 - 0 + direction
     View<T> grads, targets;
     for (int64_t end = std::min(tensor.count, start + BLOCK); start < end; start += CHUNK) {
         const int64_t n = std::min(CHUNK, end - start);
-        const Rows<T> rows(a.statistics + tensor.offset + start, a.N);
+        const Rows<T, SHARED> rows(a.statistics + tensor.offset + start, a.N);
         const T* grad = grads.read(tensor.grad, start, n, tensor.grad_is_bfloat16);
         const T* theta = zeros;
         if (tensor.moves) theta = targets.read(tensor.target, start, n, tensor.target_is_bfloat16);
@@ -128,18 +179,18 @@ template <class T> void step_block(const Arguments<T>& a, int64_t index, int64_t
 }
 
 // The sums alone: a step that gives the newest gradient no weight, and that nobody sees.
-template <class T> void sum_block(const Arguments<T>& a, int64_t index, int64_t start, double* sums) {
+template <class T, bool SHARED> void sum_block(const Arguments<T>& a, int64_t index, int64_t start, double* sums) {
     static const T zeros[CHUNK] = {};
     T unseen[4 * CHUNK];
     const Tensor& tensor = a.tensors[index];
     for (int64_t end = std::min(tensor.count, start + BLOCK); start < end; start += CHUNK) {
-        const Rows<T> rows(a.statistics + tensor.offset + start, a.N);
-        update(rows, Rows<T>(unseen, CHUNK), zeros, zeros, unseen + 3 * CHUNK, std::min(CHUNK, end - start),
+        const Rows<T, SHARED> rows(a.statistics + tensor.offset + start, a.N);
+        update(rows, Rows<T, SHARED>(unseen, CHUNK), zeros, zeros, unseen + 3 * CHUNK, std::min(CHUNK, end - start),
                Sizes<T>{}, Coefficients{}, T(1), sums);
     }
 }
 
-template <class T> void nominal(int64_t threads, const Arguments<T>& a) {
+template <class T, bool SHARED> void nominal(int64_t threads, const Arguments<T>& a) {
     struct Block { int64_t tensor, start; };
     std::vector<Block> blocks;
     for (int64_t i = 0; i < a.num_tensors; ++i)
@@ -150,7 +201,7 @@ template <class T> void nominal(int64_t threads, const Arguments<T>& a) {
     (void)team;  // unused without OpenMP
 #pragma omp parallel for num_threads(team) schedule(dynamic, 2)
     for (int64_t i = 0; i < count; ++i)
-        (a.sizes ? step_block<T> : sum_block<T>)(a, blocks[i].tensor, blocks[i].start, &partials[i * SUMS]);
+        (a.sizes ? step_block<T, SHARED> : sum_block<T, SHARED>)(a, blocks[i].tensor, blocks[i].start, &partials[i * SUMS]);
     std::fill_n(a.sums, a.num_tensors * SUMS, 0.0);
     for (int64_t i = 0; i < count; ++i)
         for (int k = 0; k < SUMS; ++k) a.sums[blocks[i].tensor * SUMS + k] += partials[i * SUMS + k];
@@ -180,9 +231,10 @@ void sizes_of(int64_t num_tensors, const double* sums, const T* log_sizes, const
 
 #define EXPORT(T, name)                                                                                       \
     extern "C" void nominal_##name(int64_t threads, int64_t num_tensors, const Tensor* tensors,               \
-                                   const Sizes<T>* sizes, int64_t N, T* statistics,                           \
+                                   const Sizes<T>* sizes, int64_t shared, int64_t N, T* statistics,           \
                                    const Coefficients* coefficients, double sign, double* sums) {             \
-        nominal<T>(threads, {num_tensors, tensors, sizes, N, statistics, *coefficients, sign, sums});         \
+        (shared ? nominal<T, true> : nominal<T, false>)(                                                      \
+            threads, {num_tensors, tensors, sizes, N, statistics, *coefficients, sign, sums});                \
     }                                                                                                         \
     extern "C" void nominal_sizes_##name(int64_t num_tensors, const double* sums, const T* log_sizes,         \
                                          const T* decays, const Head* head, Sizes<T>* sizes) {                \

@@ -103,14 +103,14 @@ def compile_report(
             yield CompiledKernel(*shape, precision, block, warps, *used)
 
 
-def compile_nominal(target: configs.Family, aligned: bool = True) -> CompiledKernel:
+def compile_nominal(target: configs.Family, aligned: bool = True, shared: bool = False) -> CompiledKernel:
     """Compiles the nominal step of float32 tensors, all of which are aligned or not.
 
     Raises:
         RuntimeError: As compile_report.
     """
     _refuse_the_interpreter()
-    constants = nominal.constants(torch.float32, torch.float32, update=True, aligned=aligned)
+    constants = nominal.constants(torch.float32, torch.float32, update=True, shared=shared, aligned=aligned)
     compiled = compile_kernel(nominal.nominal_step_kernel, constants, nominal.OPTIONS, target, "fp32")
     registers, spill_bytes, program = _read(compiled, target)
     warps = nominal.OPTIONS["num_warps"]

@@ -25,11 +25,19 @@ COLUMNS = 6
 
 
 @triton.jit
+def rounded_bits(x):
+    """The bits of float32 numbers rounded to bfloat16, to nearest and ties to even; NaN stays NaN."""
+    bits = x.to(tl.int32, bitcast=True)
+    nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) & -65536
+    return tl.where(x != x, 0x7FC00000, nearest)
+
+
+@triton.jit
 def nominal_step_kernel(
     tensors,  # [tensors, COLUMNS]
     owner,  # [blocks]: the tensor of each program
     sizes,  # [tensors, 2]
-    statistics,  # [3, N]
+    statistics,  # [3, N], or [2, N] where m and m2 share a word
     partials,  # [blocks, 3]
     N,
     w_fast,
@@ -44,6 +52,7 @@ def nominal_step_kernel(
     TARGET: tl.constexpr,
     GRAD: tl.constexpr,
     UPDATE: tl.constexpr,
+    SHARED: tl.constexpr,
     ALIGNED: tl.constexpr,
     COLUMNS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -59,9 +68,16 @@ def nominal_step_kernel(
     n = tl.arange(0, BLOCK)
     live = n < count - start
     rows = statistics + offset + start + n
-    m = tl.load(rows, mask=live, other=0.0)
-    m2 = tl.load(rows + stride, mask=live, other=0.0)
-    v = tl.load(rows + 2 * stride, mask=live, other=0.0)
+    if SHARED:
+        v_rows = rows + stride
+        bits = tl.load(rows, mask=live, other=0.0).to(tl.int32, bitcast=True)
+        m = (bits & -65536).to(tl.float32, bitcast=True)
+        m2 = (bits << 16).to(tl.float32, bitcast=True)
+    else:
+        v_rows = rows + 2 * stride
+        m = tl.load(rows, mask=live, other=0.0)
+        m2 = tl.load(rows + stride, mask=live, other=0.0)
+    v = tl.load(v_rows, mask=live, other=0.0)
     if UPDATE:
         moves = tl.load(row + 4) != 0
         target = tl.load(row).to(tl.pointer_type(TARGET))
@@ -74,6 +90,10 @@ def nominal_step_kernel(
         m += w_fast * (g - m)
         m2 += w_slow * (g - m2)
         v += w_square * (g * g - v)
+        if SHARED:
+            high, low = rounded_bits(m), rounded_bits(m2)
+            m, m2 = high.to(tl.float32, bitcast=True), low.to(tl.float32, bitcast=True)
+            word = (high | ((low >> 16) & 0xFFFF)).to(tl.float32, bitcast=True)
         mean_square = square * v
         least: tl.constexpr = 1.1754943508222875e-38
         inverse = tl.where(mean_square > 0, tl.rsqrt(tl.maximum(mean_square, least)), 0.0)
@@ -82,9 +102,12 @@ def nominal_step_kernel(
         decay = tl.where(moves, tl.load(sizes + 2 * tensor + 1), 0.0)
         shrink = tl.where(moves, shrink, 0.0)
         theta -= tl.where(inverse > 0, shrink + decay, shrink) * theta + size * direction
-        tl.store(rows, m, mask=live)
-        tl.store(rows + stride, m2, mask=live)
-        tl.store(rows + 2 * stride, v, mask=live)
+        if SHARED:
+            tl.store(rows, word, mask=live)
+        else:
+            tl.store(rows, m, mask=live)
+            tl.store(rows + stride, m2, mask=live)
+        tl.store(v_rows, v, mask=live)
         tl.store(target + n, theta, mask=live)
     # In float64, in which squares of float32 are exact.
     m, m2, v = m.to(tl.float64), m2.to(tl.float64), v.to(tl.float64)
@@ -181,17 +204,19 @@ def _launch(
             statistics.shape[1],
             *numbers,
             sign,
-            **constants(*dtypes, update=sizes is not None, aligned=aligned),
+            **constants(*dtypes, update=sizes is not None, shared=len(statistics) == 2, aligned=aligned),
             **OPTIONS,
         )
         nominal_sum_kernel[(len(table), 3)](partials, _upload(tuple(first), device), sums, BLOCK=256)
     return sums
 
 
-def constants(target: torch.dtype, grad: torch.dtype, update: bool, aligned: bool) -> dict[str, Any]:
+def constants(
+    target: torch.dtype, grad: torch.dtype, update: bool, shared: bool, aligned: bool
+) -> dict[str, Any]:
     """Returns the step kernel's constants."""
-    dtypes = {"TARGET": DTYPES[target], "GRAD": DTYPES[grad]}
-    return dtypes | {"UPDATE": update, "ALIGNED": aligned, "COLUMNS": COLUMNS, "BLOCK": BLOCK}
+    flags = {"UPDATE": update, "SHARED": shared, "ALIGNED": aligned}
+    return {"TARGET": DTYPES[target], "GRAD": DTYPES[grad], **flags, "COLUMNS": COLUMNS, "BLOCK": BLOCK}
 
 
 @functools.lru_cache(maxsize=16)
