@@ -35,12 +35,14 @@ from measuring import origin, start_table, write_json
 from torch import distributed
 
 from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, MetaData, MetaLearner, Quadratic
+from l2l_lightning.rules import ZeroShot
+from l2l_lightning.tasks import SmallProblem, Task
 
 UNROLL = 20
 WARM_UP = 5
 """Meta-steps that are not counted."""
-TASKS = {"mnist": 1, "quadratic": 8}
-"""k: optimizees of each process."""
+TASKS = {"mnist": 1, "quadratic": 8, "zero-shot": 4}
+"""k: optimizees of each process; of "zero-shot", whose meta-steps are whole rollouts, pairs of them."""
 
 
 class Arrangement(NamedTuple):
@@ -111,8 +113,13 @@ def transfer_seconds(size: int) -> float:
 
 def work(problem: str, num_tasks: int, meta_steps: int, ddp: bool, folder: Path) -> None:
     """One process's part: fits, and writes down what its stopwatch says."""
-    task = MNISTMLP() if problem == "mnist" else Quadratic()
-    model = MetaLearner(task, CoordinatewiseLSTM(), horizon=5 * UNROLL, unroll=UNROLL, num_tasks=num_tasks)
+    if problem == "zero-shot":
+        task: Task = SmallProblem("image_perceptron")
+        options = {"horizon": UNROLL, "estimator": "evolution", "loss_weights": "held_out"}
+        model = MetaLearner(task, ZeroShot(), num_tasks=num_tasks, **options)
+    else:
+        task, rule = MNISTMLP() if problem == "mnist" else Quadratic(), CoordinatewiseLSTM()
+        model = MetaLearner(task, rule, horizon=5 * UNROLL, unroll=UNROLL, num_tasks=num_tasks)
     stopwatch = Stopwatch()
     trainer = Trainer(
         accelerator="cpu",

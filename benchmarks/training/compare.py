@@ -1,10 +1,11 @@
-"""Trains a network with learned rules, as LearnedOptimizer, and with AdamW, each at its tuned settings.
+"""Trains a network with learned rules, as LearnedOptimizer, and with AdamW, at one rate and with a cosine.
 
     python benchmarks/training/compare.py resnet         # fine-tunes a ResNet-18
     python benchmarks/training/compare.py transformer    # trains a character transformer from scratch
 
 Every optimizer meets the same weights and minibatches. Its learning rate and weight decay are chosen on
-validation data and seeds that are not reported; the folder --out gets results.json, curves.csv, curves.png.
+validation data and seeds that are not reported, but for rules that have step sizes of their own, of which
+nothing is tuned; the folder --out gets results.json, curves.csv, curves.png.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from loop import ADAMW, EVALUATIONS, Problem, Run, Setting, draw_network, train
+from loop import ADAMW, ADAMW_COSINE, EVALUATIONS, Problem, Run, Setting, draw_network, train
 from resnet import resnet_problem
 from rich.table import Table
 from torch.utils.data import TensorDataset
@@ -36,6 +37,7 @@ from l2l_lightning.errors import CommandLineError, L2LError
 from l2l_lightning.files import write_atomically, write_json
 from l2l_lightning.provenance import commit, device_name, timestamp, versions
 from l2l_lightning.rollout.optimizees import derive_generator
+from l2l_lightning.rules import ZeroShot
 
 # Positions of the first rates, 0.001 to 0.01 and 0.03 to 0.3; weight decays, the first at every rate and the
 # other at the best one: a rule's is multiplied by an lr that is a hundred times AdamW's.
@@ -63,7 +65,7 @@ def run(problem: Problem, setting: Setting, stream: Literal["tuning", "test"], a
 
 def tune(problem: Problem, optimizer: str, args: Any) -> dict[Setting, float]:
     """Returns the last validation loss, averaged over seeds, of every setting that the search tries."""
-    start, weight_decays = ADAMW_GRID if optimizer == ADAMW else RULE_GRID
+    start, weight_decays = ADAMW_GRID if optimizer in (ADAMW, ADAMW_COSINE) else RULE_GRID
     trials: dict[Setting, float] = {}
 
     def score(position: int, weight_decay: float = weight_decays[0]) -> float:
@@ -82,18 +84,18 @@ def tune(problem: Problem, optimizer: str, args: Any) -> dict[Setting, float]:
 
 
 def compare(problem: Problem, args: Any) -> tuple[dict[str, list[Run]], dict[str, Any]]:
-    """Tunes AdamW and every rule, and runs each at its best on the same seeds.
+    """Tunes AdamW, with and without a cosine, and every rule, and runs each at its best on the same seeds.
 
     Returns:
         The reported runs, and what results.json says of them (null for what is not finite), by optimizer.
     """
     runs: dict[str, list[Run]] = {}
     found: dict[str, Any] = {}
-    for name in (ADAMW, *args.rules):
+    for name in (ADAMW, ADAMW_COSINE, *args.rules):
         started = time.perf_counter()
-        trials = tune(problem, name, args)
+        trials = {} if name in args.untuned else tune(problem, name, args)
         seconds = round(time.perf_counter() - started, 1)
-        best = min(trials, key=lambda setting: trials[setting])
+        best = min(trials, key=lambda setting: trials[setting], default=Setting(name, 1.0, 0.0))
         print(f"{name}, lr {best.lr:g}")
         runs[name] = run(problem, best, "test", args)
         first, reference = ([run.losses[0] for run in runs[key]] for key in (name, ADAMW))
@@ -184,7 +186,7 @@ def parse(arguments: list[str] | None) -> Any:
     resnet.add_argument("--data-root", help="folder of all of MNIST; default: the subset in the package")
     for command in (resnet, transformer):
         command.add_argument("--out", type=Path)
-        command.add_argument("--rules", nargs="+", default=["lstm-mnist-mixture", "lstm-mnist-relu"])
+        command.add_argument("--rules", nargs="+", default=["zero-shot", "lstm-mnist-mixture"])
         command.add_argument("--steps", type=int, help=f"a multiple of {EVALUATIONS}")
         command.add_argument("--batch-size", type=int)
         command.add_argument("--num-seeds", type=int, default=3, help="reported runs of each optimizer")
@@ -212,8 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Runs the command line; what a user can mend is one line on standard error."""
     args = parse(arguments)
     try:
-        for rule in args.rules:
-            load(rule)  # what is missing shows now rather than after AdamW's runs
+        rules = {name: load(name) for name in args.rules}  # what is missing shows now
+        args.untuned = [name for name, rule in rules.items() if isinstance(rule, ZeroShot)]
         args.out.mkdir(parents=True, exist_ok=True)  # or fail now
         problem = {"resnet": resnet_problem, "transformer": transformer_problem}[args.problem](args)
         if args.quick:

@@ -10,11 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import TensorDataset
 
 from l2l_lightning import LearnedOptimizer
+from l2l_lightning.reproduce.zero_shot.peers import constant, cosine
 
-ADAMW = "adamw"
+ADAMW, ADAMW_COSINE = "adamw", "adamw-cosine"
 EVALUATIONS = 10
 """How often the held-out data is looked at in a run, beside the time before the first step."""
 EVALUATION_BATCH_SIZE = 256
@@ -36,18 +38,22 @@ class Problem(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """An optimizer, ADAMW or what LearnedOptimizer takes as `rule`, and its hyperparameters."""
+    """An optimizer, ADAMW, ADAMW_COSINE or what LearnedOptimizer takes as `rule`, and its hyperparameters."""
 
     optimizer: str
     lr: float
     weight_decay: float
 
-    def make(self, network: nn.Module) -> torch.optim.Optimizer:
-        """Makes the optimizer of a network's parameters."""
+    def make(self, network: nn.Module, steps: int) -> tuple[torch.optim.Optimizer, LambdaLR]:
+        """Makes the optimizer of a network's parameters for so many steps, and the schedule of its rate."""
         hyperparameters = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if self.optimizer == ADAMW:
-            return torch.optim.AdamW(network.parameters(), **hyperparameters)
-        return LearnedOptimizer(network.parameters(), rule=self.optimizer, **hyperparameters)
+        schedule = cosine if self.optimizer == ADAMW_COSINE else constant
+        if self.optimizer in (ADAMW, ADAMW_COSINE):
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(network.parameters(), **hyperparameters)
+        else:
+            parameters = network.named_parameters()
+            optimizer = LearnedOptimizer(parameters, self.optimizer, total_steps=steps, **hyperparameters)
+        return optimizer, LambdaLR(optimizer, lambda step: schedule(step, steps))
 
 
 @dataclass
@@ -88,7 +94,7 @@ def train(
     so that they are alike for every optimizer.
     """
     device = next(network.parameters()).device
-    optimizer = setting.make(network)
+    optimizer, schedule = setting.make(network, steps)
     run = Run(held_out=[(0, *evaluate(network, held_out))])
     for step in range(1, steps + 1):
         indices = torch.randint(len(data), (batch_size,), generator=generator)
@@ -98,6 +104,7 @@ def train(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        schedule.step()
         run.step_seconds.append(_now(device) - start)
         run.cpu_seconds.append(time.process_time() - cpu_start)
         run.losses.append(loss.item())

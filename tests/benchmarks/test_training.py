@@ -38,24 +38,26 @@ def digits(**changes):
 
 @pytest.mark.parametrize("name", ["transformer", pytest.param("resnet", marks=pytest.mark.slow)])
 def test_the_report_is_of_paired_runs(name, tmp_path):
-    compare.main([name, "--quick", "--device=cpu", f"--out={tmp_path}", "--rules", RULE, "--seed=4"])
+    rules = [RULE, "zero-shot"]
+    compare.main([name, "--quick", "--device=cpu", f"--out={tmp_path}", "--rules", *rules, "--seed=4"])
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
     document = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "curves.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
 
     def losses(split, step):
-        """Of every seed, [2 optimizers, 2 seeds]."""
+        """Of every seed, [4 optimizers, 2 seeds]."""
         found = [float(r["loss"]) for r in rows if (r["split"], r["step"]) == (split, str(step))]
-        return torch.tensor(found, dtype=torch.float64).view(2, 2)
+        return torch.tensor(found, dtype=torch.float64).view(4, 2)
 
-    assert len(rows) == 4 * (10 + 11)
+    assert len(rows) == 8 * (10 + 11)
     for split in ("train", "held_out"):
-        assert torch.equal(*losses(split, 0))
-        assert (losses(split, 1)[0] != losses(split, 1)[1]).all()
+        assert (losses(split, 0) == losses(split, 0)[0]).all()
+        assert (losses(split, 9)[1:] != losses(split, 9)[0]).all()
     assert losses("train", 0)[0, 0] != losses("train", 0)[0, 1]
     finals = losses("held_out", 10)
-    for optimizer, values, state_bytes in zip((loop.ADAMW, RULE), finals, (8, 320), strict=True):
+    names = (loop.ADAMW, loop.ADAMW_COSINE, *rules)
+    for optimizer, values, state_bytes in zip(names, finals, (8, 8, 320, 12), strict=True):
         numbers = document["optimizers"][optimizer]
         assert numbers["held_out_loss"]["mean"] == pytest.approx(float(values.mean()), rel=1e-6)
         difference = float((values - finals[0]).mean())
@@ -63,6 +65,9 @@ def test_the_report_is_of_paired_runs(name, tmp_path):
         assert numbers["state_bytes"] / document["parameters"] == pytest.approx(state_bytes, abs=0.1)
         assert min(numbers["seconds_per_step"], numbers["cpu_seconds_per_step"]) > 0
         trials = numbers["tuning"]["trials"]
+        if optimizer == "zero-shot":
+            assert (trials, numbers["setting"]["lr"]) == ([], 1.0)
+            continue
         assert min(trials, key=lambda trial: trial["validation_loss"])["lr"] == numbers["setting"]["lr"]
         assert len(trials) == 2
     assert {"commit", "device", "versions", "data", "threads"} <= set(document)
@@ -114,7 +119,7 @@ def test_what_diverges_everywhere_or_is_not_paired_is_refused(monkeypatch):
 
     monkeypatch.setattr(compare, "run", run)
     with pytest.raises(RuntimeError, match=f"{RULE} and adamw are not paired"):
-        compare.compare(None, SimpleNamespace(rules=[RULE], quick=True))
+        compare.compare(None, SimpleNamespace(rules=[RULE], untuned=[], quick=True))
 
 
 def test_a_narrow_resnet_is_torchvisions_with_narrow_stages():
