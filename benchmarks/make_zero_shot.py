@@ -1,17 +1,20 @@
-"""Makes the rules "zero-shot" and "zero-shot-free", with their cards, from runs of the preset `zero_shot`.
+"""Makes the rules "zero-shot", "zero-shot-free" and "zero-shot-elementwise", with their cards, from runs.
 
     python -m l2l_lightning fit --config zero_shot --seed_everything 0        # and other seeds
+    python -m l2l_lightning fit --config zero_shot --model.rule.init_args.orthogonal false
     python benchmarks/make_zero_shot.py RUN_FOLDER ...
 
 Of several runs the one whose best validation is best is taken, on small problems that no rollout was of, and
-on which nothing is reported. "zero-shot-free" has the same φ, and goes without T.
+on which nothing is reported. "zero-shot-free" has the φ of "zero-shot", and goes without T;
+"zero-shot-elementwise" is of the runs without orthogonalisation.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from make_pretrained import measure, unmoved
@@ -71,10 +74,34 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="run folders")
     parser.add_argument("--out", type=Path, default=Path("zero_shot_card"), help="where searches are kept")
     args = parser.parse_args()
-    scores = {folder: best_checkpoint(folder) for folder in args.runs}
-    score, path = min(scores.values())
-    model, checkpoint = MetaLearner.from_checkpoint(path), checkpoints.read(path)
-    assert isinstance(model.rule, ZeroShot)
+    runs = [Run.of(folder) for folder in args.runs]
+    peers = baselines(args.out)
+    for names, orthogonal in ((("zero-shot", "zero-shot-free"), True), (("zero-shot-elementwise",), False)):
+        if alike := [run for run in runs if run.rule.orthogonal == orthogonal]:
+            for name in names:
+                save(name, alike, peers)
+
+
+class Run(NamedTuple):
+    """A run of the preset at its best validation."""
+
+    score: float
+    path: Path
+    rule: ZeroShot
+
+    @classmethod
+    def of(cls, folder: Path) -> Run:
+        """Reads a run's folder."""
+        score, path = best_checkpoint(folder)
+        rule = MetaLearner.from_checkpoint(path).rule
+        assert isinstance(rule, ZeroShot)
+        return cls(score, path, rule)
+
+
+def save(name: str, runs: Sequence[Run], peers: dict[str, Any]) -> None:
+    """Writes weights and card of the best of several runs of one rule into the package."""
+    best = min(runs)
+    model, checkpoint = MetaLearner.from_checkpoint(best.path), checkpoints.read(best.path)
     section = checkpoint["l2l_lightning"]
     training = {
         "preset": "zero_shot",
@@ -84,33 +111,31 @@ def main() -> None:
         "data": "small problems; of images the training parts of digits and of the embedded MNIST subset",
         "meta_steps": section["meta_steps"],
         "best_meta_step": checkpoint["global_step"],
-        "log_held_out_loss": score,
-        "log_held_out_loss_of_all_seeds": sorted(found for found, _ in scores.values()),
+        "log_held_out_loss": best.score,
+        "log_held_out_loss_of_all_seeds": sorted(run.score for run in runs),
         "seconds": None,
         "commit": commit(),
         "device": device_name(torch.device("cpu")),
         "versions": versions(),
         "start_from": None,
     }
-    peers = baselines(args.out)
+    free = name == "zero-shot-free"
+    if free:
+        training["note"] = "trained as zero-shot, where T was known; its φ was not fitted anew"
+    rule = ZeroShot(orthogonal=best.rule.orthogonal, horizon_free=free)
+    rule.load_state_dict(best.rule.state_dict())
+    card = {
+        "rule": {"class": "ZeroShot", **rule.config()},
+        "meta_training": training,
+        "headline": headline(rule, peers),
+        "repeatable": measure(rule, MNISTMLP()),
+        "known_failures": [unmoved()],
+        "generalisation": [],
+        "measured_at": commit(),
+    }
     package = Path(pretrained.__file__).parent
-    for name, free in (("zero-shot", False), ("zero-shot-free", True)):
-        rule = ZeroShot(orthogonal=model.rule.orthogonal, horizon_free=free)
-        rule.load_state_dict(model.rule.state_dict())
-        card = {
-            "rule": {"class": "ZeroShot", **rule.config()},
-            "meta_training": training
-            | (
-                {"note": "trained as zero-shot, where T was known; its φ was not fitted anew"} if free else {}
-            ),
-            "headline": headline(rule, peers),
-            "repeatable": measure(rule, MNISTMLP()),
-            "known_failures": [unmoved()],
-            "generalisation": [],
-            "measured_at": commit(),
-        }
-        pretrained.save(rule, package / f"{name}.safetensors")
-        write_json(package / f"{name}.json", card)
+    pretrained.save(rule, package / f"{name}.safetensors")
+    write_json(package / f"{name}.json", card)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from l2l_lightning.comparison.baselines import Alternative
 from l2l_lightning.errors import ReproductionError
 from l2l_lightning.optim import LearnedOptimizer
 from l2l_lightning.pretrained import load
-from l2l_lightning.rules import Rule, ZeroShot
+from l2l_lightning.rules import Rule
 
 
 class Stepper(Protocol):
@@ -193,13 +193,6 @@ def learned(rule: Callable[[], Rule], ours: bool = False) -> Peer:
     return Peer(make, rule=rule, ours=ours)
 
 
-def _not_orthogonal() -> Rule:
-    """The rule "zero-shot" with its φ, of which matrices are moved as they are."""
-    rule, trained = ZeroShot(orthogonal=False), load("zero-shot")
-    rule.load_state_dict(trained.state_dict())
-    return rule
-
-
 def _betas(*pairs: tuple[float, float]) -> tuple[Alternative, ...]:
     return tuple(Alternative({"beta1": beta1, "beta2": beta2}) for beta1, beta2 in pairs)
 
@@ -223,7 +216,7 @@ PEERS: dict[str, Peer] = {
     "lstm-mnist-mixture": learned(partial(load, "lstm-mnist-mixture")),
     "zero-shot": learned(partial(load, "zero-shot"), ours=True),
     "zero-shot-free": learned(partial(load, "zero-shot-free"), ours=True),
-    "zero-shot, not orthogonal": learned(_not_orthogonal, ours=True),
+    "zero-shot-elementwise": learned(partial(load, "zero-shot-elementwise"), ours=True),
 }
 """Every optimizer by name."""
 
