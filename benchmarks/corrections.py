@@ -1,7 +1,8 @@
 """What an LSTM on top of "zero-shot" gains, where it was trained and elsewhere, as ratios of held-out losses.
 
+    python benchmarks/corrections.py corrected-direction corrected-step-size [--json FILE]
     python -m l2l_lightning fit --config corrected_direction
-    python benchmarks/corrections.py runs/corrected_direction/TIME/checkpoints/best-2090.ckpt [--json FILE]
+    python benchmarks/corrections.py runs/corrected_direction/TIME/checkpoints/last.ckpt
 
 In distribution: small problems that neither meta-training nor validation has drawn, at three horizons. Out of
 it: the problems of `reproduce zero-shot` of up to so many steps, on its seeds. Every ratio is of the same θ0
@@ -36,6 +37,11 @@ HORIZONS = (100, 300, 1000)
 BASE = "zero-shot"
 
 
+def rule_of(name: str) -> Rule:
+    """Returns a rule of the package, a file's or a checkpoint's."""
+    return MetaLearner.from_checkpoint(name).rule if name.endswith(".ckpt") else pretrained.load(name)
+
+
 def in_distribution(rule: Rule, seeds: int, optimizees: int) -> dict[str, torch.Tensor]:
     """Returns the log held-out losses [optimizees] of every small problem and horizon."""
     found = {}
@@ -65,14 +71,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoints", nargs="+", type=Path, help="of runs of a corrected rule")
+    parser.add_argument(
+        "rules", nargs="+", help="corrected rules: the package's, files, or checkpoints of runs"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="small problems of each family")
     parser.add_argument("--optimizees", type=int, default=4, help="of each small problem")
     parser.add_argument("--max-steps", type=int, default=600, help="of the suite's problems")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rules = {BASE: pretrained.load(BASE)}
-    rules |= {str(path): MetaLearner.from_checkpoint(path).rule for path in options.checkpoints}
+    rules = {name: rule_of(name) for name in (BASE, *options.rules)}
     names = [name for name in PROBLEMS if make_problem(name).steps <= options.max_steps]
     print_row = start_table(["rule".ljust(40), "where".ljust(20), "ratio".ljust(24), "ahead".ljust(10)])
     base: dict[str, dict[str, torch.Tensor]] = {}
@@ -87,9 +94,9 @@ def main() -> None:
             for where, losses in found.items() if name != BASE else ():
                 logs = {problem: logs - base[where][problem] for problem, logs in losses.items()}
                 ratio, ahead = Ratio.of(list(logs.values())), sum(bool(x.mean() < 0) for x in logs.values())
-                print_row([type(rule).__name__, where, str(ratio), f"{ahead} of {len(logs)}"])
+                print_row([name, where, str(ratio), f"{ahead} of {len(logs)}"])
                 by_problem = {problem: float(x.mean().exp()) for problem, x in logs.items()}
-                row = {"rule": type(rule).__name__, "config": rule.config(), "where": where}
+                row = {"rule": name, "config": rule.config(), "where": where}
                 rows.append(row | ratio.as_json() | {"ahead": ahead, "by_problem": by_problem})
     write_json(options.json, {"origin": origin("cpu"), "base": BASE, "rows": rows})
 
