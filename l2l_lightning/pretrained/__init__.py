@@ -24,7 +24,15 @@ from safetensors.torch import save as as_safetensors
 from l2l_lightning.class_paths import class_config, from_class_config, is_dotted_path, without_backend
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.files import write_atomically
-from l2l_lightning.rules import CoordinatewiseLSTM, Grouped, RNNprop, Rule, ZeroShot
+from l2l_lightning.rules import (
+    CoordinatewiseLSTM,
+    CorrectedDirection,
+    CorrectedStepSize,
+    Grouped,
+    RNNprop,
+    Rule,
+    ZeroShot,
+)
 from l2l_lightning.trust import foreign_references
 
 FORMAT = "l2l_lightning rule, version 2"
@@ -34,7 +42,8 @@ FORMAT_WITHOUT_DIGEST = "l2l_lightning rule, version 1"
 """An older version of this program wrote this format, which is read with a warning."""
 
 RULES: dict[str, type[Rule]] = {
-    rule.__name__: rule for rule in (CoordinatewiseLSTM, Grouped, RNNprop, ZeroShot)
+    rule.__name__: rule
+    for rule in (CoordinatewiseLSTM, CorrectedDirection, CorrectedStepSize, Grouped, RNNprop, ZeroShot)
 }
 """The package's own rules, which a file names in short: a name in it is looked up here, and not imported."""
 

@@ -243,8 +243,7 @@ class Rollout(CarriedRollout):
         inputs = grads[:-1]
         if part.rule.features is not None:
             inputs = workspace.empty("inputs", (T, part.rule.features.width, n), grads)
-        finished = 0 if part.rule.coordinatewise else T
-        given = workspace.empty("given", (finished, n), grads)
+        given = grads[:0] if part.rule.coordinatewise else workspace.empty("given", (T, n), grads)
         return _Record(grads, inputs, given, self._history(part, T, workspace))
 
     def _history(self, part: Part, T: int, workspace: Workspace) -> History:

@@ -20,6 +20,8 @@ TINY_TASKS = {
     "mnist_relu": ["--model.task.batch_size=4"],
     "deepmind_code_mnist": ["--model.task.batch_size=4"],
     "zero_shot": ["--model.task.families=[linear]"],
+    "corrected_direction": ["--model.task.families=[linear]"],
+    "corrected_step_size": ["--model.task.families=[linear]"],
 }
 
 
