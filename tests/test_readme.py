@@ -144,12 +144,23 @@ def optimizer_steps(document):
 
 
 def two_processes(document):
-    for problem, name in (("mnist", "MNIST"), ("quadratic", "quadratics")):
+    names = {"mnist": "MNIST", "quadratic": "quadratics", "zero-shot": "`zero-shot`"}
+    for problem, name in names.items():
         rows = {row["name"]: row for row in document["rows"] if row["problem"] == problem}
         rates = [f"{rows[key]['meta_steps_per_s']:.3g}" for key in ("one", "one, all tasks", "ddp")]
         scaling = [f"{document['scaling'][problem][key]:.2f}" for key in ("weak", "strong")]
         communication = f"{100 * rows['ddp']['communication']:.1f}%"
-        yield [f"{name}, k = {rows['ddp']['num_tasks']}", *rates, *scaling, communication]
+        pairs = " antithetic pairs" if problem == "zero-shot" else ""
+        yield [f"{name}, k = {rows['ddp']['num_tasks']}{pairs}", *rates, *scaling, communication]
+
+
+def zero_shot_steps(document):
+    sizes = ("ResNet-18 of a quarter of the width", "10⁶ in four matrices", "10⁷ in four matrices")
+    plain = "ZeroShot(orthogonal=False)"
+    names = (plain, plain.replace(")", ", compact=True)"), "ZeroShot", "AdamW, foreach", "AdamW, fused")
+    for size, rows in zip(sizes, document["in_turns"].values(), strict=True):
+        cells = (f"{rows[name]['ms']:,.2f} ({rows[name]['ratio']:,.2f})" for name in names)
+        yield [size, document["threads"], *cells]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +169,9 @@ def two_processes(document):
         ("meta_step_cpu", meta_steps, 4),
         ("large_optimizees_cpu", large_optimizees, 6),
         ("optimizer_step_cpu", optimizer_steps, 5),
-        ("devices_cpu", two_processes, 2),
+        ("devices_cpu", two_processes, 3),
+        ("zero_shot_step_cpu", zero_shot_steps, 3),
+        ("zero_shot_step_cpu_1_thread", zero_shot_steps, 3),
     ],
 )
 def test_the_readmes_tables_are_the_committed_results(file, table, count):
