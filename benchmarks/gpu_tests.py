@@ -60,6 +60,8 @@ class Share:
         if report.when == "call" or report.outcome != "passed":
             why = {} if report.passed else {"why": str(report.longrepr)[-2000:]}
             self.write(test=report.nodeid, outcome=report.outcome, seconds=report.duration, **why)
+            if report.failed:  # now: the limit may pass
+                print(f"failed: {report.nodeid}\n{why['why']}", file=sys.stderr, flush=True)
 
 
 def run_share(index: int, count: int, output: Path) -> None:
@@ -98,6 +100,8 @@ def main() -> None:
             subprocess.Popen(
                 [*command, "--share", str(index), "--output", str(output)],
                 cwd=TESTS.parent,
+                # One thread each: they share the cores, and their references are computed on them.
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.DEVNULL,  # what it prints is in the records
             )
             for index, output in enumerate(outputs)
@@ -121,7 +125,7 @@ def main() -> None:
         if record["outcome"] != "passed" and record["test"].endswith(".py"):  # a file that was not collected
             print(f"{record['outcome']}: {record['test']}: {record['why']}")
         elif record["outcome"] not in ("passed", "skipped"):
-            print(f"{record['outcome']}: {record['test']}\n{record.get('why', '')}")
+            print(f"{record['outcome']}: {record['test']}")
     print(f"{dict(counts)} in {time.monotonic() - start:.0f} s; exit statuses {statuses}")
     document = {
         "origin": origin("cuda" if torch.cuda.is_available() else "cpu"),

@@ -18,6 +18,7 @@ import math
 import multiprocessing
 import os
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import Any, NamedTuple
 
 import torch
 from l2l_kernels import LSTMSpec, backends, reference
+from l2l_kernels.triton.configs import ALTERNATIVES, Config
 from measuring import origin, start_table, time_ms, write_json
 from torch import Tensor
 
@@ -32,7 +34,8 @@ SPEC = LSTMSpec(num_layers=2, hidden_size=20)
 CHECKED = 1024
 """Coordinates at each end that are compared with the reference."""
 COMPILED_ON = 4096
-"""Coordinates that a configuration is compiled on: what divides them by 16 decides which code is compiled."""
+"""About so many coordinates are what a configuration is compiled on; whether 16 divides their number decides
+which code is compiled, so that they leave the remainder of the number that is timed."""
 
 # Of the largest element; the state's own is one unit of its storage. Three TF32 products are float32 to
 # within accumulation order; one has operands of 11 bits, bf16 of 8, and a window's steps multiply the error.
@@ -46,10 +49,6 @@ COPY_SHARE_TARGET, COPY_SHARE_FROM = 0.8, 2**22
 BPTT_TARGET_MS, BPTT_TARGET_DEVICE = 400.0, "H100"
 """The most milliseconds per 10^9 coordinate-steps that a window's backward is to take, in tf32."""
 
-STEP_SWEEP = [(32, 4), (64, 4), (64, 8), (128, 4), (128, 8), (256, 8)]
-BPTT_SWEEP = [(16, 2), (16, 4), (16, 8), (32, 4), (32, 8), (64, 8)]
-"""(block, warps) pairs that a sweep times."""
-
 
 class Case(NamedTuple):
     """One configuration of one kernel."""
@@ -61,8 +60,8 @@ class Case(NamedTuple):
     state_dtype: str
     precision: str
     """One of the Triton kernels' precisions, or "float32" for a backend that has no other."""
-    config: tuple[int, int] | None = None
-    """(block, warps); None is the table's own."""
+    config: Config | None = None
+    """None is the table's own."""
 
 
 def matrix_flops(inputs: int, H: int) -> int:
@@ -148,9 +147,9 @@ def error(actual: Tensor, expected: Tensor) -> float:
 
 @contextmanager
 def configured(case: Case, launched: dict[str, Any]) -> Iterator[None]:
-    """Sets the Triton kernels' precision and, in a sweep, block and warps, whatever the device's own are.
+    """Sets the Triton kernels' precision and, in a sweep, their configuration, whatever the device's own is.
 
-    The block and warps that the kernel is launched with are written to `launched`.
+    What the kernel is launched with is written to `launched`.
     """
     if case.precision == "float32":
         yield
@@ -161,10 +160,11 @@ def configured(case: Case, launched: dict[str, Any]) -> Iterator[None]:
     table, precision = getattr(configs, name), getattr(configs.precisions, case.kernel)
 
     def config(*arguments: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        constants, options = table(*arguments)
-        if case.config is not None:
-            constants["BLOCK"], options["num_warps"] = case.config
+        constants, options = table(*arguments, config=case.config)
         launched.update(block=constants["BLOCK"], num_warps=options["num_warps"])
+        launched["max_registers"] = options.get("maxnreg")
+        launched["lanes"] = case.kernel == "step" and "HP" not in constants
+        launched["launches"] = 1 if constants.get("GATES", "all") == "all" else 2
         return constants, options
 
     setattr(configs, name, config)
@@ -177,21 +177,21 @@ def configured(case: Case, launched: dict[str, Any]) -> Iterator[None]:
 
 
 def describe(case: Case) -> dict[str, Any]:
-    """The beginning of a case's row: what it is; block and warps where they are not the table's."""
+    """The beginning of a case's row: what it is, and its configuration where that is not the table's."""
     row: dict[str, Any] = case._asdict()
-    row["block"], row["num_warps"] = row.pop("config") or (None, None)
-    return row
+    config = row.pop("config")
+    return row | (dict.fromkeys(Config._fields) if config is None else config._asdict())
 
 
 def compile_case(case: Case, device: str) -> str | None:
     """Leaves a case's compiled kernels in Triton's cache on disk; why not, if it cannot."""
     try:
-        problem = Problem(case.kernel, COMPILED_ON, case.T, case.state_dtype, device)
+        problem = Problem(case.kernel, case.N, case.T, case.state_dtype, device)
         with configured(case, {}):
             problem.run(backends.load("triton"))
         torch.cuda.synchronize()
     except Exception as failure:  # returned, not raised: some of Triton's exceptions cannot be pickled
-        return first_line(failure)
+        return cause(failure)
     return None
 
 
@@ -200,7 +200,7 @@ def compile_all(cases: list[Case], device: str, limit_s: float) -> dict[Case, st
 
     A backward takes seconds to compile, and one that spills can take a minute.
     """
-    smallest = {case: case._replace(N=COMPILED_ON) for case in cases}
+    smallest = {case: case._replace(N=COMPILED_ON + case.N % 16) for case in cases}
     failures = {}
     deadline = time.monotonic() + limit_s
     processes = min(len(os.sched_getaffinity(0)), len(set(smallest.values())))
@@ -216,9 +216,14 @@ def compile_all(cases: list[Case], device: str, limit_s: float) -> dict[Case, st
     return {case: failures[small] for case, small in smallest.items() if small in failures}
 
 
-def first_line(failure: Exception) -> str:
-    """An exception's type and the first line of its message."""
-    return f"{type(failure).__name__}: {(str(failure).splitlines() or [''])[0]}"
+def cause(failure: Exception) -> str:
+    """Prints an exception with its traceback; returns its type and the last line of its message.
+
+    Triton's compilers say first where and last why.
+    """
+    traceback.print_exception(failure)
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    return f"{type(failure).__name__}: {lines[-1] if lines else ''}"
 
 
 def measure(case: Case, problem: Problem, backend: backends.Backend, device: str, bounds: dict) -> dict:
@@ -240,7 +245,7 @@ def measure(case: Case, problem: Problem, backend: backends.Backend, device: str
                 return row
             row |= time_ms(lambda: problem.run(backend), device)
     except Exception as failure:  # out of registers, shared memory or memory: the other cases still report
-        return row | launched | {"agrees": False, "failure": first_line(failure)}
+        return row | launched | {"agrees": False, "failure": cause(failure)}
     bytes_, flops = work(case)
     rates = bounds["tflops"]
     matrix_rate = rates.get(MATRIX_RATE[case.precision]) or rates["float32"]  # Triton's interpreter: float32
@@ -298,12 +303,13 @@ def cases(args: argparse.Namespace, precisions: list[str]) -> list[Case]:
         cheaper = {"step": ["tf32x3", "tf32"], "bptt": ["tf32", "bf16"]}
         return [
             Case(kernel, N, T, "float32", precision, config)
-            for kernel, N, T, sweep in (
-                ("step", args.step_sizes[-1], 1, STEP_SWEEP),
-                ("bptt", args.bptt_sizes[-1], args.unroll, BPTT_SWEEP),
+            for kernel, N, T in (
+                ("step", args.step_sizes[-1], 1),
+                ("bptt", args.bptt_sizes[-1], args.unroll),
             )
             for precision in cheaper[kernel]
-            for config in sweep
+            for config in ALTERNATIVES[kernel]
+            if precision == cheaper[kernel][0] or not config.lanes  # which are float32 in any precision
         ]
     return [
         Case(kernel, N, T, dtype, precision)
@@ -314,20 +320,28 @@ def cases(args: argparse.Namespace, precisions: list[str]) -> list[Case]:
     ]
 
 
-COLUMNS = ["kernel", "log2 N", "T", "state", "precision", "block", "warps", "error", "ms", "ms/1e9"]
+COLUMNS = ["kernel", "N", "T", "state", "precision", "block", "warps", "other", "error", "ms", "ms/1e9"]
 COLUMNS += ["B/step", "FLOP/step", "copy %", "matrix %", "target"]
+
+
+def other_settings(row: dict) -> str:
+    """A configuration's settings besides block and warps."""
+    registers = f"maxnreg {row['max_registers']}" if row.get("max_registers") else ""
+    launches = f"{row['launches']} launches" if (row.get("launches") or 1) > 1 else ""
+    return ", ".join(filter(None, (registers, "lanes" if row.get("lanes") else "", launches)))
 
 
 def cells(row: dict) -> list[str]:
     """A row as it is printed; no figures where the results are wrong."""
     shape = [
         row["kernel"],
-        f"{math.log2(row['N']):.3g}",
+        row["N"],
         row["T"],
         row["state_dtype"],
         row["precision"],
         row["block"] or "-",
         row["num_warps"] or "-",
+        other_settings(row) or "-",
     ]
     if "ms" not in row:
         why = row.get("failure") or "disagrees with the reference: no throughput"
@@ -353,7 +367,7 @@ def main() -> None:
     parser.add_argument("--step-sizes", type=int, nargs="+", help="N; a sweep takes the last")
     parser.add_argument("--bptt-sizes", type=int, nargs="+", help="N; a sweep takes the last")
     parser.add_argument("--unroll", type=int, default=20, help="T of bptt")
-    parser.add_argument("--sweep", action="store_true", help="time other (block, warps) than the table's")
+    parser.add_argument("--sweep", action="store_true", help="time other configurations than the table's")
     parser.add_argument("--compile-s", type=float, default=60, help="limit for compiling, in parallel")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -363,13 +377,14 @@ def main() -> None:
     if args.sweep and backend != "triton":
         parser.error(f"--sweep is for the triton backend; {backend!r} has no table of blocks and warps")
     if args.sweep:
-        step_exponents, bptt_exponents = (20,), (18,)
+        step_sizes, bptt_sizes = [2**22], [2**18]
     else:
-        step_exponents, bptt_exponents = range(14, 25, 2), range(14, 21, 2)
+        # Networks are seldom a multiple of 16 large, which is compiled to narrower accesses.
+        step_sizes, bptt_sizes = [2**18, 2**22, 2**22 + 2, 2**24], [2**16, 2**18, 2**18 + 2, 2**20]
     if not on_gpu:
-        step_exponents = bptt_exponents = (12,)
-    args.step_sizes = args.step_sizes or [2**exponent for exponent in step_exponents]
-    args.bptt_sizes = args.bptt_sizes or [2**exponent for exponent in bptt_exponents]
+        step_sizes = bptt_sizes = [2**12, 2**12 + 2]
+    args.step_sizes = args.step_sizes or step_sizes
+    args.bptt_sizes = args.bptt_sizes or bptt_sizes
 
     todo = cases(args, precisions)
     failures = compile_all(todo, args.device, args.compile_s) if on_gpu else {}

@@ -21,7 +21,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from measuring import origin, start_table, write_json
@@ -33,6 +33,9 @@ PROGRAMS = Path(__file__).with_name("peers")
 TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
 """Largest relative difference of the first meta-loss and meta-gradient: on the CPU float32 sums in other
 orders; on a GPU also matrix products that round their operands to TF32's 11 bits."""
+
+LIMIT_S = 3600.0
+"""The most seconds of one program, unless told otherwise."""
 
 TARGETS = {"cpu": {"plain": 4.0, "jax": 2.0}, "cuda": {"plain": 20.0, "jax": 3.0}}
 """The least ratios that are asked for, by device."""
@@ -49,45 +52,44 @@ class Program(NamedTuple):
 
 
 def programs(device: str, jax_python: str | None) -> list[Program]:
-    """Ours first, then its peers."""
+    """Ours first, then its peers, those that are asked about first: time may run out."""
     ours = Program("ours", sys.executable, "ours.py")
-    unrolled = [
-        Program("plain", sys.executable, "plain_unroll.py"),
-        Program("autograd", sys.executable, "autograd_unroll.py"),
-    ]
+    plain = Program("plain", sys.executable, "plain_unroll.py")
+    # Without preallocation its peak is what it uses.
+    environment = (("JAX_PLATFORMS", device), ("XLA_PYTHON_CLIENT_PREALLOCATE", "false"))
+    jax = Program("jax", jax_python or "", "jax_scan.py", (), environment)
     if device == "cpu":
-        found = [ours]
-        jax_precisions = {"jax": ()}
+        peers = [jax, plain, Program("autograd", sys.executable, "autograd_unroll.py")]
     else:
-        found = [ours, ours._replace(name="ours_eager", arguments=("--no-cuda-graphs",))]
-        # On a GPU JAX multiplies float32 in TF32, which may differ by more than the tolerance.
-        jax_precisions = {"jax": (), "jax_float32": (("JAX_DEFAULT_MATMUL_PRECISION", "highest"),)}
-    if jax_python:
-        # Without preallocation its peak is what it uses.
-        common = (("JAX_PLATFORMS", device), ("XLA_PYTHON_CLIENT_PREALLOCATE", "false"))
-        for name, precision in jax_precisions.items():
-            found.append(Program(name, jax_python, "jax_scan.py", (), common + precision))
-    return [*found, *unrolled]
+        # On a GPU JAX multiplies float32 in TF32 unless told, which may differ by more than the tolerance.
+        exact = (*environment, ("JAX_DEFAULT_MATMUL_PRECISION", "highest"))
+        eager = ours._replace(name="ours_eager", arguments=("--no-cuda-graphs",))
+        peers = [plain, jax._replace(name="jax_float32", environment=exact), eager]
+    return [ours, *(peer for peer in peers if jax_python or peer.script != jax.script)]
 
 
-def measure(program: Program, problem: Path, device: str, threads: int) -> dict:
+def measure(program: Program, problem: Path, device: str, threads: int, limit_s: float) -> dict:
     """A program on the first `threads` cores that this process may use: its report, loss and gradient."""
     cores = sorted(os.sched_getaffinity(0))[:threads]
     output = problem.with_name(f"{program.name}.npz")
     command = [program.python, str(PROGRAMS / program.script), "--problem", str(problem)]
-    result = subprocess.run(
-        [*command, "--output", str(output), "--device", device, *program.arguments],
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": str(threads),
-            "MKL_NUM_THREADS": str(threads),
-            **dict(program.environment),
-        },
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),  # limits XLA's thread pool, too
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            [*command, "--output", str(output), "--device", device, *program.arguments],
+            env={
+                **os.environ,
+                "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),
+                **dict(program.environment),
+            },
+            preexec_fn=lambda: os.sched_setaffinity(0, cores),  # limits XLA's thread pool, too
+            stdout=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=limit_s,
+        )
+    except subprocess.TimeoutExpired:
+        return {"failure": f"more than --limit-s {limit_s:g}"}
     if result.returncode != 0:
         return {"failure": f"exit status {result.returncode}"}
     with np.load(output) as first:
@@ -133,7 +135,7 @@ def meta_step_ns(num_tasks: int, unroll: int, threads: int) -> float:
     with tempfile.TemporaryDirectory() as directory:
         problem = Path(directory) / "problem.npz"
         make_problem(problem, unroll, num_tasks, reps=5 if num_tasks * unroll <= 500 else 3)
-        report = measure(ours, problem, "cpu", threads)
+        report = measure(ours, problem, "cpu", threads, LIMIT_S)
     return 1e6 * report["ms"] / (N * num_tasks * unroll)
 
 
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--num-tasks", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=number_of_threads, nargs="+", help='numbers, or "all"')
     parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="the most seconds of one program")
     parser.add_argument("--jax-python", default=sys.executable, help="an interpreter that has jax")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, help="default: on the CPU")
     parser.add_argument("--json", type=Path)
@@ -180,20 +183,24 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as directory:
                     problem = Path(directory) / "problem.npz"
                     make_problem(problem, unroll, num_tasks, args.reps)
-                    reports = {p.name: measure(p, problem, args.device, threads) for p in measured}
-                document["origin"]["jax"] = reports.get("jax", {}).get("version")
-                row = {"threads": threads, "unroll": unroll, "num_tasks": num_tasks}
-                row |= compare(reports, args.device)
-                rows.append(row)
+                    reports: dict[str, dict] = {}
+                    row: dict[str, Any] = {"threads": threads, "unroll": unroll, "num_tasks": num_tasks}
+                    rows.append(row)
+                    for program in measured:
+                        report = measure(program, problem, args.device, threads, args.limit_s)
+                        reports[program.name] = report
+                        if program.script == "jax_scan.py":
+                            document["origin"]["jax"] = report.get("version")
+                        row |= compare(reports, args.device)
+                        write_json(args.json, document)  # what comes next may be cut short
                 cells = [threads, unroll, num_tasks, row["ms"].get("ours", "-")]
                 cells += [row["ratio"].get(name, "-") for name in names[1:]]
                 cells += [", ".join(str(row[kind].get(name, "-")) for name in names) for kind in kinds]
                 print_row(cells)
                 for name, failure in row["failures"].items():
-                    print(f"{name} failed: {failure}")
+                    print(f"{name} failed: {failure}", flush=True)
                 for name in row["disagreement"].keys() - row["ratio"].keys():
-                    print(f"{name} disagrees by {row['disagreement'][name]}: no ratio")
-                write_json(args.json, document)
+                    print(f"{name} disagrees by {row['disagreement'][name]}: no ratio", flush=True)
     if args.scaling:
         document["scaling"] = measure_scaling(all_threads, partial(meta_step_ns, threads=all_threads))
         write_json(args.json, document)

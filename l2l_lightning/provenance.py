@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -12,11 +13,14 @@ from pathlib import Path
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
+COMMIT_VARIABLE = "L2L_COMMIT"
 
 
 @functools.cache
 def commit() -> str:
     """The git hash of the checkout that this package runs from ("…-dirty" if changed), else its version.
+
+    The variable L2L_COMMIT, where it is set, names it: for a copy without git.
 
     Example:
         >>> len(commit()) > 0
@@ -28,6 +32,8 @@ def commit() -> str:
         done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=30)
         return done.stdout.strip()
 
+    if named := os.environ.get(COMMIT_VARIABLE):
+        return named
     try:
         # An installed copy may lie inside somebody else's repository, whose hash would say nothing about it.
         git("ls-files", "--error-unmatch", "__init__.py")
@@ -37,9 +43,19 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that can change a number: this package, torch, numpy and Python."""
-    packages = {name: metadata.version(name) for name in ("l2l-lightning", "torch", "numpy")}
+    """The versions that can change a number: this package, torch, numpy and Python.
+
+    A package that is imported from a folder, and was never installed, is "not installed".
+    """
+    packages = {name: _version(name) for name in ("l2l-lightning", "torch", "numpy")}
     return packages | {"python": platform.python_version()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def device_name(device: torch.device | str) -> str:

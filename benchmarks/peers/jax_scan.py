@@ -100,7 +100,7 @@ def jitted(phi, adam, theta, state, images, labels, indices):
 
 def prepare(problem, options):
     platform = jax.default_backend()  # chosen by JAX_PLATFORMS
-    assert platform == ("cpu" if options.device == "cpu" else "gpu"), f"JAX runs on {platform}"
+    assert platform in {"cpu": ["cpu"], "cuda": ["gpu", "cuda"]}[options.device], f"JAX runs on {platform}"
     step = jax.jit(jitted, donate_argnums=(0, 1, 2, 3))
     phi, theta, images = (jnp.asarray(problem[name]) for name in ("phi", "theta", "images"))
     labels = jnp.asarray(problem["labels"], jnp.int32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol, cast
@@ -15,6 +16,8 @@ from l2l_kernels.spec import LSTMSpec, SizeHead
 
 BACKENDS = ("triton", "cpu", "reference")
 BACKEND_VARIABLE = "L2L_KERNELS_BACKEND"
+LEAST_CAPABILITY = (8, 0)
+"""Of NVIDIA's devices: those before have no matrix products in TF32, and too little shared memory."""
 
 
 class BackendUnavailableError(RuntimeError):
@@ -39,15 +42,16 @@ class Backend(Protocol):
 def choose(device: torch.device, backend: str | None = None) -> str:
     """Returns the name of the backend for tensors on a device.
 
-    The argument wins over the variable L2L_KERNELS_BACKEND, which wins over the device's own:
-    "triton" on CUDA and ROCm, "cpu" on the CPU, "reference" elsewhere.
+    The argument wins over the variable L2L_KERNELS_BACKEND, which wins over the device's own: "triton" on
+    CUDA and ROCm, "cpu" on the CPU, "reference" elsewhere, and, with a warning, on a GPU that the Triton
+    kernels cannot use.
 
     Raises:
         BackendUnavailableError: The name is unknown, or the backend asked for cannot run on the device.
     """
     name = backend or os.environ.get(BACKEND_VARIABLE)
     if not name:
-        return {"cuda": "triton", "cpu": "cpu"}.get(device.type, "reference")
+        return _own(device)
     if name not in BACKENDS:
         raise BackendUnavailableError(
             f"unknown kernel backend {name!r}: choose one of {', '.join(BACKENDS)} "
@@ -56,6 +60,20 @@ def choose(device: torch.device, backend: str | None = None) -> str:
     reason = why_not(name, device)
     if reason:
         raise BackendUnavailableError(f"kernel backend {name!r} cannot run on {device}: {reason}")
+    return name
+
+
+@cache
+def _own(device: torch.device) -> str:
+    """Returns the backend of a device where none is asked for; warns once of what its kind would have."""
+    name = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "reference")
+    if name == "triton" and (reason := why_not(name, device)):
+        warnings.warn(
+            f"the Triton kernels cannot run on {device} ({reason}): the readable reference does, slower. "
+            f"{BACKEND_VARIABLE}=reference says so beforehand",
+            stacklevel=3,
+        )
+        return "reference"
     return name
 
 
@@ -70,6 +88,11 @@ def why_not(name: str, device: torch.device) -> str | None:
             return "triton is not installed"
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return "it needs a CUDA or ROCm device (or TRITON_INTERPRET=1, for tests)"
+        if device.type == "cuda" and torch.version.hip is None:
+            capability = torch.cuda.get_device_capability(device)
+            if capability < LEAST_CAPABILITY:
+                needed, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+                return f"it needs compute capability {needed}, which is {found} here"
     return None
 
 

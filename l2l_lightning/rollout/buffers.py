@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from l2l_lightning.rollout.cuda_graphs import GraphCache, Recorder
+from l2l_lightning.rollout.cuda_graphs import CAPACITY, GraphCache, Recorder
 
 
 class Workspace:
@@ -19,15 +19,17 @@ class Workspace:
 
     Args:
         recorder: The recorder of graphs; None is torch.cuda's.
+        num_tasks: Graphs are kept for so many tasks, such as the members of a mixture.
     """
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
+    def __init__(self, recorder: Recorder | None = None, num_tasks: int = 1) -> None:
         self._buffers: dict[str, Tensor] = {}
         self._others: dict[int, Workspace] = {}
-        self.graphs = GraphCache(recorder)
+        self.num_tasks = num_tasks
+        self.graphs = GraphCache(recorder, CAPACITY * num_tasks)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Workspace, ()
+        return Workspace, (None, self.num_tasks)
 
     def of_part(self, index: int) -> Workspace:
         """Returns the workspace of a rollout's index-th part; the first part has this one."""

@@ -19,7 +19,7 @@ from l2l_lightning.errors import CaptureError
 from l2l_lightning.tasks.base import Task
 
 CAPACITY = 8
-"""This many graphs are kept, as for a few window lengths. Each holds memory of its own."""
+"""This many graphs are kept for each task, as for a few window lengths. Each holds memory of its own."""
 
 
 class Graph(Protocol):
@@ -33,7 +33,8 @@ class Recorder:
     """Records with torch.cuda.CUDAGraph."""
 
     def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
+        # One on each device for all recordings: cuBLAS keeps a workspace for every stream it has seen.
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def why_not(self, device: torch.device) -> str | None:
         """Says why nothing can be recorded on a device; None if it can."""
@@ -46,10 +47,9 @@ class Recorder:
             CaptureError: The function cannot be recorded.
         """
         with torch.cuda.device(device):
-            if self._stream is None:
-                # One for all recordings: cuBLAS keeps a workspace for every stream it has seen.
-                self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream = self._stream
+            if device not in self._streams:
+                self._streams[device] = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            stream = self._streams[device]
             stream.wait_stream(torch.cuda.current_stream())
             try:
                 with torch.cuda.stream(stream), _no_autocast_cache():
@@ -70,7 +70,7 @@ class Recorder:
             with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 function()
         except Exception as error:  # whatever the function or CUDA happens to raise
-            self._stream = None
+            self._streams.clear()
             raise CaptureError(str(error).partition("\n")[0]) from error
         return graph
 
@@ -106,8 +106,11 @@ class _Recorded:
     def __init__(
         self, recorder: Recorder, function: Callable[..., None], arguments: Sequence[Tensor]
     ) -> None:
-        with torch.inference_mode(False):  # a graph may be replayed outside the mode that it was recorded in
-            self.static = [argument.clone() for argument in arguments]
+        try:
+            with torch.inference_mode(False):  # a graph may be replayed outside the mode it was recorded in
+                self.static = [argument.clone() for argument in arguments]
+        except torch.OutOfMemoryError as error:
+            raise CaptureError(str(error).partition("\n")[0]) from error
         # The graph knows addresses only: keeping the function keeps what it refers to where it is.
         self.function = function
         self.graph = recorder.record(lambda: function(*self.static), arguments[0].device)

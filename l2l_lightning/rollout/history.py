@@ -19,6 +19,7 @@ from torch import Tensor
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.rollout.buffers import Workspace
+from l2l_lightning.rollout.optimizees import to_device
 from l2l_lightning.rules.base import Step, UpdateRule
 
 HistoryDtype = Literal["float32", "bfloat16"]
@@ -210,10 +211,23 @@ class KeptStates(History):
         return states
 
 
+SCANNED = 2**24
+"""So many numbers, 64 MiB of float32, are summed on a GPU in a few launches, at three times their memory."""
+
+
 def suffix_sums(grads: Tensor, scale: Sequence[float], out: Tensor) -> None:
     """Writes out[t] = Σ_{r>t} scale_r g_r, [T, n], accumulated from the end; grads is [T+1, n]."""
+    if out.is_cuda and out.numel() <= SCANNED:
+        scanned_suffix_sums(grads, scale, out)
+        return
     g, d = grads.unbind(), out.unbind()
     T = len(d)
     torch.mul(g[T], scale[T], out=d[T - 1])
     for t in reversed(range(1, T)):
         torch.add(d[t], g[t], alpha=scale[t], out=d[t - 1])
+
+
+def scanned_suffix_sums(grads: Tensor, scale: Sequence[float], out: Tensor) -> None:
+    """Does what `suffix_sums` does by a scan: four launches for any T, where a loop has T of them."""
+    factors = to_device(grads.new_tensor(scale[1:], device="cpu"), grads.device)
+    out.copy_((grads[1:] * factors[:, None]).flip(0).cumsum(0).flip(0))

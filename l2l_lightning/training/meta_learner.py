@@ -214,7 +214,7 @@ class MetaLearner(LightningModule):
         self.final_loss, self.sum_loss, self.initial_loss = MeanMetric(), MeanMetric(), MeanMetric()
         self.log_held_out_loss = MeanMetric()
         self._rollout: Rollout | PerturbedRollout | None = None
-        self._workspace = Workspace()
+        self._workspace = Workspace(num_tasks=len(task.members))
         self._carried: dict[str, Any] | None = None
         self._task_was_tried = False
 

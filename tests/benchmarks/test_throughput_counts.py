@@ -72,10 +72,13 @@ class Launches:
 
     def __init__(self, family, fails=False):
         self.family, self.fails = family, fails
-        self.used = set()
+        self.used, self.precisions = set(), set()
 
     def launch(self, constants, options):
-        self.used.add((constants["BLOCK"], options["num_warps"], constants["PRECISION"]))
+        limits = options.get("maxnreg"), 1 if constants.get("GATES", "all") == "all" else 2
+        lanes = "GATES" not in constants and "HP" not in constants
+        self.used.add(configs.Config(constants["BLOCK"], options["num_warps"], limits[0], lanes, limits[1]))
+        self.precisions |= {constants["PRECISION"]} if "PRECISION" in constants else set()
         if self.fails:
             raise RuntimeError("out of resource")
 
@@ -102,9 +105,10 @@ def test_a_sweep_launches_what_its_result_names_on_every_family_and_puts_it_back
         backend = Launches(family, fails)
         row = kernel_throughput.measure(case, problem, backend, "cpu", BOUNDS)
         assert row["agrees"] != fails
-        precision = configs.dot_precision(case.precision, family)
-        assert backend.used == {(row["block"], row["num_warps"], precision)}
-        assert case.config in (None, (row["block"], row["num_warps"]))
+        assert backend.precisions <= {configs.dot_precision(case.precision, family)}
+        named = configs.Config(*(row[name] for name in configs.Config._fields))
+        assert backend.used == {named}
+        assert case.config in (None, named)
         assert before == (getattr(configs, f"{kernel}_config"), getattr(configs.precisions, kernel))
 
 

@@ -6,11 +6,13 @@ the interpreter gets a process of its own: `python backend_cases.py OUT.pt`, or 
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
 import traceback
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 from l2l_kernels import Coefficients, LSTMSpec, bptt, nominal_step, nominal_sums, reference, step_
@@ -34,13 +36,15 @@ class Case(NamedTuple):
     output: Output = "linear"
     p: float = 10.0
     output_scale: float = 0.1
+    launched: str = ""
+    """One of LAUNCHED, for the Triton kernels; "" as the device's family has it."""
 
     def __str__(self) -> str:
         dtypes = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.state_dtype)]
         flags = ["final"] * self.final + ["strided"] * (not self.contiguous)
         shape = [f"{self.num_layers}x{self.hidden_size}", self.preprocessing, f"N{self.N}", f"T{self.T}"]
         shape += [f"width{self.width}"] * (self.width > 1) + ["tanh"] * (self.output == "tanh")
-        return "-".join([*shape, *dict.fromkeys(dtypes), *flags])
+        return "-".join([*shape, *dict.fromkeys(dtypes), *flags, *[self.launched] * bool(self.launched)])
 
     @property
     def spec(self) -> LSTMSpec:
@@ -93,6 +97,18 @@ WIDE = [
     Case(3, 64, "log_sign", N=31, T=20, final=False),
 ]
 CASES = QUICK + LONG
+# Configurations that a sweep times beside the tables' own.
+LAUNCHED = {
+    "lanes": ("step_config", {"block": 64, "num_warps": 4, "lanes": True}),
+    "halves": ("bptt_config", {"block": 16, "num_warps": 4, "launches": 2}),
+}
+ALTERNATIVES = [
+    Case(2, 20, "log_sign", N=131, T=2, state_dtype=torch.bfloat16, launched="lanes"),
+    Case(3, 12, "features", N=70, T=1, width=3, output="tanh", contiguous=False, launched="lanes"),
+    Case(2, 20, "log_sign", N=31, T=2, launched="halves"),
+    Case(2, 29, "identity", N=17, T=3, final=False, launched="halves"),
+    Case(1, 32, "log_sign", N=31, T=2, output="tanh", launched="halves"),
+]
 
 
 def inputs(case: Case, device: str = "cpu") -> Inputs:
@@ -127,6 +143,13 @@ def inputs(case: Case, device: str = "cpu") -> Inputs:
 
 def run(case: Case, backend: str, device: str = "cpu") -> dict[str, Tensor]:
     """A backend's results: a step into a state that holds NaN, and one in place; `bptt`, twice."""
+    if case.launched:
+        from l2l_kernels.triton import configs
+
+        name, settings = LAUNCHED[case.launched]
+        config = functools.partial(getattr(configs, name), config=configs.Config(**settings))
+        with mock.patch.object(configs, name, config):
+            return run(case._replace(launched=""), backend, device)
     spec, x, again = case.spec, inputs(case, device), inputs(case, device)
     now = x.inputs[0] if case.T else x.theta.new_ones(spec.input_shape(case.N))
     theta, new_state = again.theta, again.state.mul_(torch.nan)
@@ -323,7 +346,8 @@ def main(quick: bool, path: str) -> None:
     runs |= {str(case): lambda case=case: run_nominal(case, "triton") for case in NOMINAL}
     runs |= {"extremes": lambda: run_extremes("triton"), "diverged": lambda: run_diverged("triton")}
     if not quick:
-        runs |= {str(case): lambda case=case: run(case, "triton") for case in LONG + random_cases()}
+        others = LONG + ALTERNATIVES + random_cases()
+        runs |= {str(case): lambda case=case: run(case, "triton") for case in others}
         runs["ampere"] = run_ampere
     results: dict[str, dict[str, Tensor] | str] = {}
     for name, function in runs.items():

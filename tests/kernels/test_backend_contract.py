@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from backend_cases import (
+    ALTERNATIVES,
     AMPERE,
     CASES,
     EXTREME_GRADIENTS,
@@ -82,14 +83,15 @@ def marks(name, case=None):
     """A GPU is not everywhere, and the interpreter is slow."""
     if BACKENDS[name].device == "cuda":
         return NEEDS_GPU
-    return [pytest.mark.slow] * (name == "interpreter" and case in CASES + RANDOM and case not in QUICK)
+    slow = [*CASES, *ALTERNATIVES, *RANDOM]
+    return [pytest.mark.slow] * (name == "interpreter" and case in slow and case not in QUICK)
 
 
 CASES_OF = {
     "reference": CASES,
     "cpu": CASES + WIDE + DOUBLE,
-    "interpreter": CASES + RANDOM,
-    "GPU": CASES + LARGE,
+    "interpreter": CASES + ALTERNATIVES + RANDOM,
+    "GPU": CASES + ALTERNATIVES + LARGE,
 }
 PAIRS = [
     pytest.param(name, case, id=f"{name}-{case}", marks=marks(name, case))

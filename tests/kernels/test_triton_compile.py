@@ -10,12 +10,10 @@ import pytest
 import torch
 from l2l_kernels import LSTMSpec, triton
 from l2l_kernels.triton import aot, configs
-from l2l_kernels.triton.aot import TARGETS, compile_nominal, compile_report
+from l2l_kernels.triton.aot import LIMITS, TARGETS, compile_nominal, compile_report
 from l2l_kernels.triton.bptt import bptt_layer_bwd_kernel
 from l2l_kernels.triton.step import step_fwd_kernel
 
-REGISTERS = {"sm_80": 255, "sm_90": 255, "sm_100": 255, "gfx942": 512}
-SHARED_BYTES = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024, "gfx942": 64 * 1024}
 SHAPES = [(1, 16), (2, 20), (3, 64)]
 QUICK = ("sm_90", 2, 20, "fp32")
 
@@ -30,14 +28,67 @@ OTHERS = [
 
 @pytest.mark.parametrize(("target", "num_layers", "hidden_size", "state_dtype"), [QUICK, *OTHERS])
 def test_the_kernels_compile_and_fit_the_device(target, num_layers, hidden_size, state_dtype):
-    """Spills and instructions are the compiler's and are reported; a device's limits are what must hold."""
-    reports = list(compile_report(LSTMSpec(num_layers, hidden_size), [target], state_dtype))
-    assert [r.kernel for r in reports] == ["step", *(f"bptt[{i}]" for i in reversed(range(num_layers)))]
+    """Spills and instructions are the compiler's and are reported; a device's limits are what must hold.
+
+    Whether 16 divides the number of coordinates or not: Triton compiles the two to different code.
+    """
+    spec = LSTMSpec(num_layers, hidden_size)
+    reports = list(compile_report(spec, [target], state_dtype))
+    names = ["step", *(f"bptt[{i}]" for i in reversed(range(num_layers)))]
+    assert [(r.kernel, r.divisible) for r in reports] == [(name, d) for name in names for d in (True, False)]
     for report in reports:
-        assert 0 < report.registers <= REGISTERS[target]
-        assert report.spill_bytes >= 0
-        assert 0 <= report.shared_bytes <= SHARED_BYTES[target]
+        assert_fits(report, target)
         assert report.state_dtype == state_dtype
+
+
+def assert_fits(report, target):
+    assert 0 < report.registers <= LIMITS[target].registers
+    assert report.spill_bytes >= 0
+    assert 0 <= report.shared_bytes <= LIMITS[target].shared_kib * 1024
+    assert report.programs_at_once >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["tf32", "tf32x3", "bf16"])
+@pytest.mark.parametrize("hidden_size", [16, 20, 64])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_device_holds_the_backward_in_every_precision(target, hidden_size, precision, monkeypatch):
+    """A device of 99 KiB, too; and half as many programs again as fit would wait for the others to end."""
+    monkeypatch.setattr(configs.precisions, "bptt", precision)
+    spec = LSTMSpec(2, hidden_size)
+    for report in compile_report(spec, [target]):
+        assert_fits(report, target)
+        if report.kernel != "step":
+            layer = int(report.kernel[5])
+            planned = configs.programs_at_once(spec, layer, target)
+            assert planned / 1.5 <= report.programs_at_once <= 1.5 * planned
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+def test_every_alternative_compiles(target):
+    """Whether it fits is a matter of the device's limits, which `run` would meet by name."""
+    reports = list(compile_report(LSTMSpec(2, 20), [target], alternatives=True))
+    limited = 2 * (2 + 1 + 1) if target != "gfx942" else 0
+    assert len(reports) == 2 * (7 + 7 + 7) + limited
+    assert {r.launches for r in reports} == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        *(((8, 0), "sm_80"), ((8, 6), "sm_86"), ((8, 7), "sm_80"), ((8, 9), "sm_86"), ((9, 0), "sm_90")),
+        *(((10, 0), "sm_100"), ((10, 3), "sm_100"), ((11, 0), "sm_100"), ((12, 0), "sm_86")),
+    ],
+)
+def test_the_family_of_a_device(capability, expected):
+    assert configs.family_of(capability) == expected
+
+
+def test_a_device_with_little_shared_memory_keeps_no_exact_weights_there(monkeypatch):
+    monkeypatch.setattr(configs.precisions, "bptt", "tf32x3")
+    residents = {family: configs.bptt_config(LSTMSpec(2, 20), 1, family)[0]["RESIDENT"] for family in TARGETS}
+    assert [family for family, resident in residents.items() if not resident] == ["sm_86"]
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -48,10 +99,9 @@ def test_the_kernels_compile_and_fit_the_device(target, num_layers, hidden_size,
 def test_the_nominal_step_compiles_and_spills_nothing(target, aligned, shared):
     """And a thread moves 16 bytes at once where tensors are aligned: ten loads of them, and eight stores."""
     report = compile_nominal(target, aligned, shared)
-    assert 0 < report.registers <= REGISTERS[target]
+    assert_fits(report, target)
     assert report.spill_bytes == 0
-    assert report.shared_bytes <= SHARED_BYTES[target]
-    if target != "gfx942":
+    if not target.startswith("gfx"):
         moves = report.instructions["global"] * report.block / report.num_warps
         assert moves < 30 if aligned else moves > (46 if shared else 60)
 

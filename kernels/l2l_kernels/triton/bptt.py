@@ -103,7 +103,7 @@ def bptt_layer_bwd_kernel(
     d_final_state,  # [2, H, N] of this layer, or None for zeros
     d_initial_state,  # [2, H, N] of this layer
     phi,  # [P], from this layer's weight on
-    partials,  # [programs, P], from this layer's weight on
+    partials,  # [programs, P]: the gradients of this layer's weight and bias, and above them of the head
     T,
     N,
     P,
@@ -122,6 +122,7 @@ def bptt_layer_bwd_kernel(
     KP: tl.constexpr,
     BLOCK: tl.constexpr,
     PRECISION: tl.constexpr,
+    GATES: tl.constexpr,
     RESIDENT: tl.constexpr,
 ):
     """One layer's BPTT; each program strides over blocks and leaves its share of the weights' gradient.
@@ -149,15 +150,17 @@ def bptt_layer_bwd_kernel(
     b_g = tl.broadcast_to(bias_row(phi, 2, H, K, unit), [BLOCK, HP])
     b_o = tl.broadcast_to(bias_row(phi, 3, H, K, unit), [BLOCK, HP])
     resident = _resident(phi, FIRST, H, IN, HP, KP) if RESIDENT else ()
-    dw_i = tl.zeros([KP, HP], tl.float32)
-    dw_f = tl.zeros([KP, HP], tl.float32)
-    dw_g = tl.zeros([KP, HP], tl.float32)
-    dw_o = tl.zeros([KP, HP], tl.float32)
-    # Summed over coordinates at the end; db only where K = KP.
-    db_i = tl.zeros([BLOCK, HP], tl.float32)
-    db_f = tl.zeros([BLOCK, HP], tl.float32)
-    db_g = tl.zeros([BLOCK, HP], tl.float32)
-    db_o = tl.zeros([BLOCK, HP], tl.float32)
+    # db is summed over coordinates at the end, and only where K = KP.
+    if GATES != "go":
+        dw_i = tl.zeros([KP, HP], tl.float32)
+        dw_f = tl.zeros([KP, HP], tl.float32)
+        db_i = tl.zeros([BLOCK, HP], tl.float32)
+        db_f = tl.zeros([BLOCK, HP], tl.float32)
+    if GATES != "if":
+        dw_g = tl.zeros([KP, HP], tl.float32)
+        dw_o = tl.zeros([KP, HP], tl.float32)
+        db_g = tl.zeros([BLOCK, HP], tl.float32)
+        db_o = tl.zeros([BLOCK, HP], tl.float32)
     if TOP:
         head = tl.load(phi + HEAD + unit, mask=unit < H, other=0.0)
         w_out = output_scale * head
@@ -246,16 +249,19 @@ def bptt_layer_bwd_kernel(
             dz_o = d_h * tanh_c * o * (1 - o)
             d_c *= f
 
-            if K == KP:
-                db_i += dz_i
-                db_f += dz_f
-                db_g += dz_g
-                db_o += dz_o
             a_t = tl.trans(a)
-            dw_i = dot(a_t, dz_i, dw_i, PRECISION)
-            dw_f = dot(a_t, dz_f, dw_f, PRECISION)
-            dw_g = dot(a_t, dz_g, dw_g, PRECISION)
-            dw_o = dot(a_t, dz_o, dw_o, PRECISION)
+            if GATES != "go":
+                if K == KP:
+                    db_i += dz_i
+                    db_f += dz_f
+                dw_i = dot(a_t, dz_i, dw_i, PRECISION)
+                dw_f = dot(a_t, dz_f, dw_f, PRECISION)
+            if GATES != "if":
+                if K == KP:
+                    db_g += dz_g
+                    db_o += dz_o
+                dw_g = dot(a_t, dz_g, dw_g, PRECISION)
+                dw_o = dot(a_t, dz_o, dw_o, PRECISION)
             if RESIDENT:
                 d_h = _product(dz_i, None, resident, "d_h", 0, PRECISION)
                 d_h = _product(dz_f, d_h, resident, "d_h", 1, PRECISION)
@@ -281,11 +287,13 @@ def bptt_layer_bwd_kernel(
         tl.store(d_initial_state + c_offsets, d_c, mask=tile)
 
     partial = partials + tl.program_id(0).to(tl.int64) * P
-    _store_gate(partial, dw_i, db_i, 0, H, K, HP, KP)
-    _store_gate(partial, dw_f, db_f, 1, H, K, HP, KP)
-    _store_gate(partial, dw_g, db_g, 2, H, K, HP, KP)
-    _store_gate(partial, dw_o, db_o, 3, H, K, HP, KP)
-    if TOP:
+    if GATES != "go":
+        _store_gate(partial, dw_i, db_i, 0, H, K, HP, KP)
+        _store_gate(partial, dw_f, db_f, 1, H, K, HP, KP)
+    if GATES != "if":
+        _store_gate(partial, dw_g, db_g, 2, H, K, HP, KP)
+        _store_gate(partial, dw_o, db_o, 3, H, K, HP, KP)
+    if TOP and GATES != "go":
         tl.store(partial + HEAD + unit, output_scale * tl.sum(dw_out, 0)[None, :], mask=unit < H)
         tl.store(partial + HEAD + H, output_scale * tl.sum(db_out, 0))
 
@@ -311,29 +319,34 @@ def bptt(
         return torch.zeros_like(phi), d_initial_state
     inputs, history, phi = inputs.contiguous(), history.contiguous(), phi.contiguous()
     d_final_state = None if d_final_state is None else d_final_state.contiguous()
-    # Every program writes its own row: the sum's order, and so its rounding, depends on nothing else.
-    partials = torch.empty(configs.num_programs(spec, N, phi.device), P, dtype=phi.dtype, device=phi.device)
     sizes = [4 * H * (spec.layer_inputs(layer) + H + 1) for layer in range(L)]
     starts = [sum(sizes[:layer]) for layer in range(L)]
+    sizes[-1] = P - starts[-1]  # and the head
+    d_phi = torch.empty_like(phi)
     d_above = d_updates.contiguous()
     family = configs.family(phi.device)
     for layer in reversed(range(L)):
         # A new buffer, not d_above itself, which other threads of the program may still be reading.
         d_input = torch.empty(T, H, N, dtype=phi.dtype, device=phi.device) if layer else d_above
         constants, options = configs.bptt_config(spec, layer, family)
+        # Every program writes its own row: the sum's order, and so its rounding, depends on nothing else.
+        programs = configs.num_programs(spec, layer, N, phi.device)
+        partials = torch.empty(programs, sizes[layer], dtype=phi.dtype, device=phi.device)
         with torch.cuda.device_of(phi):
-            bptt_layer_bwd_kernel[(partials.shape[0],)](
-                inputs,
-                history[0, layer],
-                d_above,
-                d_input,
-                None if d_final_state is None else d_final_state[layer],
-                d_initial_state[layer],
-                phi[starts[layer] :],
-                partials[0, starts[layer] :],
-                *(T, N, P, 1.0 / spec.p, math.exp(spec.p), spec.output_scale, 0),
-                **constants,
-                **options,
-            )
+            for gates in ("all",) if constants["GATES"] == "all" else ("if", "go"):
+                bptt_layer_bwd_kernel[(programs,)](
+                    inputs,
+                    history[0, layer],
+                    d_above,
+                    d_input,
+                    None if d_final_state is None else d_final_state[layer],
+                    d_initial_state[layer],
+                    phi[starts[layer] :],
+                    partials,
+                    *(T, N, sizes[layer], 1.0 / spec.p, math.exp(spec.p), spec.output_scale, 0),
+                    **constants | {"GATES": gates},
+                    **options,
+                )
+        torch.sum(partials, 0, out=d_phi[starts[layer] :][: sizes[layer]])
         d_above = d_input
-    return partials.sum(0), d_initial_state
+    return d_phi, d_initial_state

@@ -50,14 +50,22 @@ precisions = Precisions()
 
 
 class Config(NamedTuple):
-    """Coordinates per block, and warps per program."""
+    """How a kernel is launched."""
 
     block: int
+    """Coordinates of a program, at a time."""
     num_warps: int
+    max_registers: int | None = None
+    """The most of a thread, on NVIDIA only; beyond them the compiler spills."""
+    lanes: bool = False
+    """Of the step: by lanes.py, in float32, and not in tiles."""
+    launches: int = 1
+    """Of a layer's backward: 2 have half of the gates' weight gradients each, in half the registers."""
 
 
-Family = Literal["sm_80", "sm_90", "sm_100", "gfx942"]
-"""Architectures that share configurations: what decides is how Triton compiles a matrix product."""
+Family = Literal["sm_80", "sm_86", "sm_90", "sm_100", "gfx942", "gfx1100"]
+"""Architectures that share configurations: what decides is how Triton compiles a matrix product, and how much
+shared memory a program may have."""
 
 # By padded hidden size: Hopper's, and every family's that has none of its own below. The step's blocks
 # amortise the weights that each program loads, up to the registers. Eight warps take 128 coordinates: at 64
@@ -77,30 +85,88 @@ STEP = {16: Config(64, 4), 32: Config(128, 8), 64: Config(16, 8)}
 # layer. A launch for half of the gates' gradients spills 100 and 48, but two do everything else twice.
 BPTT = {16: Config(16, 2), 32: Config(16, 4), 64: Config(16, 8)}
 
+# Two coordinates of a lane share the loads of the weights. Warp instructions a coordinate on sm_90, in lanes
+# and in tiles 128/4: 1×4: 12, 39; 2×4: 23, 76; 1×8: 37, 40; 2×8: 80, 79; 2×20: 362, 171 (128/8).
+LANES = Config(256, 4, lanes=True)
+LARGEST_IN_LANES = 4
+"""Units of a layer up to which the step is computed in lanes."""
+
 STEP_OF: dict[Family, dict[int, Config]] = {
     "sm_80": {32: Config(64, 4)},
+    "sm_86": {32: Config(64, 4)},
     # A thread holds all units of a coordinate, so that the compiler drops the padding's arithmetic.
     "sm_100": {32: Config(128, 4)},
     "gfx942": {64: Config(16, 4)},  # with eight warps one layer spills 52 bytes
+    # Without matrix products of float32 tiles spill 3 KB at 2×20, and lanes nothing.
+    "gfx1100": {16: LANES, 32: Config(128, 4, lanes=True), 64: Config(128, 4, lanes=True)},
 }
 BPTT_OF: dict[Family, dict[int, Config]] = {
     "gfx942": {64: Config(16, 4)},  # 512 registers instead of 256, which spill 1.9 KB
 }
 
 
+ALTERNATIVES: dict[Literal["step", "bptt"], list[Config]] = {
+    "step": [
+        *(Config(64, 4), Config(64, 4, 168), Config(64, 4, 128), Config(128, 8), Config(128, 8, 128)),
+        *(Config(128, 4), Config(32, 4), Config(256, 4, lanes=True), Config(512, 4, lanes=True)),
+    ],
+    "bptt": [
+        *(Config(16, 4), Config(16, 4, 168), Config(64, 4), Config(64, 4, launches=2)),
+        *(Config(32, 4), Config(32, 4, launches=2), Config(64, 8, launches=2), Config(16, 2)),
+    ],
+}
+"""What `benchmarks/kernel_throughput.py --sweep` times on a device, and compile_report.py counts without one,
+the likeliest first."""
+
+# As registers and shared memory have it, whether 16 divides N or not (compiled by Triton 3.8).
+PROGRAMS: dict[tuple[Family, int] | tuple[Family, int, Precision], tuple[int, int]] = {
+    ("sm_80", 16): (4, 4),
+    ("sm_80", 32): (2, 2),
+    ("sm_80", 32, "tf32x3"): (2, 1),
+    ("sm_86", 16): (4, 4),
+    ("sm_86", 16, "tf32x3"): (3, 2),
+    ("sm_86", 32): (2, 1),
+    ("sm_86", 32, "tf32x3"): (2, 2),
+    ("sm_86", 32, "bf16"): (3, 2),
+    ("sm_90", 16): (4, 4),
+    ("sm_90", 32): (3, 2),
+    ("sm_90", 32, "tf32x3"): (2, 1),
+    ("sm_100", 16): (4, 4),
+    ("sm_100", 32): (3, 2),
+    ("sm_100", 32, "tf32x3"): (2, 1),
+    ("gfx942", 16): (4, 4),
+    ("gfx1100", 16): (5, 5),
+    ("gfx1100", 32): (2, 2),
+}
+"""How many programs of the first layer's backward, and of another's, a multiprocessor holds at once, by
+family and padded units, and precision where it differs; 1 where nothing is said."""
+
+
 def family(device: torch.device | None = None) -> Family:
     """Returns the family of a device; the nearest one for architectures that the table does not name.
 
-    sm_12x has the matrix instructions of sm_80, not those of sm_100. Without a GPU it is Hopper's.
+    sm_89 and sm_12x have the matrix instructions and the 99 KiB of shared memory of sm_86. Without a GPU it
+    is Hopper's.
     """
-    if torch.version.hip is not None:
-        return "gfx942"
-    if device is None or device.type != "cuda":
-        return "sm_90"
-    major, _ = torch.cuda.get_device_capability(device)
-    if major == 9:
-        return "sm_90"
-    return "sm_100" if major in (10, 11) else "sm_80"
+    if device is not None and device.type == "cuda":
+        if torch.version.hip is not None:
+            name = torch.cuda.get_device_properties(device).gcnArchName
+            return "gfx942" if name.startswith("gfx9") else "gfx1100"
+        return family_of(torch.cuda.get_device_capability(device))
+    return "sm_90" if torch.version.hip is None else "gfx942"
+
+
+def family_of(capability: tuple[int, int]) -> Family:
+    """Returns the family of NVIDIA's devices of a compute capability.
+
+    Example:
+        >>> family_of((8, 9))
+        'sm_86'
+    """
+    if capability in ((8, 0), (8, 7)):
+        return "sm_80"
+    families: dict[int, Family] = {9: "sm_90", 10: "sm_100", 11: "sm_100"}
+    return families.get(capability[0], "sm_86")
 
 
 def pad(size: int) -> int:
@@ -110,29 +176,39 @@ def pad(size: int) -> int:
 
 def dot_precision(precision: Precision, family: Family) -> str:
     """Returns the kernels' PRECISION: Triton's input_precision, or "bf16"."""
-    return "ieee" if family == "gfx942" and precision != "bf16" else precision
+    return "ieee" if family.startswith("gfx") and precision != "bf16" else precision
 
 
-def num_programs(spec: LSTMSpec, N: int, device: torch.device) -> int:
-    """Returns how many programs the backward has, each of which leaves a partial sum.
-
-    Two per multiprocessor fit at H ≤ 32.
-    """
-    blocks: int = -(-N // bptt_config(spec, 0, family(device))[0]["BLOCK"])
+def num_programs(spec: LSTMSpec, layer: int, N: int, device: torch.device) -> int:
+    """Returns how many programs a layer's backward has, each of which leaves a partial sum."""
+    blocks: int = -(-N // bptt_config(spec, layer, family(device))[0]["BLOCK"])
     if device.type != "cuda":
         return min(blocks, 2)
     multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return min(blocks, 2 * multiprocessors)
+    return min(blocks, programs_at_once(spec, layer, family(device)) * multiprocessors)
 
 
-def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the step kernel's (constants, launch options)."""
+def programs_at_once(spec: LSTMSpec, layer: int, family: Family) -> int:
+    """Returns how many programs of a layer's backward a multiprocessor holds at once."""
     HP = pad(spec.hidden_size)
-    config = STEP_OF.get(family, {}).get(HP, STEP[HP])
-    constants = _shape(spec) | {
+    first, others = PROGRAMS.get((family, HP, precisions.bptt)) or PROGRAMS.get((family, HP), (1, 1))
+    return first if layer == 0 else others
+
+
+def step_config(
+    spec: LSTMSpec, family: Family = "sm_90", config: Config | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the step kernel's (constants, launch options); of the kernel in tiles if there is an "HP"."""
+    HP = pad(spec.hidden_size)
+    if config is None and spec.hidden_size <= LARGEST_IN_LANES:
+        config = LANES
+    config = config or STEP_OF.get(family, {}).get(HP, STEP[HP])
+    constants = _shape(spec) | {"BLOCK": config.block}
+    if config.lanes:
+        return constants, _options(config)
+    constants |= {
         "HP": HP,
-        "BLOCK": config.block,
-        "LATE_C": HP == 32 and family == "sm_80",
+        "LATE_C": HP == 32 and family in ("sm_80", "sm_86"),
         "LOOP": HP == 64,
         "PRECISION": dot_precision(precisions.step, family),
     }
@@ -140,25 +216,31 @@ def step_config(spec: LSTMSpec, family: Family = "sm_90") -> tuple[dict[str, Any
 
 
 def bptt_config(
-    spec: LSTMSpec, layer: int, family: Family = "sm_90"
+    spec: LSTMSpec, layer: int, family: Family = "sm_90", config: Config | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the (constants, launch options) of the backward kernel's pass over one layer."""
+    """Returns the (constants, launch options) of the backward kernel's pass over one layer.
+
+    The constant GATES names those whose weight gradients a launch has, "if" or "go", or "all".
+    """
     HP = pad(spec.hidden_size)
-    config = BPTT_OF.get(family, {}).get(HP, BPTT[HP])
+    config = config or BPTT_OF.get(family, {}).get(HP, BPTT[HP])
+    PRECISION = dot_precision(precisions.bptt, family)
     constants = _shape(spec) | {
         "FIRST": layer == 0,
         "TOP": layer == spec.num_layers - 1,
         "HP": HP,
         "KP": pad(spec.layer_inputs(layer) + spec.hidden_size),
         "BLOCK": config.block,
-        "PRECISION": dot_precision(precisions.bptt, family),
-        "RESIDENT": HP < 64,
+        "PRECISION": PRECISION,
+        "GATES": "all" if config.launches == 1 else "if",
+        "RESIDENT": HP < 64 and not (HP == 32 and PRECISION == "tf32x3" and family == "sm_86"),
     }
     return constants, _options(config)
 
 
 def _options(config: Config) -> dict[str, Any]:
-    return {"num_warps": config.num_warps, "num_stages": 1, "enable_fp_fusion": True}
+    limit = {} if config.max_registers is None else {"maxnreg": config.max_registers}
+    return {"num_warps": config.num_warps, "num_stages": 1, "enable_fp_fusion": True} | limit
 
 
 def _shape(spec: LSTMSpec) -> dict[str, Any]:

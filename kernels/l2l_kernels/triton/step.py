@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
@@ -13,6 +14,7 @@ from torch import Tensor
 from l2l_kernels.spec import LSTMSpec
 from l2l_kernels.triton import configs
 from l2l_kernels.triton.cell import bias_row, dot, feature_products, preprocess, sigmoid, tanh, weight_tile
+from l2l_kernels.triton.lanes import step_lanes_kernel
 
 
 @triton.jit
@@ -177,6 +179,11 @@ def step_fwd_kernel(
     tl.store(theta + n, tl.load(theta + n, mask=live) + output_scale * output, mask=live)
 
 
+def step_kernel(constants: dict[str, Any]) -> Any:
+    """Returns the kernel that `configs.step_config` has chosen with these constants."""
+    return step_fwd_kernel if "HP" in constants else step_lanes_kernel
+
+
 def step_(
     theta: Tensor, inputs: Tensor, state: Tensor, new_state: Tensor, phi: Tensor, spec: LSTMSpec
 ) -> None:
@@ -192,7 +199,7 @@ def step_(
         out_state = torch.empty(new_state.shape, dtype=new_state.dtype, device=new_state.device)
     constants, options = configs.step_config(spec, configs.family(theta.device))
     with torch.cuda.device_of(theta):
-        step_fwd_kernel[(triton.cdiv(N, constants["BLOCK"]),)](
+        step_kernel(constants)[(triton.cdiv(N, constants["BLOCK"]),)](
             out_theta,
             inputs.contiguous(),
             state.contiguous(),
