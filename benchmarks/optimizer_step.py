@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -134,14 +134,14 @@ def measure(name: str, width: int, device: str) -> dict[str, float]:
     return times | {"state_bytes_per_coordinate": sum(x.numel() * x.itemsize for x in states) / total}
 
 
-def measure_in_turns(shapes: list[tuple[int, ...]], device: str) -> dict[str, dict[str, float]]:
+def measure_in_turns(shapes: list[tuple[int, ...]], device: str, turns: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step of each, and its ratios to the fused AdamW's of the same turn."""
     optimizers = {name: make(make_parameters(shapes, device)) for name, make in IN_TURNS.items()}
     count = STEPS[torch.device(device).type]
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     # Matrix products by themselves: they would leave nothing in the caches for the others.
     for names in ([name for name in optimizers if name != ORTHOGONAL], [ORTHOGONAL]):
-        for _ in range(TURNS + 1):
+        for _ in range(turns + 1):
             for name in names:
                 if len(times[name]) > 3 and sum(times[name]) > 1e3 * SECONDS / count:
                     continue
@@ -165,15 +165,17 @@ def measure_in_turns(shapes: list[tuple[int, ...]], device: str) -> dict[str, di
     return rows
 
 
-def compare_in_turns(width: int, device: str) -> dict[str, dict[str, dict[str, float]]]:
+def compare_in_turns(
+    width: int, device: str, squares: Sequence[int], turns: int
+) -> dict[str, dict[str, dict[str, float]]]:
     """Prints and returns the rows of ZeroShot and AdamW, by what they move."""
     result = {}
     sets = {f"ResNet-18 of width {width}": list(resnet18_shapes(width))}
-    sets |= {f"{n:.0e} in four matrices": four_squares(n) for n in SQUARES}
+    sets |= {f"{n:.0e} in four matrices": four_squares(n) for n in squares}
     for name, shapes in sets.items():
         print(f"\n{name}: {sum(torch.Size(shape).numel() for shape in shapes)} coordinates")
         print_row = start_table(["optimizer".ljust(40), "ms", "least ms", "ratio", "least/least"])
-        result[name] = measure_in_turns(shapes, device)
+        result[name] = measure_in_turns(shapes, device, turns)
         for optimizer, row in result[name].items():
             print_row([optimizer, *(f"{row[key]:.3f}" for key in list(row)[:4])])
         share = result[name][ORTHOGONAL]["share_of_orthogonalisation"]
@@ -202,6 +204,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--width", type=int, help="channels of the first layer: 64 on a GPU, 16 on the CPU")
+    parser.add_argument(
+        "--squares", type=int, nargs="+", default=SQUARES, help="coordinates of four matrices"
+    )
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--only", choices=["zero-shot"], help="leave out the LSTM's rows")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
@@ -211,7 +217,7 @@ def main(arguments: list[str] | None = None) -> None:
     coordinates = sum(torch.Size(shape).numel() for shape in shapes)
     print(f"{coordinates} coordinates in {len(shapes)} tensors, {torch.get_num_threads()} threads")
     rows = {} if options.only else compare_launches(width, device, coordinates)
-    in_turns = compare_in_turns(width, device)
+    in_turns = compare_in_turns(width, device, options.squares, options.turns)
     what = {"coordinates": coordinates, "tensors": len(shapes), "threads": torch.get_num_threads()}
     write_json(
         options.json, {"origin": origin(device), "rule": RULE, **what, "rows": rows, "in_turns": in_turns}

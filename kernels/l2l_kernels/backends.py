@@ -88,7 +88,7 @@ def why_not(name: str, device: torch.device) -> str | None:
             return "triton is not installed"
         if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
             return "it needs a CUDA or ROCm device (or TRITON_INTERPRET=1, for tests)"
-        if device.type == "cuda" and torch.version.hip is None:
+        if device.type == "cuda" and torch.version.hip is None and torch.cuda.is_available():
             capability = torch.cuda.get_device_capability(device)
             if capability < LEAST_CAPABILITY:
                 needed, found = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))

@@ -81,7 +81,7 @@ class PerturbedRollout(CarriedRollout):
         for t in range(unroll):
             losses[t], grad = self.optimizees.losses_and_grads()
             grad = grad.to(theta.dtype)
-            time = Time(theta.new_tensor(self.steps_done), self.total_steps)
+            time = Time(theta.new_full((), self.steps_done), self.total_steps)
             with full_precision(theta):
                 for part, step in zip(self.parts, steps, strict=True):
                     own = part.take(theta).view(len(theta), -1)

@@ -552,7 +552,8 @@ def _inner_loop(
 
 def _time(theta: Tensor, step: int) -> Tensor:
     """The number of steps as a scalar, in float32 at least: bfloat16 counts no further than 256."""
-    return theta.new_tensor(step, dtype=torch.promote_types(theta.dtype, torch.float32))
+    # Filled on the device, which the host would wait for to copy a number there.
+    return theta.new_full((), step, dtype=torch.promote_types(theta.dtype, torch.float32))
 
 
 def full_precision(theta: Tensor) -> AbstractContextManager[Any]:

@@ -42,7 +42,8 @@ class ZeroShotPopulation:
         self.sizes = [tensor.numel for tensor in layout.tensors]
         self.numels = torch.tensor(self.sizes, dtype=statistics.dtype, device=statistics.device)
         tensors = torch.arange(len(self.sizes), device=statistics.device)
-        self.tensor_of = torch.repeat_interleave(tensors, torch.tensor(self.sizes, device=tensors.device))
+        repeats, total = torch.tensor(self.sizes, device=tensors.device), sum(self.sizes)
+        self.tensor_of = torch.repeat_interleave(tensors, repeats, output_size=total)  # told: nobody waits
 
     def __call__(self, theta: Tensor, grad: Tensor, time: Time) -> None:
         """Moves θ [K, n], in place, after gradients g_t [K, n]."""

@@ -49,6 +49,7 @@ class SmallProblem(Task):
         self.problem = FAMILIES[family](draw)
         self.batch_size = draw.size(*self.problem.batch_sizes)
         self.num_coordinates = sum(math.prod(shape) for shape in self.problem.network.shapes.values())
+        self._moved: dict[torch.device, list[Tensor]] = {}
 
     @property
     def tensors(self) -> tuple[ParameterInfo, ...]:
@@ -70,8 +71,14 @@ class SmallProblem(Task):
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
         """Turns indices [K, B] into examples."""
-        inputs, targets = (values.to(batches.device) for values in self.problem.examples[:2])
+        inputs, targets = self._examples_on(batches.device)
         return inputs[batches], targets[batches]
+
+    def _examples_on(self, device: torch.device) -> Sequence[Tensor]:
+        """Returns all inputs and targets on a device, which are moved there once."""
+        if device not in self._moved:
+            self._moved[device] = [values.to(device) for values in self.problem.examples[:2]]
+        return self._moved[device]
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """The loss of one optimizee's network θ [N] on a minibatch (inputs, targets)."""

@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,16 +19,31 @@ ABSENT = ["wandb", "jsonargparse", "lightning", "rich", "matplotlib", "hypothesi
 """What a machine image with torch, triton, numpy and pytest lacks."""
 
 
+WITHOUT = f"""
+import sys
+from importlib import metadata
+for name in {ABSENT}:
+    sys.modules[name] = None
+known = metadata.distribution
+def distribution(name):
+    if name == "l2l-lightning":
+        raise metadata.PackageNotFoundError(name)
+    return known(name)
+metadata.distribution = distribution
+"""
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
-    """The variables of a process in which those modules cannot be imported."""
+    """A process's variables: without those modules, without this package's metadata, and without git."""
     folder = tmp_path_factory.mktemp("absent")
-    (folder / "sitecustomize.py").write_text(
-        f"import sys\nfor name in {ABSENT}:\n    sys.modules[name] = None\n"
-    )
+    (folder / "sitecustomize.py").write_text(WITHOUT)
+    (folder / "git").write_text("#!/bin/sh\nexit 127\n")
+    (folder / "git").chmod(0o755)
     variables = {key: value for key, value in os.environ.items() if key not in ("OUT", "L2L_DATA")}
     return variables | {
         "PYTHONPATH": str(folder),
+        "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}",
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # those of absent modules
@@ -63,13 +80,19 @@ def assert_positive(row, *names):
 
 
 def test_the_suite_runs_every_stage_to_its_end_and_says_where_numbers_come_from(suite):
-    stages = ["gpu_tests", "kernel_throughput", "meta_step", "time_to_quality"]
+    stages = ["smoke", "kernel_throughput", "optimizer_step", "gpu_tests", "meta_step", "time_to_quality"]
     summary = load(suite, "suite")
     assert summary["all_passed"] is True
     assert [stage["name"] for stage in summary["stages"]] == stages
     assert all(stage["status"] == 0 for stage in summary["stages"])
     assert (suite / "gpu_suite.log").is_file()
-    for name in ("tests", *stages[1:]):
+    log = (suite / "gpu_suite.log").read_text()
+    assert "evolution: works" in log
+    assert "BROKEN" not in log
+    summary_lines = log[log.rindex("kernel_throughput:") :].splitlines()
+    assert 6 < len(summary_lines) <= 60
+    assert not any("nothing was left" in line or "not to be read" in line for line in summary_lines[:-3])
+    for name in ("tests", "kernel_throughput", "optimizer_step", "meta_step", "time_to_quality"):
         origin = load(suite, name)["origin"]
         assert {"cores", "python", "torch", "triton", "cuda", "date"} <= origin.keys()
         assert (origin["commit"], origin["driver"]) == ("abc", None)
@@ -121,20 +144,61 @@ def test_time_to_quality_has_a_curve(suite):
     assert report["reached_s"] == (below[0] if below else None)
 
 
-def test_a_stage_that_breaks_stops_no_other(environment, tmp_path):
+STAND_IN = """#!/bin/sh
+name=$(basename "$1" .py)
+case "$name" in "$BREAKS") exit 3;; esac
+while [ $# -gt 0 ]; do [ "$1" = --json ] && echo '{"rows": []}' > "$2"; shift; done
+case "$name" in "$HANGS") echo "hangs in $name"; exec sleep 5;; esac
+exit 0
+"""
+STAGES = ["gpu_smoke", "kernel_throughput", "optimizer_step", "gpu_tests", "meta_step", "time_to_quality"]
+
+
+@pytest.fixture
+def stand_in(environment, tmp_path):
+    """Starts the suite with an interpreter that only leaves a JSON, and breaks or hangs in a stage."""
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\ncase "$1" in *meta_step.py) exit 3;; esac\nexit 0\n')
+    python.write_text(STAND_IN)
     python.chmod(0o755)
-    result = subprocess.run(
-        [ROOT / "benchmarks" / "gpu_suite.sh"],
-        env=environment | {"PYTHON": str(python), "L2L_SUITE_DEVICE": "cpu", "OUT": str(tmp_path / "out")},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 1
+
+    def start(**variables):
+        given = {"PYTHON": str(python), "L2L_SUITE_DEVICE": "cpu", "OUT": str(tmp_path / "out")}
+        given |= {"BREAKS": "", "HANGS": ""} | variables
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        suite = ROOT / "benchmarks" / "gpu_suite.sh"
+        return subprocess.Popen([suite], env=environment | given, start_new_session=True, **pipes)
+
+    return start
+
+
+def test_a_stage_that_breaks_stops_no_other(stand_in, tmp_path):
+    process = stand_in(BREAKS="meta_step")
+    process.communicate()
+    assert process.returncode == 1
     summary = json.loads((tmp_path / "out" / "gpu_suite.json").read_text())
-    assert summary["all_passed"] is False
-    assert [stage["status"] for stage in summary["stages"]] == [0, 0, 3, 0]
+    assert (summary["all_passed"], summary["ended"]) == (False, True)
+    assert [stage["status"] for stage in summary["stages"]] == [0, 0, 0, 0, 3, 0]
+
+
+@pytest.mark.parametrize("killed_in", STAGES)
+def test_whatever_kills_it_leaves_what_has_been_measured(killed_in, stand_in, tmp_path):
+    """With SIGKILL, as a machine's limit does, in the middle of every stage: its own JSON is there, too."""
+    process, out = stand_in(HANGS=killed_in), tmp_path / "out"
+    log = out / "gpu_suite.log"
+    while not (log.is_file() and f"hangs in {killed_in}" in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    ended = STAGES[: STAGES.index(killed_in)]
+    names = {f"gpu_{name.removeprefix('gpu_')}.json" for name in (*ended, killed_in)} - {"gpu_smoke.json"}
+    assert {path.name for path in out.glob("gpu_*.json")} - {"gpu_suite.json"} == names
+    if ended:
+        summary = json.loads((out / "gpu_suite.json").read_text())
+        assert [stage["name"] for stage in summary["stages"]] == [
+            n.replace("gpu_smoke", "smoke") for n in ended
+        ]
+        assert summary["ended"] is False
 
 
 def test_a_sweep_times_the_pairs_that_agree_and_only_those(environment, tmp_path):

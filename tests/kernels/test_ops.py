@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 
 import l2l_kernels
 import pytest
@@ -100,6 +101,29 @@ def test_a_backend_that_is_unknown_or_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv(BACKEND_VARIABLE, "fast")
     with pytest.raises(BackendUnavailableError, match="'fast': choose one of triton, cpu, reference"):
         l2l_kernels.step(*tensors(), SPEC)
+
+
+@pytest.mark.parametrize(
+    ("capability", "own"), [((7, 5), "reference"), ((8, 0), "triton"), ((12, 0), "triton")]
+)
+def test_a_gpu_without_tf32_takes_the_reference_with_one_warning(capability, own, monkeypatch):
+    monkeypatch.delenv(BACKEND_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    backends._own.cache_clear()
+    device = torch.device("cuda", 0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert [backends.choose(device) for _ in range(3)] == [own] * 3
+    backends._own.cache_clear()
+    if own == "triton":
+        assert caught == []
+        return
+    (warning,) = caught
+    assert "8.0, which is 7.5" in str(warning.message)
+    assert f"{BACKEND_VARIABLE}=reference" in str(warning.message)
+    with pytest.raises(BackendUnavailableError, match=r"'triton' cannot run on cuda:0.*7\.5"):
+        backends.choose(device, "triton")
 
 
 def test_without_a_compiler_the_reference_runs_and_one_warning_says_so(tmp_path):

@@ -2,7 +2,9 @@ import csv
 import functools
 import json
 import math
+import platform
 import re
+from importlib import metadata
 
 import pytest
 import torch
@@ -242,6 +244,20 @@ def test_commit_is_a_hash_or_the_version(monkeypatch, tmp_path):
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", provenance.commit()) or provenance.commit() == version
     monkeypatch.setattr(provenance, "_PACKAGE", tmp_path)
     assert provenance.commit.__wrapped__() == version
+    monkeypatch.setenv("L2L_COMMIT", "abc")
+    assert provenance.commit.__wrapped__() == "abc"
+
+
+def test_a_copy_that_was_never_installed_has_a_provenance(monkeypatch, tmp_path):
+    """As a machine with torch alone runs it, from a folder without git."""
+
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert set(provenance.versions().values()) == {"not installed", platform.python_version()}
+    assert provenance.commit.__wrapped__() == "not installed"
 
 
 def test_device_name():

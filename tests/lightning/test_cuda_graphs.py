@@ -1,5 +1,6 @@
 """Recorded windows against plain ones, bit for bit: with a stand-in on the CPU, and on a GPU."""
 
+import contextlib
 import copy
 import pickle
 import warnings
@@ -16,7 +17,7 @@ from l2l_lightning.rollout.cuda_graphs import CaptureError, GraphCache, Recorder
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM, RNNprop
-from l2l_lightning.tasks import MNISTMLP, FunctionTask, ModuleTask, NoisyScaledSquare, Quadratic
+from l2l_lightning.tasks import MNISTMLP, FunctionTask, Mixture, ModuleTask, NoisyScaledSquare, Quadratic
 
 
 def alias(value):
@@ -298,6 +299,94 @@ def test_the_number_of_graphs_is_bounded_and_the_least_recently_used_goes():
     run("b")
     assert recorder.recordings == 4
     assert total.item() == 6
+
+
+def test_a_mixtures_members_are_recorded_once_each(images):
+    """A graph for each member's windows and for its validation's stretches, however often they take turns."""
+    recorder, tasks = (
+        TapeRecorder(),
+        [Quadratic(dim=dim) for dim in range(7, 0, -1)],
+    )  # buffers that never grow
+    run = Run(RULES["LSTM"], True)
+    run.workspace = Workspace(recorder, num_tasks=len(tasks))
+    for number in range(3):
+        for task in tasks:
+            run.rollout(task, images, range(number, number + 2), [2, 2])
+            run.validate(task, images, 2, 20)
+    assert recorder.recordings == 2 * len(tasks)
+    from l2l_lightning.training.meta_learner import MetaLearner  # not needed by the GPU tests below
+
+    model = MetaLearner(Mixture(tasks), CoordinatewiseLSTM(hidden_size=3))
+    assert copy.deepcopy(model)._workspace.graphs.capacity >= 2 * len(tasks)
+
+
+def test_autocast_has_recordings_of_its_own(images):
+    recorded, plain, recorder = both(RULES["LSTM"])
+    task = ModuleTask(linear, batch_size=6)
+    for run in (recorded, plain):
+        for enabled in (True, False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                run.rollout(task, images, range(2), [2])
+    same(recorded, plain)
+    losses = plain.seen[1 :: len(plain.seen) // 3]
+    assert not torch.equal(losses[0], losses[1])
+    assert recorder.recordings == 2
+
+
+class NoMemory(TapeRecorder):
+    def record(self, function, device):
+        function()
+        raise CaptureError("CUDA out of memory. Tried to allocate 2 GiB")
+
+
+def test_what_a_recording_has_no_memory_for_runs_without_one(images):
+    automatic, plain = Run(RULES["LSTM"], None, NoMemory()), Run(RULES["LSTM"], False)
+    with pytest.warns(UserWarning, match="out of memory") as caught:
+        automatic.rollout(Quadratic(dim=3), images, range(2), [3, 2])
+    plain.rollout(Quadratic(dim=3), images, range(2), [3, 2])
+    same(automatic, plain)
+    assert len(caught) == 1
+
+
+class FakeStream:
+    """A stream of the device that is current when it is made."""
+
+    current = None
+
+    def __init__(self):
+        self.device = FakeStream.current
+
+    def wait_stream(self, other):
+        pass
+
+
+def test_every_device_has_a_stream_of_its_own(monkeypatch):
+    """A stream of another device would make that one current, and record what launches nothing."""
+    used = []
+
+    @contextlib.contextmanager
+    def on(device):
+        before, FakeStream.current = FakeStream.current, device
+        yield
+        FakeStream.current = before
+
+    stand_ins = {
+        "device": on,
+        "Stream": FakeStream,
+        "current_stream": FakeStream,
+        "stream": lambda stream: used.append((FakeStream.current, stream)) or contextlib.nullcontext(),
+        "CUDAGraph": object,
+        "graph": lambda graph, stream, capture_error_mode: contextlib.nullcontext(),
+        "get_sync_debug_mode": lambda: 0,
+        "set_sync_debug_mode": lambda mode: None,
+    }
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    recorder, devices = Recorder(), [torch.device("cuda", index) for index in (0, 1, 0, 1)]
+    for device in devices:
+        recorder.record(lambda: None, device)
+    assert [current for current, _ in used] == [stream.device for _, stream in used] == devices
+    assert len({id(stream) for _, stream in used}) == 2
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])

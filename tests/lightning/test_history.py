@@ -225,3 +225,16 @@ def test_an_unrolled_graph_has_no_history_and_cannot_be_recorded(options):
         make_model(second_order=True, **options)
     with pytest.raises(ValueError, match=message):
         Rollout(make("LSTM"), make_optimizees(), **options).window(2, second_order=True)
+
+
+@pytest.mark.parametrize("T", [1, 2, 7])
+def test_suffix_sums_by_a_scan_are_those_of_the_loop(T):
+    """What a GPU does in a few launches; Σ_{r>t} w_r g_r in float64, written out."""
+    generator = torch.Generator().manual_seed(T)
+    grads = torch.randn(T + 1, 5, dtype=torch.float64, generator=generator)
+    scale = torch.randn(T + 1, dtype=torch.float64, generator=generator).tolist()
+    expected = [sum(scale[r] * grads[r] for r in range(t + 1, T + 1)) for t in range(T)]
+    for function in (history.suffix_sums, history.scanned_suffix_sums):
+        out = torch.full((T, 5), torch.nan, dtype=torch.float64)
+        function(grads, scale, out)
+        torch.testing.assert_close(out, torch.stack(expected), rtol=1e-12, atol=1e-12)
