@@ -1,6 +1,7 @@
 """Time and memory of one meta-training step against peers, in one run on one machine.
 
     python benchmarks/meta_step.py [--unroll 20 100] [--threads 1 all] [--jax-python PATH] [--json FILE]
+    python benchmarks/meta_step.py --instruction-set avx2 [--threads all] [--json FILE]
     python benchmarks/meta_step.py --device cuda [--threads all] [--json FILE]
 
 The peers: jax, a strong one; plain, PyTorch as it is commonly written, torch.nn.LSTMCell unrolled; autograd,
@@ -33,6 +34,17 @@ PROGRAMS = Path(__file__).with_name("peers")
 TOLERANCE = {"cpu": 1e-3, "cuda": 1e-2}
 """Largest relative difference of the first meta-loss and meta-gradient: on the CPU float32 sums in other
 orders; on a GPU also matrix products that round their operands to TF32's 11 bits."""
+
+INSTRUCTION_SETS = {
+    "avx2": {
+        "L2L_KERNELS_TARGET": "x86-64-v3",
+        "XLA_FLAGS": "--xla_cpu_max_isa=AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+    }
+}
+"""What holds all programs to the instructions of a processor other than this one."""
 
 LIMIT_S = 3600.0
 """The most seconds of one program, unless told otherwise."""
@@ -152,11 +164,17 @@ def main() -> None:
     parser.add_argument("--num-tasks", type=int, nargs="+", default=[1])
     parser.add_argument("--threads", type=number_of_threads, nargs="+", help='numbers, or "all"')
     parser.add_argument("--reps", type=int, default=9)
+    parser.add_argument(
+        "--instruction-set",
+        choices=INSTRUCTION_SETS,
+        help="hold all programs to it; default: the machine's own",
+    )
     parser.add_argument("--limit-s", type=float, default=LIMIT_S, help="the most seconds of one program")
     parser.add_argument("--jax-python", default=sys.executable, help="an interpreter that has jax")
     parser.add_argument("--scaling", action=argparse.BooleanOptionalAction, help="default: on the CPU")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    os.environ |= INSTRUCTION_SETS.get(args.instruction_set, {})
     all_threads = number_of_threads("all")
     args.threads = args.threads or sorted({1, all_threads})
     args.scaling = args.device == "cpu" if args.scaling is None else args.scaling
@@ -175,6 +193,7 @@ def main() -> None:
     print_row = start_table(columns)
 
     document = {"origin": origin(args.device) | {"jax": None}, "tolerance": TOLERANCE[args.device]}
+    document["instruction_set"] = args.instruction_set or "the machine's own"
     document["targets"] = TARGETS.get(args.device, {})
     document["rows"] = rows = []
     for threads in args.threads:

@@ -28,25 +28,28 @@
 namespace {
 
 // The machine's own vectors (wider ones are legal, and ten times slower), as many to a tile as let the
-// 4 x TILE_VECTORS sums of every product stay in registers, and as many coordinates to a chunk as its L2 cache
-// holds: a row of a chunk is a contiguous kilobyte or two, and shorter ones wait for the TLB.
+// 4 x TILE_VECTORS sums of every product stay in registers, with its operands: of 16 registers 12, 3 and 1. And as
+// many coordinates to a chunk as its L2 cache holds: a row of a chunk is a contiguous kilobyte or two, and shorter
+// ones wait for the TLB. TOGETHER vectors are activated at a time, as many as let the chains of additions wait for
+// their results side by side without running out of registers.
 #if defined(__AVX512F__)
-constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4, CHUNK = 512;
+constexpr int VECTOR_BYTES = 64, TILE_VECTORS = 4, CHUNK = 512, TOGETHER = 2;
 constexpr char INSTRUCTION_SET[] = "AVX-512";
 #elif defined(__AVX2__) && defined(__FMA__)
-constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 2, CHUNK = 256;
+constexpr int VECTOR_BYTES = 32, TILE_VECTORS = 3, CHUNK = 192, TOGETHER = 1;
 constexpr char INSTRUCTION_SET[] = "AVX2";
 #elif defined(__aarch64__)
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4, CHUNK = 256;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 4, CHUNK = 256, TOGETHER = 2;
 constexpr char INSTRUCTION_SET[] = "NEON";
 #elif defined(__SSE2__)
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256, TOGETHER = 1;
 constexpr char INSTRUCTION_SET[] = "SSE2";
 #else
-constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256;
+constexpr int VECTOR_BYTES = 16, TILE_VECTORS = 2, CHUNK = 256, TOGETHER = 1;
 constexpr char INSTRUCTION_SET[] = "the compiler's own vectors";
 #endif
-constexpr int64_t MIN_SLICE = 1024, MAX_SLICES = 64;
+constexpr int64_t MIN_SLICE = 1024 / CHUNK * CHUNK, MAX_SLICES = 64;
+static_assert(TILE_VECTORS % TOGETHER == 0);
 
 template <class T> struct VectorOf;
 template <> struct VectorOf<float> { typedef float type __attribute__((vector_size(VECTOR_BYTES))); };
@@ -122,7 +125,20 @@ template <> inline Vector<float> clamp<float>(Vector<float> x, float limit) {
     const __m512 high = _mm512_set1_ps(limit), low = _mm512_set1_ps(-limit);
     return (Vector<float>)_mm512_max_ps(low, _mm512_min_ps(high, (__m512)x));
 }
+#elif defined(__AVX2__) && defined(__FMA__)
+// 12 bits, doubled likewise.
+template <> inline Vector<float> reciprocal<float>(Vector<float> x) {
+    const Vector<float> y = (Vector<float>)_mm256_rcp_ps((__m256)x);
+    return y + y * (1.0f - x * y);
+}
+template <> inline Vector<float> clamp<float>(Vector<float> x, float limit) {
+    const __m256 high = _mm256_set1_ps(limit), low = _mm256_set1_ps(-limit);
+    return (Vector<float>)_mm256_max_ps(low, _mm256_min_ps(high, (__m256)x));
+}
 #endif
+
+// tanh(x) from 1 + e^-2x, exactly 0 from 2 whatever the reciprocal's last bit.
+template <class T> INLINE Vector<T> tanh_by(Vector<T> x) { return (T(2) - x) * reciprocal<T>(x); }
 
 // x[m] := e^(scale[m] x[m]) = 2^n 2^f, n + f = scale x / ln 2: n goes into the exponent's bits. NaN stays NaN.
 // M independent vectors at once, because one alone would wait for its own last result at every term. The
@@ -304,7 +320,7 @@ template <class T> INLINE void hyperbolic_tangent(Tile<T>& x) {
     int scale[TILE_VECTORS];
     std::fill_n(scale, TILE_VECTORS, -2);
     exponential<T>(x, scale);
-    for (auto& v : x) v = T(2) * reciprocal<T>(T(1) + v) - T(1);
+    for (auto& v : x) v = tanh_by<T>(T(1) + v);
 }
 
 // The new cell and the activated gates i, f, g, o of hidden unit j, for one tile with operand rows [x; h].
@@ -324,10 +340,9 @@ template <class T> struct Cell {
     }
 
   private:
-    // sigmoid(x) = 1 / (1 + e^-x) and tanh(x) = 2 sigmoid(2x) - 1. One reciprocal of five is a division: the
+    // sigmoid(x) = 1 / (1 + e^-x). One reciprocal of five is a division: the
     // divider works beside the multiply-adds, but not fast enough for more.
     INLINE void activate(const Tile<T>& old_c) {
-        constexpr int TOGETHER = 2;  // vectors: as many as registers let wait for their results side by side
 #pragma GCC unroll 4
         for (int first = 0; first < TILE_VECTORS; first += TOGETHER) {
             Vector<T> e[4 * TOGETHER];
@@ -342,7 +357,7 @@ template <class T> struct Cell {
                 const int v = first + m;
                 gate[0][v] = reciprocal<T>(e[4 * m]);
                 gate[1][v] = reciprocal<T>(e[4 * m + 1]);
-                gate[2][v] = T(2) * reciprocal<T>(e[4 * m + 2]) - T(1);
+                gate[2][v] = tanh_by<T>(e[4 * m + 2]);
                 gate[3][v] = T(1) / e[4 * m + 3];
                 c[v] = gate[1][v] * old_c[v] + gate[0][v] * gate[2][v];
             }
