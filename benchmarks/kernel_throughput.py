@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from l2l_kernels import LSTMSpec, backends, reference
 from l2l_kernels.triton.configs import ALTERNATIVES, Config
-from measuring import origin, start_table, time_ms, write_json
+from measuring import copy_gb_per_s, origin, start_table, time_ms, write_json
 from torch import Tensor
 
 SPEC = LSTMSpec(num_layers=2, hidden_size=20)
@@ -279,11 +279,6 @@ def target(case: Case, row: dict, device_name: str) -> dict:
 def measure_bounds(device: str) -> dict:
     """Bytes per second of a large copy, and FLOPs per second of large matrix products."""
     on_gpu = device.startswith("cuda")
-    source = torch.ones((2**30 if on_gpu else 2**26) // 4, device=device)
-    copy = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
-    copy_gb = 1e-6 * moved / time_ms(lambda: copy.copy_(source), device)["ms"]
-    source = copy = None  # frees their memory
     side = 8192 if on_gpu else 512
     rates = {}
     for name in ("tf32", "bf16") if on_gpu else ("float32",):
@@ -294,7 +289,7 @@ def measure_bounds(device: str) -> dict:
         timed = time_ms(lambda a=a, b=b, out=out: torch.matmul(a, b, out=out), device)
         rates[name] = 1e-9 * 2 * side**3 / timed["ms"]
     torch.set_float32_matmul_precision("highest")
-    return {"copy_gb_per_s": copy_gb, "tflops": rates}
+    return {"copy_gb_per_s": copy_gb_per_s(device), "tflops": rates}
 
 
 def cases(args: argparse.Namespace, precisions: list[str]) -> list[Case]:

@@ -34,6 +34,7 @@ def origin(device: str) -> dict[str, Any]:
     return {
         "device": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton_version,
@@ -84,6 +85,14 @@ def time_ms(run: Callable[[], object], device: str) -> dict[str, float]:
         quantiles = torch.tensor([0.5, 0.2, 0.8], dtype=torch.float64)
         median, low, high = torch.tensor(times, dtype=torch.float64).quantile(quantiles).tolist()
     return {"ms": median, "ms_p20": low, "ms_p80": high}
+
+
+def copy_gb_per_s(device: str) -> float:
+    """Bytes that a large copy reads and writes, in 10⁹ a second: what memory allows."""
+    source = torch.ones((2**30 if device.startswith("cuda") else 2**28) // 4, device=device)
+    copy = torch.empty_like(source)
+    moved = 2 * source.numel() * source.element_size()
+    return 1e-6 * moved / time_ms(lambda: copy.copy_(source), device)["ms"]
 
 
 def start_table(columns: Sequence[str]) -> Callable[[Sequence[object]], None]:

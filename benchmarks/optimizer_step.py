@@ -6,9 +6,11 @@ The peers are PyTorch's AdamW, foreach and fused, and LearnedOptimizer with a la
 is a time over that of LearnedOptimizer with float32 states. Times are the wall clock's, of steps back to back
 and one wait for the device, so that what the host does for a step counts.
 
-ZeroShot without orthogonalisation is timed in turns with both AdamWs, and with it after them, on the same
-parameters and on 10⁶ and 10⁷ in four square matrices; a ratio is there the median over turns of a time over
-the fused AdamW's, and least/least the ratio of the least times, which others on the machine disturb less.
+ZeroShot without orthogonalisation is timed in turns with both AdamWs and, where they are installed, Prodigy
+and Schedule-Free; with it, in turns with Muon, after them. All on the same parameters, on one tensor of as
+many, which has nothing to pack, and on 10⁶ and 10⁷ in four square matrices. A ratio is there the median over
+turns of a time over the fused AdamW's, and least/least the ratio of the least times, which others on the
+machine disturb less. Moved are the bytes that ZeroShot's step reads and writes, beside those of a copy.
 Expected, as 36 bytes are moved where AdamW moves 28: 1.3 and the host's work without orthogonalisation, and
 less than foreach takes; with it, that on the CPU nearly all of the time is matrix products.
 """
@@ -19,10 +21,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from measuring import origin, start_table, time_ms, write_json
+from measuring import copy_gb_per_s, origin, start_table, time_ms, write_json
 from torch import Tensor, nn
 
 from l2l_lightning import LearnedOptimizer
@@ -85,7 +89,7 @@ OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
 
 PLAIN, ORTHOGONAL, FUSED = "ZeroShot(orthogonal=False)", "ZeroShot", "AdamW, fused"
 COMPACT = "ZeroShot(orthogonal=False, compact=True)"
-IN_TURNS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
+IN_TURNS: dict[str, Callable[[list[nn.Parameter]], Any]] = {
     PLAIN: lambda params: LearnedOptimizer(params, ZeroShot(orthogonal=False), total_steps=10**6),
     COMPACT: lambda params: LearnedOptimizer(
         params, ZeroShot(orthogonal=False, compact=True), total_steps=10**6
@@ -94,6 +98,41 @@ IN_TURNS: dict[str, Callable[[list[nn.Parameter]], torch.optim.Optimizer]] = {
     "AdamW, foreach": OPTIMIZERS["AdamW, foreach"],
     FUSED: OPTIMIZERS[FUSED],
 }
+
+
+class FlatMuon:
+    """PyTorch's Muon of what has two dimensions or more, as matrices [outputs, rest]: it takes no others."""
+
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        weights = [p for p in params if p.ndim > 1]
+        self.matrices = [nn.Parameter(p.detach().flatten(1)) for p in weights]
+        for matrix, weight in zip(self.matrices, weights, strict=True):
+            matrix.grad = None if weight.grad is None else weight.grad.flatten(1)
+        self.step = torch.optim.Muon(self.matrices).step
+
+
+def peers() -> dict[str, Callable[[list[nn.Parameter]], Any]]:
+    """Those of other packages that are installed: pip install -e '.[peers]'."""
+    found: dict[str, Callable[[list[nn.Parameter]], Any]] = {}
+    with suppress(ImportError):
+        from prodigyopt import Prodigy
+
+        found["Prodigy"] = Prodigy
+    with suppress(ImportError):
+        from schedulefree import AdamWScheduleFree
+
+        def schedule_free(params: list[nn.Parameter]) -> torch.optim.Optimizer:
+            optimizer = AdamWScheduleFree(params)
+            optimizer.train()
+            return optimizer
+
+        found["Schedule-Free AdamW"] = schedule_free
+    return found
+
+
+BYTES_MOVED = 36
+"""A coordinate: θ and three statistics in and out, and the gradient in, in float32."""
+MATRIX_PRODUCTS = (ORTHOGONAL, "Muon")
 SQUARES = (10**6, 10**7)
 TURNS, SECONDS = 200, 10.0
 """An optimizer has this many turns, fewer if it has taken longer than so many seconds, and three at least."""
@@ -136,11 +175,15 @@ def measure(name: str, width: int, device: str) -> dict[str, float]:
 
 def measure_in_turns(shapes: list[tuple[int, ...]], device: str, turns: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a step of each, and its ratios to the fused AdamW's of the same turn."""
-    optimizers = {name: make(make_parameters(shapes, device)) for name, make in IN_TURNS.items()}
+    chosen = IN_TURNS | peers()
+    if hasattr(torch.optim, "Muon") and any(len(shape) > 1 for shape in shapes):
+        chosen |= {"Muon": FlatMuon}
+    optimizers = {name: make(make_parameters(shapes, device)) for name, make in chosen.items()}
     count = STEPS[torch.device(device).type]
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     # Matrix products by themselves: they would leave nothing in the caches for the others.
-    for names in ([name for name in optimizers if name != ORTHOGONAL], [ORTHOGONAL]):
+    plain = [name for name in optimizers if name not in MATRIX_PRODUCTS]
+    for names in (plain, [name for name in optimizers if name in MATRIX_PRODUCTS]):
         for _ in range(turns + 1):
             for name in names:
                 if len(times[name]) > 3 and sum(times[name]) > 1e3 * SECONDS / count:
@@ -160,6 +203,8 @@ def measure_in_turns(shapes: list[tuple[int, ...]], device: str, turns: int) -> 
             "ratio": statistics.median(ours / theirs for ours, theirs in pairs),
             "least_over_least": min(warm) / min(times[FUSED][1:]),
         }
+    size = sum(torch.Size(shape).numel() for shape in shapes)
+    rows[PLAIN]["gb_per_s"] = 1e-6 * BYTES_MOVED * size / rows[PLAIN]["ms_least"]
     share = 1 - rows[PLAIN]["ms_least"] / rows[ORTHOGONAL]["ms_least"]
     rows[ORTHOGONAL]["share_of_orthogonalisation"] = share
     return rows
@@ -169,8 +214,10 @@ def compare_in_turns(
     width: int, device: str, squares: Sequence[int], turns: int
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Prints and returns the rows of ZeroShot and AdamW, by what they move."""
-    result = {}
-    sets = {f"ResNet-18 of width {width}": list(resnet18_shapes(width))}
+    result, copied = {}, copy_gb_per_s(device)
+    resnet = list(resnet18_shapes(width))
+    name, one = f"ResNet-18 of width {width}", "one tensor of as many"
+    sets = {name: resnet, one: [(sum(torch.Size(shape).numel() for shape in resnet),)]}
     sets |= {f"{n:.0e} in four matrices": four_squares(n) for n in squares}
     for name, shapes in sets.items():
         print(f"\n{name}: {sum(torch.Size(shape).numel() for shape in shapes)} coordinates")
@@ -180,6 +227,11 @@ def compare_in_turns(
             print_row([optimizer, *(f"{row[key]:.3f}" for key in list(row)[:4])])
         share = result[name][ORTHOGONAL]["share_of_orthogonalisation"]
         print(f"orthogonalisation's share of ZeroShot's step: {share:.1%}")
+        moved = result[name][PLAIN]["gb_per_s"]
+        print(f"without it {moved:.1f} GB/s are moved, {moved / copied:.0%} of what a copy moves")
+    row, alone = result[f"ResNet-18 of width {width}"][PLAIN], result[one][PLAIN]
+    row["host_and_packing"] = row["ms_least"] / alone["ms_least"] - 1
+    print(f"beyond the kernel, for {len(resnet)} tensors: {row['host_and_packing']:.1%}")
     return result
 
 

@@ -50,13 +50,14 @@ def checkpoint(tmp_path_factory):
 
 # FOLDER stands for a full MNIST, which a fresh machine does not have; ddp would start these tests once more
 # (lightning/test_devices.py runs what the README says of several processes).
+SLOW = re.compile(r"^reproduce|corrected_|zero_shot")
 NOT_HERE = re.compile(r"FOLDER --|--data-root FOLDER|--trainer.strategy ddp")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        pytest.param(command, marks=pytest.mark.slow if command.startswith("reproduce") else ())
+        pytest.param(command, marks=pytest.mark.slow if SLOW.search(command) else ())
         for command in commands()
         if not NOT_HERE.search(command)
     ],

@@ -33,11 +33,15 @@ def test_every_optimizer_is_timed_and_its_state_counted(tmp_path, capsys, monkey
     for name, row in rows.items():
         assert row["ratio"] == pytest.approx(row["ms"] / rows["learned"]["ms"])
         assert name in printed
-    assert len(document["in_turns"]) == 3
+    assert len(document["in_turns"]) == 4
     for in_turns in document["in_turns"].values():
-        assert in_turns.keys() == optimizer_step.IN_TURNS.keys()
+        assert in_turns.keys() >= optimizer_step.IN_TURNS.keys() | optimizer_step.peers().keys()
+        assert in_turns[optimizer_step.PLAIN]["gb_per_s"] > 0
         assert in_turns["AdamW, fused"]["ratio"] == in_turns["AdamW, fused"]["least_over_least"] == 1
         assert in_turns["ZeroShot"]["share_of_orthogonalisation"] < 1
+    resnet, *_ = document["in_turns"].values()
+    assert resnet[optimizer_step.PLAIN]["host_and_packing"] > -1
+    assert "Muon" in resnet
     assert document["coordinates"] == sum(torch.Size(s).numel() for s in optimizer_step.resnet18_shapes(1))
 
 

@@ -49,7 +49,8 @@ def instruction_sets():
         flags = Path("/proc/cpuinfo").read_text()
     except OSError:
         flags = ""
-    return [("x86-64", "SSE2"), *[("x86-64-v3", "AVX2")] * (" avx2 " in flags and " fma " in flags)]
+    oldest = pytest.param("x86-64", "SSE2", marks=pytest.mark.slow)
+    return [oldest, *[("x86-64-v3", "AVX2")] * (" avx2 " in flags and " fma " in flags)]
 
 
 @pytest.mark.parametrize(("target", "name"), instruction_sets())

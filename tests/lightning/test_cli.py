@@ -29,7 +29,12 @@ def load(checkpoint):
     return torch.load(checkpoint, weights_only=True)
 
 
-@pytest.mark.parametrize("preset", presets())
+SLOW = ("mnist_mixture", "mnist_activations")
+
+
+@pytest.mark.parametrize(
+    "preset", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in presets()]
+)
 def test_every_preset_runs_to_its_comparison(preset, tiny_fit, capsys):
     folder = tiny_fit(f"--config={preset}", *TINY_TASKS.get(preset, []))
     printed = capsys.readouterr().out

@@ -144,9 +144,12 @@ def waits_of(run):
     return found
 
 
-@pytest.mark.parametrize("history", [{}, {"checkpoint_every": 2, "history_dtype": "bfloat16"}])
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("task", TASKS)
+KEPT = {"checkpoint_every": 2, "history_dtype": "bfloat16"}
+WINDOWS = [(task, "LSTM", {}) for task in TASKS] + [("quadratic", rule, KEPT) for rule in RULES]
+WINDOWS += [("MLP, ReLU", "RNNprop", {}), ("module", "momentum", {})]
+
+
+@pytest.mark.parametrize(("task", "rule", "history"), WINDOWS)
 def test_a_window_waits_for_the_device_once(task, rule, history):
     def run(steps):
         rollout = Rollout(on_device(RULES[rule]), optimizees(TASKS[task]()), cuda_graphs=False, **history)

@@ -437,6 +437,7 @@ def test_shards_that_a_rule_cannot_move_are_refused(results):
         )
 
 
+@pytest.mark.slow
 def test_whole_matrices_are_orthogonalised_on_a_mesh(folder):
     torch.multiprocessing.spawn(on_four, args=(folder,), nprocs=4)
     expected = train_zero_shot(make_wide())
