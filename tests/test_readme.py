@@ -161,6 +161,15 @@ def two_processes(document):
         yield [f"{name}, k = {rows['ddp']['num_tasks']}{pairs}", *rates, *scaling, communication]
 
 
+def cells(document):
+    rows, bound = {}, document["product_gflops"]
+    for row in document["rows"]:
+        kernels = (f"{row[f'{k}_ns']:.0f} ({row[f'{k}_gflops'] / bound:.0%})" for k in ("step", "bptt"))
+        rows[row["units"], row["layers"], row["inputs"]] = ", ".join(kernels)
+    for units in sorted({units for units, _, _ in rows}):
+        yield [units, *(rows[units, layers, inputs] for layers, inputs in ((1, 1), (2, 2), (2, 32)))]
+
+
 def zero_shot_steps(document):
     sizes = list(document["in_turns"].values())
     for name in sizes[0]:
@@ -177,6 +186,7 @@ def zero_shot_steps(document):
         ("devices_cpu", two_processes, 3),
         ("zero_shot_step_cpu", zero_shot_steps, 8),
         ("meta_step_cpu_avx2", held_to_avx2, 2),
+        ("cells_cpu", cells, 5),
     ],
 )
 def test_the_readmes_tables_are_the_committed_results(file, table, count):
