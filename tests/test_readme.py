@@ -218,6 +218,19 @@ def test_the_readmes_findings_are_the_reports_and_its_are_the_committed_results(
             assert (REPRODUCTION / document["experiment"] / picture).is_file()
 
 
+def test_the_readmes_first_table_is_the_suites():
+    document = json.loads((ROOT / "benchmarks/results/zero_shot.json").read_text())
+    found = document["results"]["comparisons"]["zero-shot"]
+    table = [line for line in README.splitlines() if re.search(r"\] \| \d+ of \d+ \|$", line)][:8]
+    peers = ("best of three", "best of three on test data", "adamw", "adamw-cosine", "muon")
+    for line, peer in zip(table, (*peers, "prodigy-cosine", "schedule-free", "adamw-0.001"), strict=True):
+        low, high = found[peer]["ci95_over_problems"]
+        ratio = f"{found[peer]['geometric_mean']:.3f}"
+        cells = f"| {ratio} [{low:.3f}, {high:.3f}] | {found[peer]['ahead']} of {found[peer]['problems']} |"
+        assert cells in line.replace("**", "")
+    assert document["commit"][:7] in README
+
+
 def test_the_readmes_mnist_table_is_the_reports():
     document = json.loads((REPRODUCTION / "mnist/results.json").read_text(encoding="utf-8"))
     for numbers in document["results"]["mnist_100"]["optimizers"].values():
