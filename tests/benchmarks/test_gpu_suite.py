@@ -210,7 +210,7 @@ def test_a_sweep_times_the_pairs_that_agree_and_only_those(environment, tmp_path
     variables["PYTHONPATH"] += os.pathsep + str(ROOT / "kernels")
     subprocess.run([*command, "--device", "cpu", "--backend", "triton", *sizes], env=variables, check=True)
     rows = json.loads(path.read_text())["rows"]
-    assert {(row["block"], row["num_warps"]) for row in rows if row["kernel"] == "bptt"} >= {(16, 4), (32, 8)}
+    assert {(row["block"], row["num_warps"]) for row in rows if row["kernel"] == "bptt"} >= {(16, 4), (64, 4)}
     for row in rows:
         assert row["agrees"] == ("ms" in row) == ("share_of_copy" in row)
     assert all(row["agrees"] for row in rows if row["precision"] != "bf16")
