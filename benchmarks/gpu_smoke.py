@@ -65,7 +65,7 @@ def optimizer_step(orthogonal: bool, device: str) -> None:
         loss = module(inputs).square().mean()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0], losses
 
 

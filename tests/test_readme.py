@@ -11,7 +11,7 @@ from PIL import Image
 
 from l2l_lightning import ComparisonSettings
 from l2l_lightning.cli import main
-from l2l_lightning.comparison.statistics import Interval
+from l2l_lightning.comparison.statistics import Interval, student_t_quantile
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -229,6 +229,21 @@ def test_the_readmes_first_table_is_the_suites():
         cells = f"| {ratio} [{low:.3f}, {high:.3f}] | {found[peer]['ahead']} of {found[peer]['problems']} |"
         assert cells in line.replace("**", "")
     assert document["commit"][:7] in README
+    steps = {name: problem["steps"] for name, problem in document["results"]["problems"].items()}
+    for longer, words in ((False, "Up to 600 steps the first row is"), (True, "800 to 10,000 steps it is")):
+        ratios = [r for p, r in found["best of three"]["by_problem"].items() if (steps[p] > 600) is longer]
+        ahead = f"{sum(ratio < 1 for ratio in ratios)} of {len(ratios)}"
+        assert re.search(rf"{words}\s{ratio_of(ratios)}, {ahead}", README)
+    others = [r for p, r in found["muon"]["by_problem"].items() if p not in ("sine, 500", "sine, 3000")]
+    assert f"the ratio to it is {ratio_of(others).replace(chr(92), '')}" in README
+
+
+def ratio_of(ratios):
+    """A geometric mean with its 95% interval, as a pattern."""
+    logs = torch.tensor(ratios, dtype=torch.float64).log()
+    half = student_t_quantile(len(logs) - 1) * logs.std() / len(logs) ** 0.5
+    mean, low, high = (x.exp().item() for x in (logs.mean(), logs.mean() - half, logs.mean() + half))
+    return rf"{mean:.3f} \[{low:.3f}, {high:.3f}\]"
 
 
 def test_the_readmes_mnist_table_is_the_reports():

@@ -18,7 +18,7 @@ import pytest
 import torch
 from backend_cases import Case, inputs
 from l2l_kernels import reference
-from l2l_kernels.cpu.library import FLAGS, SOURCES
+from l2l_kernels.cpu import library
 from test_backend_contract import relative_error
 
 EMULATOR = shutil.which("qemu-aarch64-static") or shutil.which("qemu-aarch64")
@@ -34,9 +34,9 @@ def program(tmp_path_factory):
     if EMULATOR is None or importlib.util.find_spec("ziglang") is None:
         pytest.skip("needs qemu-user-static and ziglang")
     path = tmp_path_factory.mktemp("emulated") / "program"
-    flags = [flag for flag in FLAGS if flag not in ("-shared", "-fPIC")]
+    flags = [flag for flag in library.FLAGS if flag not in ("-shared", "-fPIC")]
     command = [sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-musl", "-static", *flags]
-    sources = [*SOURCES, Path(__file__).with_name("emulated.cpp")]
+    sources = [*library.SOURCES, Path(__file__).with_name("emulated.cpp")]
     subprocess.run([*command, *map(str, sources), "-o", str(path)], check=True)
     return path
 
