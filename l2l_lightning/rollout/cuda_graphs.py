@@ -10,12 +10,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from l2l_lightning.errors import CaptureError
+from l2l_lightning.rollout.uneven import Uneven
 from l2l_lightning.tasks.base import Task
 
 CAPACITY = 8
@@ -143,7 +144,7 @@ class GraphCache:
         function: Callable[..., None],
         key: Hashable,
         carried: Sequence[Tensor],
-        inputs: Sequence[Tensor],
+        inputs: Sequence[Any],
         task: Task,
         cuda_graphs: bool | None,
     ) -> None:
@@ -154,7 +155,7 @@ class GraphCache:
             key: All that determines what it does besides its arguments: the ids of objects that it refers
                 to, and the addresses of their tensors.
             carried: Tensors of any shape that it updates.
-            inputs: Tensors of any shape that it reads.
+            inputs: What it reads: tensors of any shape, on the device, if it is to be recorded.
             task: The task that messages name.
             cuda_graphs: True: through its graph. False: as it is. None: through its graph where there is a
                 CUDA device, with a warning, once, if the task cannot be recorded.
@@ -170,6 +171,7 @@ class GraphCache:
             return
         arguments = [*carried, *inputs]
         try:
+            _check_inputs(inputs, device)
             recorded = self._find(function, key, arguments)
         except CaptureError as error:
             message = f"{task.describe()} cannot be recorded as a CUDA graph ({error})"
@@ -200,6 +202,14 @@ class GraphCache:
             recorded = _Recorded(self.recorder, function, arguments)
         self._recorded[key] = recorded
         return recorded
+
+
+def _check_inputs(inputs: Sequence[Any], device: torch.device) -> None:
+    """Raises CaptureError for minibatches that a recording could not take."""
+    if any(isinstance(value, Uneven) for value in inputs):
+        raise CaptureError("its minibatches differ in shape from one evaluation to another")
+    if any(value.device.type != device.type for value in inputs):
+        raise CaptureError("its losses draw random numbers, from seeds that the host sets")
 
 
 def check_available(cuda_graphs: bool | None, device: torch.device, recorder: Recorder | None = None) -> None:

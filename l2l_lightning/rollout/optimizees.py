@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from l2l_lightning.data.images import Images
 from l2l_lightning.errors import TaskError
-from l2l_lightning.tasks.base import Batch, Task
+from l2l_lightning.rollout.uneven import Uneven, check_batches
+from l2l_lightning.tasks.base import Batch, Separate, Task, WithBuffers, WithSeed
 
 STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4, "perturbation": 5}
 """Independent families of random draws; a number, once given, is never changed."""
@@ -63,6 +64,8 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def unstack(batches: Batch, count: int) -> list[Batch]:
     """Splits what `Optimizees.draw` gives into the minibatches [K, …] of `count` evaluations, as views."""
+    if isinstance(batches, Uneven):
+        return batches.evaluations
     leaves, structure = tree_flatten(batches)
     rows = [leaf.expand(count, *leaf.shape[1:]).unbind() for leaf in leaves]
     return [tree_unflatten([row[t] for row in rows], structure) for t in range(count)]
@@ -70,6 +73,10 @@ def unstack(batches: Batch, count: int) -> list[Batch]:
 
 def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype) -> Batch:
     """Returns what `task.losses` reads of one evaluation's minibatches [K, …], in θ's dtype."""
+    if isinstance(batches, Separate):
+        stacked = (tree_map(lambda leaf: leaf[None], batch) for batch in batches)
+        alone = (gather(task, images, batch, dtype) for batch in stacked)
+        return Separate(tree_map(lambda leaf: leaf[0], batch) for batch in alone)
     gathered = task.gather(batches, images)
     if gathered is batches:
         return batches
@@ -77,9 +84,38 @@ def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype
     return tree_map(lambda tensor: _in_dtype(tensor, dtype), gathered)
 
 
-def evaluate(task: Task, images: Images | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
-    """Returns f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …], without a graph."""
-    return task.losses_and_grads(theta, gather(task, images, batches, theta.dtype))
+def with_buffers(batches: Batch, buffers: Mapping[str, Tensor] | None) -> Batch:
+    """Returns gathered minibatches with the buffers [K, …] of K optimizees, if they have any."""
+    if not buffers:
+        return batches
+    # Aliases: an update may be differentiable, and its graph must not outlive the evaluation.
+    aliases = {name: value.detach() for name, value in buffers.items()}
+    if not isinstance(batches, Separate):
+        return WithBuffers(batches, aliases)
+    return Separate(
+        WithBuffers(batch, {name: value[k] for name, value in aliases.items()})
+        for k, batch in enumerate(batches)
+    )
+
+
+def cloned(buffers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a copy of buffers, for an evaluation that is to leave them as they are."""
+    return {name: value.clone() for name, value in buffers.items()}
+
+
+def evaluate(
+    task: Task,
+    images: Images | None,
+    theta: Tensor,
+    batches: Batch,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …], without a graph.
+
+    Buffers [K, …] are updated in place.
+    """
+    gathered = gather(task, images, batches, theta.dtype)
+    return task.losses_and_grads(theta, with_buffers(gathered, buffers))
 
 
 class Optimizees:
@@ -125,9 +161,11 @@ class Optimizees:
         self.dtype = dtype
         self.generators = [derive_generator(seed, stream, index) for index in indices]
         with _default_float32():
-            theta = torch.stack([task.init(g) for g in self.generators])
-            self._instances = [task.instance(g) for g in self.generators]
-        self.theta = theta.to(self.device, dtype)  # [K, N]
+            thetas, instances = zip(*(task.start(g) for g in self.generators), strict=True)
+            self._instances: list[Batch] = list(instances)
+            buffers = [task.buffers(instance, images, self.device) for instance in instances]
+        self.theta = torch.stack(thetas).to(self.device, dtype)  # [K, N]
+        self.buffers: dict[str, Tensor] = unstack(self._stack([buffers]), 1)[0]  # [K, …] each
         self._batches_are_constant = type(task).batch is Task.batch
         self._constant_batches = self._stack([self._instances]) if self._batches_are_constant else None
 
@@ -135,8 +173,13 @@ class Optimizees:
         return len(self.generators)
 
     def _stack(self, evaluations: list[list[Batch]]) -> Batch:
+        if isinstance(evaluations[0][0], WithSeed):
+            seeds = torch.stack([batch.seed for batch in itertools.chain(*evaluations)])
+            batches = self._stack([[batch.batch for batch in one] for one in evaluations])
+            return WithSeed(batches, seeds.view(len(evaluations), -1))
+
         def stack(*leaves: Tensor) -> Tensor:
-            stacked = torch.stack(leaves).view(len(evaluations), len(self), *leaves[0].shape)
+            stacked = torch.stack(leaves).view(len(evaluations), len(evaluations[0]), *leaves[0].shape)
             return to_device(_in_dtype(stacked, self.dtype), self.device)
 
         return tree_map(stack, *itertools.chain(*evaluations))
@@ -145,22 +188,44 @@ class Optimizees:
         """Draws the minibatches of `count` evaluations, not yet gathered, [count, K, …] on the device.
 
         Advances every optimizee's generator as `count` calls with 1 would, and moves the draws in one
-        transfer. Where all evaluations have the same batch, [1, K, …].
+        transfer. Where all evaluations have the same batch, [1, K, …]. `Uneven` where their shapes differ.
+
+        Raises:
+            TypeError: A minibatch holds something else than tensors.
+            ValueError: Minibatches differ in structure.
         """
         if self._batches_are_constant:
             return self._constant_batches
         pairs = list(zip(self._instances, self.generators, strict=True))
         with _default_float32():
             drawn = [[self.task.batch(i, self.images, g) for i, g in pairs] for _ in range(count)]
-        return self._stack(drawn)
+        return self._stacked(drawn)
+
+    def _stacked(self, drawn: list[list[Batch]]) -> Batch:
+        """Stacks minibatches, and keeps apart what cannot be stacked."""
+        try:
+            return self._stack(drawn)
+        except (RuntimeError, TypeError, ValueError):  # not looked for before, which would take time
+            if check_batches(self.task, list(itertools.chain(*drawn))):
+                raise
+        evaluations = []
+        for batches in drawn:
+            try:
+                (stacked,) = unstack(self._stack([batches]), 1)
+            except RuntimeError:
+                alone = (tree_map(lambda leaf: leaf[0, 0], self._stack([[batch]])) for batch in batches)
+                stacked = Separate(alone)
+            evaluations.append(stacked)
+        return Uneven(evaluations)
 
     def next_batches(self) -> Batch:
-        """Draws and gathers the minibatches [K, …] of the next evaluation."""
-        return gather(self.task, self.images, unstack(self.draw(1), 1)[0], self.dtype)
+        """Draws and gathers the minibatches [K, …] of the next evaluation; WithBuffers, if there are any."""
+        gathered = gather(self.task, self.images, unstack(self.draw(1), 1)[0], self.dtype)
+        return with_buffers(gathered, self.buffers)
 
     def losses_and_grads(self) -> tuple[Tensor, Tensor]:
-        """Returns f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches, without a graph."""
-        return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
+        """Returns f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches, without a graph; updates buffers."""
+        return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0], self.buffers)
 
     @torch.no_grad()
     def held_out_losses(self, images: Images | None) -> Tensor:
@@ -169,13 +234,16 @@ class Optimizees:
         Args:
             images: Those held out, on the optimizees' device, if the task needs any.
         """
-        batches = self._held_out_batches(images)
-        return self.task.losses(self.theta, gather(self.task, images, batches, self.dtype))
+        gathered = gather(self.task, images, self._held_out_batches(images), self.dtype)
+        with self.task.evaluation_mode():
+            return self.task.losses(self.theta, with_buffers(gathered, cloned(self.buffers)))
 
     @torch.no_grad()
     def held_out_losses_and_grads(self, images: Images | None) -> tuple[Tensor, Tensor]:
         """Returns the losses of `held_out_losses` [K] and their gradients [K, N], without a graph."""
-        return evaluate(self.task, images, self.theta, self._held_out_batches(images))
+        batches = self._held_out_batches(images)
+        with self.task.evaluation_mode():
+            return evaluate(self.task, images, self.theta, batches, cloned(self.buffers))
 
     def _held_out_batches(self, images: Images | None) -> Batch:
         with _default_float32():
@@ -183,27 +251,34 @@ class Optimizees:
                 self.task.held_out_batch(instance, images, generator)
                 for instance, generator in zip(self._instances, self.generators, strict=True)
             ]
-        return unstack(self._stack([drawn]), 1)[0]
+        return unstack(self._stacked([drawn]), 1)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what resuming in mid-rollout needs: θ, the instances and the generators' states."""
-        return {
+        """Returns what resuming in mid-rollout needs: θ, instances, generators' states, and any buffers."""
+        state = {
             "theta": self.theta.clone(),
             "instances": self._instances,
             "generators": [g.get_state() for g in self.generators],
         }
+        return state | ({"buffers": cloned(self.buffers)} if self.buffers else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a state_dict of optimizees of the same task and number.
 
         Raises:
-            ValueError: It is of another task: θ or an instance has another shape.
+            ValueError: It is of another task: θ, an instance or a buffer has another shape.
         """
+        buffers = state.get("buffers", {})
         pairs = [(state["theta"][0], self.theta[0]), *zip(state["instances"], self._instances, strict=False)]
+        firsts = [{name: value[0] for name, value in of.items()} for of in (buffers, self.buffers)]
+        pairs.append((firsts[0], firsts[1]))
         if any(tree_map(_shape, saved) != tree_map(_shape, ours) for saved, ours in pairs):
             raise ValueError("the saved optimizees are of other shapes than the task's")
         # A copy: θ is advanced in place, and the saved state must stay what it is.
         self.theta = state["theta"].to(self.device, self.dtype, copy=True)
+        self.buffers = {
+            name: _in_dtype(value, self.dtype).to(self.device, copy=True) for name, value in buffers.items()
+        }
         self._instances = state["instances"]
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved.cpu())

@@ -23,14 +23,23 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from l2l_lightning.data.images import Images
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.carried import CarriedRollout
 from l2l_lightning.rollout.history import FullHistory, History, HistoryDtype, KeptStates, check_history
-from l2l_lightning.rollout.optimizees import Optimizees, evaluate, gather, to_device, unstack
+from l2l_lightning.rollout.optimizees import (
+    Optimizees,
+    cloned,
+    evaluate,
+    gather,
+    to_device,
+    unstack,
+    with_buffers,
+)
 from l2l_lightning.rollout.parts import Part, in_order, parts_of
+from l2l_lightning.rollout.uneven import select
 from l2l_lightning.rules.base import Rule, Step
 from l2l_lightning.rules.layout import Layout, Time
 from l2l_lightning.tasks.base import Batch, Task
@@ -75,7 +84,7 @@ class Window:
 class Rollout(CarriedRollout):
     """K optimizees under one rule, advanced window by window.
 
-    θ, the rule's state, its features' statistics and the generators are carried from one to the next.
+    θ, the rule's state, its features' statistics, generators and buffers are carried from one to the next.
 
     An optimizee that a window finds with a loss or a gradient that is NaN or infinite is masked, in that
     window and for the rest of the rollout: it adds nothing to the meta-loss and its gradient, and the others
@@ -141,7 +150,8 @@ class Rollout(CarriedRollout):
         """Advances every optimizee by `unroll` steps and returns the window's meta-loss.
 
         The loss is counted at T+1 points, as DeepMind's code does: the last is re-evaluated, on a fresh
-        minibatch, as the next window's first. The meta-gradient is truncated at the window's start.
+        minibatch, as the next window's first; buffers are updated T times. The meta-gradient is truncated at
+        the window's start.
 
         Args:
             unroll: T ≥ 1.
@@ -205,9 +215,11 @@ class Rollout(CarriedRollout):
         losses = theta.new_empty(T + 1, len(theta))
         time = _time(theta, self.steps_done)
         leaves, structure = tree_flatten(optimizees.draw(T + 1))
+        names = list(optimizees.buffers)
 
         def run(theta: Tensor, losses: Tensor, time: Tensor, *others: Tensor) -> None:
             rest = iter(others)
+            buffers = {name: next(rest) for name in names}
             tracks = [
                 _Track(
                     part,
@@ -221,10 +233,10 @@ class Rollout(CarriedRollout):
                 for part, record in zip(parts, records, strict=True)
             ]
             batches = unstack(tree_unflatten(list(rest), structure), T + 1)
-            _inner_loop(tracks, task, images, theta, batches, losses, time, total)
+            _inner_loop(tracks, task, images, theta, batches, buffers, losses, time, total)
 
         key = ("window", *_key(self.rule, task, images), total, *(record.key for record in records))
-        carried = [theta, losses, time]
+        carried = [theta, losses, time, *optimizees.buffers.values()]
         for part, record in zip(parts, records, strict=True):
             carried += [part.statistics, *record.history.carried]
         self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
@@ -304,13 +316,16 @@ class Rollout(CarriedRollout):
         theta, masked = optimizees.theta.clone(), self.masked.clone()
         carried = [(part.state.clone(), part.statistics.clone()) for part in self.parts]
         batches = unstack(optimizees.draw(T + 1), T + 1)
+        buffers = cloned(optimizees.buffers)
         losses = theta.new_full((T + 1, len(theta)), torch.nan)
         finite = masked.new_zeros(())
         while not finite.all() and not masked.all():
             # One NaN in the graph makes the derivatives of all NaN: it is unrolled anew for the others.
             rest = _where(~masked, theta.device)
-            unrolled, new_theta, new_carried, finite = self._unroll(rest, batches)
+            unrolled, new_theta, new_buffers, new_carried, finite = self._unroll(rest, batches)
             theta[rest], losses[:, rest] = new_theta, unrolled.detach()
+            for name, value in new_buffers.items():
+                buffers[name][rest] = value
             for part, ours, theirs in zip(self.parts, carried, new_carried, strict=True):
                 for whole, new in zip(ours, theirs, strict=True):
                     part.by_optimizee(whole)[..., rest, :] = new
@@ -325,14 +340,14 @@ class Rollout(CarriedRollout):
                 value = (to_device(weights, theta.device) @ summed).mean() * (len(rest) / len(theta))
                 # Members that move nothing have a derivative too: DDP waits for every parameter's.
                 value = value + 0 * torch.stack([p.sum() for p in self.rule.parameters()]).sum()
-        optimizees.theta, self.masked = theta, masked
+        optimizees.theta, optimizees.buffers, self.masked = theta, buffers, masked
         for part, (state, statistics) in zip(self.parts, carried, strict=True):
             part.state, part.statistics = state, statistics
         return Window(value, losses, masked)
 
     def _unroll(
         self, rest: Tensor, batches: Sequence[Batch]
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor], list[tuple[Tensor, Tensor]], Tensor]:
         """Runs the window of some of the K optimizees with its graph.
 
         Args:
@@ -340,20 +355,23 @@ class Rollout(CarriedRollout):
             batches: Minibatches [K, …] of T+1 evaluations.
 
         Returns:
-            f_t(θ_t) [T+1, k] with the graph. Without: θ [k, N], every part's state [*state_shape, k, n] and
-            statistics [rows, k, n] after T steps, and which had nothing but finite losses and gradients [k].
+            f_t(θ_t) [T+1, k] with the graph. Without: θ [k, N], buffers [k, …], every part's state
+            [*state_shape, k, n] and statistics [rows, k, n] after T steps, and which had nothing but finite
+            losses and gradients [k].
         """
         optimizees, parts = self.optimizees, self.parts
         theta = optimizees.theta[rest].requires_grad_()
+        buffers = {name: value[rest] for name, value in optimizees.buffers.items()}
         states = [part.by_optimizee(part.state)[..., rest, :].flatten(-2) for part in parts]
         statistics = [part.by_optimizee(part.statistics)[..., rest, :].flatten(-2) for part in parts]
         layouts = [dataclasses.replace(part.layout, copies=len(rest)) for part in parts]
         losses, grads = [], []
         for t, batch in enumerate(batches):
-            chosen = tree_map(lambda leaf: leaf[rest], batch)
-            gathered = gather(optimizees.task, optimizees.images, chosen, optimizees.dtype)
-            losses.append(optimizees.task.losses(theta, gathered).to(theta.dtype))
             last = t + 1 == len(batches)
+            before, buffers = buffers, cloned(buffers)  # the graph may keep what they were
+            gathered = gather(optimizees.task, optimizees.images, select(batch, rest), optimizees.dtype)
+            found = optimizees.task.losses(theta, with_buffers(gathered, buffers))
+            losses.append(found.to(theta.dtype))
             (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=not last, retain_graph=True)
             grads.append(grad.detach())
             if last:
@@ -377,7 +395,7 @@ class Rollout(CarriedRollout):
             (by_optimizee(state, layout), by_optimizee(own, layout))
             for state, own, layout in zip(states, statistics, layouts, strict=True)
         ]
-        return stacked, theta.detach(), carried, finite
+        return stacked, theta.detach(), before, carried, finite
 
 
 @torch.no_grad()
@@ -410,6 +428,7 @@ def run_rule(
     task, images, theta = optimizees.task, optimizees.images, optimizees.theta
     parts = parts_of(rule, optimizees)
     time = _time(theta, 0)
+    names = list(optimizees.buffers)
     losses = theta.new_empty(horizon, len(optimizees))
     for stretch in torch.split(losses, STRETCH):
         count = len(stretch)
@@ -424,12 +443,13 @@ def run_rule(
             structure: Any = structure,
         ) -> None:
             rest = iter(others)
+            buffers = {name: next(rest) for name in names}
             tracks = [_Track(part, next(rest), [next(rest)] * (count + 1)) for part in parts]
             batches = unstack(tree_unflatten(list(rest), structure), count)
-            _inner_loop(tracks, task, images, theta, batches, losses, time, horizon)
+            _inner_loop(tracks, task, images, theta, batches, buffers, losses, time, horizon)
 
         key = ("run", *_key(rule, task, images), horizon)
-        carried = [theta, stretch, time]
+        carried = [theta, stretch, time, *optimizees.buffers.values()]
         for part in parts:
             carried += [part.statistics, part.state]
         graphs.run(run, key, carried, leaves, task, cuda_graphs)
@@ -525,22 +545,26 @@ def _inner_loop(
     images: Images | None,
     theta: Tensor,
     batches: Sequence[Batch],
+    buffers: dict[str, Tensor],
     losses: Tensor,
     time: Tensor,
     total_steps: int | None,
 ) -> None:
     """Evaluates θ [K, N] on minibatch after minibatch, with a step of the rule in between, in place.
 
-    A window has as many states as minibatches: it ends with an evaluation. One state more, and it ends with a
-    step. Writes f_t(θ_t) into losses [len(batches), K] and what the tracks say; counts time, a scalar, on.
-    Nothing here may depend on a tensor's value or make the host wait for the device.
+    A window has as many states as minibatches: it ends with an evaluation, which leaves the buffers [K, …] as
+    they are, as another is to follow before the next step. One state more, and it ends with a step. Writes
+    f_t(θ_t) into losses [len(batches), K] and what the tracks say; counts time, a scalar, on. Nothing here
+    may depend on a tensor's value or make the host wait for the device.
     """
     with full_precision(theta):
         steppers = [track.part.rule.stepper() for track in tracks]
     reads_time = any(track.part.rule.features is not None for track in tracks)
     found = []
     for t, batch in enumerate(batches):
-        loss, grad = evaluate(task, images, theta, batch)
+        if buffers and all(t + 1 == len(track.states) for track in tracks):
+            buffers = cloned(buffers)
+        loss, grad = evaluate(task, images, theta, batch, buffers)
         found.append(loss.to(theta.dtype))
         grad = grad.to(theta.dtype)
         for track, step in zip(tracks, steppers, strict=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ Batch = Any
 """A pytree of tensors: what one evaluation of the loss is computed on."""
 
 
+class WithSeed(NamedTuple):
+    """A batch whose loss draws random numbers, and the seed that its optimizee's generator gives them."""
+
+    batch: Batch
+    seed: Tensor
+    """[] int64, of K optimizees [K]: on the CPU, where the host reads it."""
+
+
+class WithBuffers(NamedTuple):
+    """A gathered batch, and what the loss reads besides it and updates in place."""
+
+    batch: Batch
+    buffers: dict[str, Tensor]
+    """By name, of K optimizees [K, …]."""
+
+
+class Separate(tuple[Batch, ...]):
+    """The batches of K optimizees that differ in shape, and so cannot be stacked to one of [K, …]."""
+
+
 class Task(Configurable, ABC):
     """A distribution of optimizees: θ0 ~ init, and at every step a loss f(θ, batch).
 
@@ -27,10 +48,11 @@ class Task(Configurable, ABC):
     so that every device draws the same), in this order: `init`, `instance`, then one `batch` per evaluation.
 
     A subclass sets `num_coordinates` and implements `init` and `loss`. It overrides `instance` if an
-    optimizee has constants of its own (a quadratic's W and y), `batch` if every evaluation has its own
-    minibatch, `losses` if it can beat torch.func.vmap, `losses_and_grads` if it can beat autograd, and
-    `config` if it does not keep its constructor's arguments as attributes. `gather` and `losses` must be
-    functions of their arguments alone: where the device allows it they are recorded once and replayed.
+    optimizee has constants of its own (a quadratic's W and y), `start` if they are drawn together with θ0,
+    `batch` if every evaluation has its own minibatch, `buffers` if evaluations update more than θ, `losses`
+    if it can beat torch.func.vmap, `losses_and_grads` if it can beat autograd, and `config` if it does not
+    keep its constructor's arguments as attributes. `gather` and `losses` must be functions of their arguments
+    alone: where the device allows it they are recorded once and replayed.
 
     In the shapes below, K optimizees are evaluated side by side, and N is the length of θ.
     """
@@ -47,7 +69,13 @@ class Task(Configurable, ABC):
         return (ParameterInfo("theta", (self.num_coordinates,)),)
 
     _one_by_one: Mapping[str, bool] = MappingProxyType({})
-    """Whether `losses` loops over optimizees, by type of device: decided at the first call on each."""
+    """Whether `losses` loops over optimizees, by type of device and mode: decided at the first call."""
+
+    _mode: str = ""
+    """What the loss is computed for besides training, within `evaluation_mode`, if it is then another one."""
+
+    _met_separate: bool = False
+    """Whether batches have been Separate before."""
 
     @abstractmethod
     def init(self, generator: torch.Generator) -> Tensor:
@@ -61,10 +89,27 @@ class Task(Configurable, ABC):
         """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
 
+    def start(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+        """Draws an optimizee: θ0 by `init`, and by `instance` what else distinguishes it."""
+        return self.init(generator), self.instance(generator)
+
+    def buffers(self, instance: Batch, images: Images | None, device: torch.device) -> dict[str, Tensor]:
+        """Returns what evaluations of an optimizee's loss update besides θ, as it is at θ0: CPU tensors.
+
+        If there are any, the loss is given WithBuffers(batch, buffers), and updates these in place.
+
+        Args:
+            instance: The optimizee's.
+            images: What its minibatches are drawn from, on the device.
+            device: Where the loss will be evaluated.
+        """
+        return {}
+
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
         """Draws what the next evaluation of the loss is computed on: CPU tensors, indices rather than images.
 
-        Their shapes must be the same at every evaluation: a whole window's are drawn ahead and stacked.
+        It is fastest if their shapes are the same at every evaluation: a whole window's are drawn ahead and
+        stacked. WithSeed(batch, seed) keeps the seed on the CPU.
         """
         return instance
 
@@ -79,45 +124,76 @@ class Task(Configurable, ABC):
         """Turns batches [K, …], already on the device, into what `losses` reads: indices into pixels."""
         return batches
 
+    def evaluation_mode(self) -> AbstractContextManager[Any]:
+        """Within this context losses are those of held-out examples: of a network without dropout, say."""
+        return nullcontext()
+
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
         """Computes the losses [K] of K optimizees from θ [K, N] and gathered batches [K, …].
 
         torch.func.vmap computes them at once. Where it cannot run what `loss` does (nn.LSTM, `.item()`), one
-        is computed after the other from the first call on, and a warning says so.
+        is computed after the other from the first call on, and so it is with batches that are Separate; a
+        warning says so.
 
         Raises:
             ValueError: `loss` draws from torch's global random stream, so that it would not repeat.
         """
-        device = thetas.device.type  # what vmap can run is not the same on every device
-        if device not in self._one_by_one:
+        if isinstance(batches, Separate):
+            return self._separate_losses(thetas, batches)
+        way = thetas.device.type + self._mode  # what vmap can run is not the same on every device
+        if way not in self._one_by_one:
             one_by_one, losses = self._first_losses(thetas, batches)
-            self._one_by_one = {**self._one_by_one, device: one_by_one}
+            self._one_by_one = {**self._one_by_one, way: one_by_one}
             return losses
-        if self._one_by_one[device]:
-            return self._looped(thetas, batches)
+        if self._one_by_one[way]:
+            return self._looped(thetas, _rows(batches, len(thetas)))
         losses = torch.func.vmap(self.loss)(thetas, batches)
         return losses
 
-    def _looped(self, thetas: Tensor, batches: Batch) -> Tensor:
-        rows = [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(len(thetas))]
-        return torch.stack([self.loss(theta, row) for theta, row in zip(thetas, rows, strict=True)])
+    def _looped(self, thetas: Tensor, batches: Iterable[Batch]) -> Tensor:
+        return torch.stack([self.loss(theta, batch) for theta, batch in zip(thetas, batches, strict=True)])
+
+    def _first_looped(self, thetas: Tensor, batches: Iterable[Batch]) -> Tensor:
+        """Runs the loop, and raises if it draws from the global stream."""
+        before = _global_stream(thetas.device)
+        losses = self._looped(thetas, batches)
+        if not torch.equal(before, _global_stream(thetas.device)):
+            raise ValueError(
+                f"the loss of {self.describe()} draws from torch's global random stream, so that it "
+                "would not repeat: leave out what is random in it, such as dropout, or draw it in `batch`"
+            )
+        return losses
 
     def _first_losses(self, thetas: Tensor, batches: Batch) -> tuple[bool, Tensor]:
         """Tries vmap; returns whether optimizees must run one by one instead, and their losses [K]."""
+        buffers = batches.buffers if isinstance(batches, WithBuffers) else {}
+        before = {name: value.clone() for name, value in buffers.items()}
         try:
             return False, torch.func.vmap(self.loss)(thetas, batches)
         except Exception as error:  # what vmap cannot run it says in many ways
-            before = _global_stream(thetas.device)
-            losses = self._looped(thetas, batches)  # raises what is the loss's own fault
-            if not torch.equal(before, _global_stream(thetas.device)):
-                raise ValueError(
-                    f"the loss of {self.describe()} draws from torch's global random stream, so that it "
-                    "would not repeat: leave out what is random in it, such as dropout, or draw it in `batch`"
-                ) from error
-            reason = str(error).partition("\n")[0].partition(". ")[0]
-            message = f"{self.describe()} cannot run under torch.func.vmap ({reason}): its optimizees are "
-            warnings.warn(f"{message}computed one after the other, which takes longer", stacklevel=2)
+            if buffers:  # of which it may have updated some
+                kept = {name: value.detach().copy_(before[name]) for name, value in buffers.items()}
+                batches = batches._replace(buffers=kept)
+            losses = self._first_looped(thetas, _rows(batches, len(thetas)))  # raises the loss's own fault
+            if not any(self._one_by_one.values()):
+                reason = str(error).partition("\n")[0].partition(". ")[0]
+                message = (
+                    f"{self.describe()} cannot run under torch.func.vmap ({reason}): its optimizees are "
+                )
+                warnings.warn(f"{message}computed one after the other, which takes longer", stacklevel=2)
             return True, losses
+
+    def _separate_losses(self, thetas: Tensor, batches: Separate) -> Tensor:
+        if self._met_separate:
+            return self._looped(thetas, batches)
+        losses = self._first_looped(thetas, batches)
+        self._met_separate = True
+        warnings.warn(
+            f"{self.describe()} draws minibatches of different shapes for one optimizee and another: they "
+            "are computed one after the other, which takes longer than padded ones of one shape",
+            stacklevel=2,
+        )
+        return losses
 
     def losses_and_grads(self, thetas: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
         """Computes the losses [K] and every optimizee's own gradient [K, N]; neither carries a graph.
@@ -155,6 +231,11 @@ class Task(Configurable, ABC):
         except TypeError:  # arguments that are not kept must not hide what a message is about
             return type(self).__name__
         return f"{type(self).__name__}({arguments})"
+
+
+def _rows(batches: Batch, count: int) -> list[Batch]:
+    """Returns batches [K, …] one by one, as views."""
+    return [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(count)]
 
 
 def _global_stream(device: torch.device) -> Tensor:

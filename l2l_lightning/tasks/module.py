@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.parameter import UninitializedParameter
+from torch.utils._pytree import tree_map_only
 
 from l2l_lightning.checks import check_at_least
 from l2l_lightning.class_paths import dotted_path, resolve
 from l2l_lightning.data.images import Images, need_images
 from l2l_lightning.rules.layout import ParameterInfo
-from l2l_lightning.tasks.base import Batch, Task, check_scalar, split_vector
+from l2l_lightning.tasks.base import Batch, Task, WithBuffers, WithSeed, check_scalar
+from l2l_lightning.tasks.functional_module import FunctionalModule
 
 
 class ModuleTask(Task):
-    """Trains any nn.Module: f_t(θ) = loss_fn(module_θ(inputs), targets), θ all the module's parameters.
+    """Trains any nn.Module: f_t(θ) = loss_fn(module_θ(inputs), targets), θ the parameters to be optimised.
 
-    θ [N] is the concatenation of the parameters in the order of `named_parameters`, each in row-major order.
-    A minibatch is (inputs, targets): MNIST images and labels drawn with replacement, or what `sample` draws.
+    θ [N] is the concatenation of the parameters that require a gradient, in the order of `named_parameters`,
+    each in row-major order; a tied one is there once, and frozen ones are constants. A minibatch is (inputs,
+    targets): MNIST images and labels drawn with replacement, or what `sample` draws. Inputs are a tensor, or
+    a tuple of the module's positional arguments, or a dict of its keyword arguments; targets any pytree.
+
     The module runs K times at once under torch.func.vmap, or one optimizee after the other where vmap cannot
-    run its forward (nn.LSTM, `.item()`). What it computes must depend on θ and the minibatch alone: dropout,
-    running statistics and other buffers that a forward updates are refused.
+    run its forward (nn.LSTM, `.item()`) or minibatches differ in shape. Random numbers (dropout, a VAE's
+    sample) are drawn from a seed that the optimizee's generator gives after every minibatch. Buffers that a
+    forward updates (BatchNorm's running statistics) are the optimizee's own, start with θ0 and are updated
+    once a step. Held-out examples are then evaluated in eval mode, and leave the buffers as they are.
 
     Args:
         module: A function without arguments (a class, a lambda) that builds the module, called anew for every
-            θ0; or its dotted path; or an nn.Module, whose submodules' `reset_parameters` then draw θ0. Only
-            what a dotted path names can be rebuilt from a checkpoint.
+            θ0; or its dotted path; or an nn.Module, of which the submodules' `reset_parameters` then draw θ0,
+            and all else starts as it is given. Only what a dotted path names can be rebuilt from a
+            checkpoint.
         loss_fn: (output, targets) to a scalar, or its dotted path.
         batch_size: B, images in a minibatch.
         image_shape: What the images' 784 pixels are reshaped to, such as [1, 28, 28]; None leaves them flat.
@@ -43,9 +47,9 @@ class ModuleTask(Task):
 
     Raises:
         ValueError: An argument out of its range, a path that cannot be imported, a module that cannot be
-            initialised anew or keeps more than θ, or (when it is called) a loss that is not scalar or a
-            forward that updates a buffer.
-        TypeError: An argument of the wrong kind.
+            initialised anew or has nothing to optimise, or (when it is called) a minibatch that is not
+            (inputs, targets) or a loss that is not scalar.
+        TypeError: An argument of the wrong kind, or (when it is called) inputs that the module does not take.
 
     Example:
         >>> from torch import nn
@@ -83,55 +87,85 @@ class ModuleTask(Task):
         self.init_std = init_std
         self.dataset = "mnist" if sample is None else None
 
-        self.skeleton = self._build()  # θ replaces its parameters at every call
-        _check_stateless(self.skeleton)
-        self._constants: dict[tuple[torch.device, torch.dtype], dict[str, Tensor]] = {}
-        self.shapes = {name: parameter.shape for name, parameter in self.skeleton.named_parameters()}
-        self.num_coordinates = sum(shape.numel() for shape in self.shapes.values())
-        if self.num_coordinates == 0:
-            raise ValueError("module has no parameters to optimise")
+        self.network = FunctionalModule(self.module)
+        self.num_coordinates = self.network.num_coordinates
         self.init(torch.Generator())  # fails now rather than at the first rollout
 
     @property
     def tensors(self) -> tuple[ParameterInfo, ...]:
-        """The module's parameters, which θ consists of, by their names."""
-        return tuple(ParameterInfo(name, tuple(shape)) for name, shape in self.shapes.items())
-
-    def _build(self) -> nn.Module:
-        if isinstance(self.module, nn.Module):
-            return copy.deepcopy(self.module)
-        try:
-            module = self.module()
-        except TypeError as error:
-            raise TypeError(
-                f"module = {dotted_path(self.module)} cannot be called without arguments ({error}): "
-                "pass a function that builds the module, such as lambda: nn.Linear(784, 10)"
-            ) from error
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"module must build an nn.Module, got {type(module).__name__}")
-        return module
+        """The parameters that θ consists of, by their names."""
+        return tuple(ParameterInfo(name, tuple(shape)) for name, shape in self.network.shapes.items())
 
     def init(self, generator: torch.Generator) -> Tensor:
         """Draws θ0, [N]: by the module's own initialisation, or from N(0, init_std²)."""
-        if self.init_std is not None:
-            return self.init_std * torch.randn(self.num_coordinates, generator=generator)
-        # Modules draw from torch's global stream: seed it from the optimizee's, and put it back.
-        seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            module = self._build()
-            if isinstance(self.module, nn.Module):
-                _reset_parameters(module)
-        return torch.cat([p.detach().flatten().float().cpu() for p in module.parameters()])
+        return self.start(generator)[0]
+
+    def start(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+        """Draws θ0, and the frozen parameters and buffers, by name, that the module's build draws with it."""
+        if self.init_std is None:
+            theta, drawn = self.network.draw(generator)
+        else:
+            theta = self.init_std * torch.randn(self.num_coordinates, generator=generator)
+            drawn = self.network.draw(generator)[1] if self.network.drawn else {}
+        return theta, drawn or ()
+
+    def buffers(self, instance: Batch, images: Images | None, device: torch.device) -> dict[str, Tensor]:
+        """Returns the buffers that a forward updates, and the constants that are the optimizee's own."""
+        self._observe(images, device)
+        return self.network.own(instance or {})
+
+    def _observe(self, images: Images | None, device: torch.device) -> None:
+        """Tries the loss once, to find out what a forward updates and whether it draws random numbers."""
+        if self.network.behaviour is not None or (self.dataset is not None and images is None):
+            return
+        # Outside of inference mode, whose tensors do not say whether they were changed.
+        with torch.inference_mode(False):
+            generator = torch.Generator().manual_seed(0)  # no optimizee's
+            theta = self.init(generator).to(device)
+            drawn = self._minibatch(images, generator)
+            stacked = tree_map_only(Tensor, lambda leaf: leaf[None].to(device), drawn)
+            gathered = tree_map_only(Tensor, lambda leaf: leaf[0], self.gather(stacked, images))
+            batch = tree_map_only(
+                Tensor, lambda leaf: leaf.to(theta.dtype) if leaf.is_floating_point() else leaf, gathered
+            )
+            self.network.observe(lambda own: self._loss(theta, batch, own), theta)
+
+    @contextmanager
+    def evaluation_mode(self) -> Iterator[None]:
+        """Within this context a module that draws random numbers or updates buffers is in eval mode."""
+        if not self.network.is_another_in_evaluation:
+            yield
+            return
+        self._mode = " in eval mode"
+        try:
+            with self.network.evaluation_mode():
+                yield
+        finally:
+            self._mode = ""
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws the indices of a minibatch of images, [B], or calls `sample`."""
+        """Draws the indices of a minibatch of images, [B], or calls `sample`; then a random module's seed.
+
+        The seed is torch.randint(2**62, ()).
+        """
+        if self.network.behaviour is None:
+            self._observe(images, torch.device("cpu") if images is None else images.pixels.device)
+        return self._with_seed(self._minibatch(images, generator), generator)
+
+    def _with_seed(self, minibatch: Batch, generator: torch.Generator) -> Batch:
+        if not self.network.random:
+            return minibatch
+        return WithSeed(minibatch, torch.randint(2**62, (), generator=generator))
+
+    def _minibatch(self, images: Images | None, generator: torch.Generator) -> Batch:
         if self.sample is not None:
             return self.sample(generator)
         return need_images(images, self).sample_indices(self.batch_size, generator)
 
     def gather(self, batches: Batch, images: Images | None) -> Batch:
         """Turns indices [K, B] into pixels [K, B, *image_shape] and labels [K, B]; `sample`'s stay."""
+        if isinstance(batches, WithSeed):
+            return batches._replace(batch=self.gather(batches.batch, images))
         if self.sample is not None:
             return batches
         pixels, labels = need_images(images, self).gather(batches)
@@ -139,60 +173,24 @@ class ModuleTask(Task):
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Computes loss_fn(module_θ(inputs), targets) of θ [N] and a batch (inputs, targets)."""
-        inputs, targets = batch
-        parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
-        constants = self._constants_as(theta)
-        versions = {name: constant._version for name, constant in constants.items()}
-        output = functional_call(self.skeleton, parameters | constants, (inputs,))
-        if updated := [name for name, constant in constants.items() if constant._version != versions[name]]:
+        batch, own = batch if isinstance(batch, WithBuffers) else (batch, None)
+        if not isinstance(batch, WithSeed):
+            return self._loss(theta, batch, own)
+        try:
+            seed = int(batch.seed)
+        except RuntimeError as error:  # under vmap
+            raise RuntimeError("each draws random numbers of its own") from error
+        with self.network.seeded(seed, theta.device):
+            return self._loss(theta, batch.batch, own)
+
+    def _loss(self, theta: Tensor, batch: Batch, own: Mapping[str, Tensor] | None) -> Tensor:
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            kind = f"{len(batch)} parts" if isinstance(batch, tuple | list) else type(batch).__name__
             raise ValueError(
-                f"module = {dotted_path(self.module)} updates {', '.join(updated)} at every call, "
-                "which θ does not hold: pass a module that does not, such as one in eval mode"
+                f"a minibatch must be (inputs, targets), got {kind}: several inputs are a tuple or a dict, "
+                "such as ((x, y), targets)"
             )
-        value: Tensor = self.loss_fn(output, targets)
+        inputs, targets = batch
+        value: Tensor = self.loss_fn(self.network(theta, inputs, own), targets)
         check_scalar(value, f"loss_fn = {dotted_path(self.loss_fn)}")
         return value
-
-    def _constants_as(self, theta: Tensor) -> dict[str, Tensor]:
-        """Returns the module's buffers in θ's dtype on its device; kept, as the host waits for a transfer."""
-        key = (theta.device, theta.dtype)
-        if key not in self._constants:
-            with torch.inference_mode(False):  # a validation's would not do for a fit
-                self._constants[key] = {
-                    name: buffer.to(theta.device, theta.dtype if buffer.is_floating_point() else buffer.dtype)
-                    for name, buffer in self.skeleton.named_buffers()
-                }
-        return self._constants[key]
-
-
-def _reset_parameters(module: nn.Module) -> None:
-    """Draws a module's parameters anew, children first: a parent may overrule what they draw."""
-    for name, part in reversed(list(module.named_modules())):
-        if hasattr(part, "reset_parameters"):
-            part.reset_parameters()
-        elif next(part.parameters(recurse=False), None) is not None:
-            raise ValueError(
-                f"{name or 'module'} ({type(part).__name__}) has parameters and no reset_parameters to draw "
-                "them anew: pass a function that builds the module, or init_std"
-            )
-
-
-def _check_stateless(module: nn.Module) -> None:
-    """Refuses what would make f_t depend on more than θ and the minibatch."""
-    for name, parameter in module.named_parameters():
-        if isinstance(parameter, UninitializedParameter):
-            raise ValueError(
-                f"{name} has no shape before the module's first call: build the module with its sizes, such "
-                "as nn.Linear for nn.LazyLinear"
-            )
-    for name, part in module.named_modules():
-        if isinstance(part, _NormBase) and part.training and part.running_mean is not None:
-            raise ValueError(
-                f"{name or 'module'} ({type(part).__name__}) updates running statistics at every call, which "
-                "θ does not hold: build it with track_running_stats=False (it then uses the minibatch's)"
-            )
-        if isinstance(part, _DropoutNd) and part.training and part.p > 0:
-            raise ValueError(
-                f"{name or 'module'} ({type(part).__name__}) draws from a stream that is not the "
-                "optimizee's, so that its losses would not repeat: remove it or set p=0"
-            )

@@ -16,8 +16,8 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     is drawn anew, so that the run goes on as it would have on the processes that saved it.
 
     Args:
-        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], states and statistics [..., k·N],
-            masks [k], k instances, k generators.
+        rollouts: One `Rollout.state_dict` per saving process: θ [k, N], buffers [k, ...], states and
+            statistics [..., k·N], masks [k], k instances, k generators.
         rank: Which of the processes that go on.
         world_size: How many those are.
 
@@ -43,11 +43,16 @@ def reshard(rollouts: Sequence[dict[str, Any]], rank: int, world_size: int) -> d
     def listed(name: str) -> list[Any]:
         return [one for saved in optimizees for one in saved[name]][rank * share : (rank + 1) * share]
 
+    buffers = {
+        name: mine(saved["buffers"][name] for saved in optimizees)
+        for name in optimizees[0].get("buffers", {})
+    }
     return {
         "optimizees": {
             "theta": mine(saved["theta"] for saved in optimizees),
             "instances": listed("instances"),
             "generators": listed("generators"),
+            **({"buffers": buffers} if buffers else {}),
         },
         **{
             name: [mine(part, -1) for part in zip(*(parts(r, name) for r in rollouts), strict=True)]

@@ -85,7 +85,8 @@ class TapeRecorder(Recorder):
 
 
 def linear():
-    return torch.nn.Sequential(torch.nn.Linear(784, 10), torch.nn.LayerNorm(10))
+    """Its running statistics are updated at every step, in a recording on its own memory."""
+    return torch.nn.Sequential(torch.nn.Linear(784, 10), torch.nn.BatchNorm1d(10))
 
 
 TASKS = {
@@ -135,11 +136,12 @@ class Run:
             self.adam.step()
             self.seen += [window.meta_loss.detach(), window.losses, optimizees.theta.clone()]
             self.seen += [rollout.parts[0].state.clone(), rollout.parts[0].statistics.clone(), *gradients]
+            self.seen += [value.clone() for value in optimizees.buffers.values()]
 
     def validate(self, task, images, K, horizon):
         optimizees = self.optimizees(task, images, range(K), "validation")
         losses = run_rule(self.rule, optimizees, horizon, self.workspace, self.cuda_graphs)
-        self.seen += [losses, optimizees.theta]
+        self.seen += [losses, optimizees.theta, *optimizees.buffers.values()]
 
 
 def same(ours, theirs):
