@@ -45,3 +45,11 @@ def test_the_rule_is_learned_saved_and_used():
     assert type(kept) is own_task_and_rule.BoundedMomentum
     task = FunctionTask(own_task_and_rule.valley, dim=2)
     assert own_task_and_rule.final_loss(task, kept) == after
+
+
+def test_a_rule_is_meta_trained_on_networks_with_dropout():
+    import any_module
+
+    assert len(Path(any_module.__file__).read_text(encoding="utf-8").splitlines()) <= 40
+    before, after = any_module.main()
+    assert after < 0.5 * before
