@@ -52,8 +52,16 @@ class MetaTrainingError(L2LError, RuntimeError):
     """Meta-training cannot go on; the message says what happened and which option to change."""
 
 
+class MissingPackageError(L2LError, ImportError):
+    """A package that is needed for what was asked is not installed; the message says how to install it."""
+
+
 class ReproductionError(L2LError, ValueError):
     """Experiments cannot be run as asked, or were interrupted; the message says what to do."""
+
+
+class ResultsError(L2LError, ValueError):
+    """Files of a finished run or comparison that cannot be used as asked; the message names the file."""
 
 
 class RuleError(L2LError, TypeError):

@@ -28,9 +28,10 @@ from torch.utils.data import TensorDataset
 from transformer import transformer_problem
 
 from l2l_lightning import load
+from l2l_lightning.comparison.curves_file import csv_text
+from l2l_lightning.comparison.figures import LOSS_LABELS
 from l2l_lightning.comparison.plots import Curve, curves_figure, png
-from l2l_lightning.comparison.report import csv_text
-from l2l_lightning.comparison.statistics import Interval, mean_and_half_width, paired_difference
+from l2l_lightning.comparison.statistics import Interval, log_interval, paired_difference
 from l2l_lightning.comparison.tuning import best_position, search_rates
 from l2l_lightning.console import make_console
 from l2l_lightning.errors import CommandLineError, L2LError
@@ -158,16 +159,14 @@ def write_curves(folder: Path, runs: dict[str, list[Run]], args: Any) -> None:
             lines += [(name, seed, "held_out", *evaluation) for evaluation in run.held_out]
         at = [step for step, _, _ in ours[0].held_out]
         losses = torch.tensor([[loss for _, loss, _ in run.held_out] for run in ours], dtype=torch.float64).T
-        mean, half = mean_and_half_width(losses)
-        line, low, high = (
-            np.interp(steps, at, values.numpy()) for values in (mean, mean - half, mean + half)
-        )
+        ours_by_step = (losses.mean(dim=1), *log_interval(losses))
+        line, low, high = (np.interp(steps, at, values.numpy()) for values in ours_by_step)
         final = Interval.of(losses[-1])
-        curves.append(Curve(f"{name}  {final}", line, low, high, final.mean, highlight=len(curves) == 1))
+        curves.append(Curve(f"{name}  {final}", line, low, high, final.mean, name in args.rules[:1], name))
     title = f"{args.problem}: held-out loss, mean of {args.num_seeds} seeds with its 95% interval"
     columns = ("optimizer", "seed", "split", "step", "loss", "accuracy")
     write_atomically(folder / "curves.csv", csv_text(columns, lines))
-    figure = curves_figure(curves, title, f"loss after {args.steps} steps")
+    figure = curves_figure(curves, title, f"loss after {args.steps} steps", "log", LOSS_LABELS["log"])
     write_atomically(folder / "curves.png", png(figure))
 
 

@@ -20,9 +20,10 @@ LIGHTNING_COMMANDS = {
     "validate": "run a checkpoint's rule on held-out optimizees",
     "test": "run a checkpoint's rule on test optimizees",
     "tune": "find the baselines' learning rates for a task",
-    "compare": "compare a checkpoint's rule with tuned baselines",
+    "compare": "compare a checkpoint's rule with tuned baselines, or finished runs: compare RUN RUN…",
 }
 COMMANDS = LIGHTNING_COMMANDS | {
+    "plot": "draw the curves of a finished run, as PNG, PDF or SVG",
     "reproduce": "the study's and the paper's experiments, and REPORT.md",
     "info": "versions, devices, kernel backends and presets",
 }
@@ -30,6 +31,16 @@ COMMANDS = LIGHTNING_COMMANDS | {
 
 DEFAULT_PRESET = "quadratic"
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
+
+
+def names_runs(arguments: Sequence[str]) -> bool:
+    """Tells whether a command line compares finished runs, and not a checkpoint's rule.
+
+    Example:
+        >>> names_runs(["compare", "runs/a", "runs/b"]), names_runs(["compare", "--ckpt_path", "last.ckpt"])
+        (True, False)
+    """
+    return len(arguments) > 1 and arguments[0] == "compare" and not arguments[1].startswith("-")
 
 
 def prepare(arguments: list[str]) -> tuple[list[str], str]:
@@ -54,7 +65,8 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
         trust = [*filter(None, options.get("--trust", "").split(",")), *_named_code(expanded)]
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
     elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help"} & {*rest}:
-        raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path")
+        runs = ", or begin with the folders of finished runs" if subcommand == "compare" else ""
+        raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path{runs}")
     elif not configs:
         base, configs = _expand_configs(["--config", DEFAULT_PRESET])
     name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
@@ -62,13 +74,16 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
 
 
 def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with every preset and file of options replaced by its contents, and their names."""
-    shipped, expanded, configs = presets(), [], []
+    """The arguments with every preset and file of options replaced by its contents, and their names.
+
+    The files come first: an option that is typed holds wherever it stands, as a sweep puts it anywhere.
+    """
+    shipped, files, options, configs = presets(), [], [], []
     rest = iter(arguments)
     for argument in rest:
         flag, given, value = argument.partition("=")
         if flag not in ("--config", "-c"):
-            expanded.append(argument)
+            options.append(argument)
             continue
         config = value if given else next(rest, None)
         if config is None:
@@ -80,8 +95,8 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
             )
         configs.append(config)
         # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
-        expanded += ["--config", json.dumps(_read_yaml(path, f"--config {config}"), default=str)]
-    return expanded, configs
+        files += ["--config", json.dumps(_read_yaml(path, f"--config {config}"), default=str)]
+    return [*files, *options], configs
 
 
 def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
-import uuid
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from l2l_kernels import choose
@@ -19,7 +17,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from l2l_lightning.cli.loggers import (
+    add_wandb_options,
+    given_loggers,
+    in_folder,
+    run_loggers,
+    set_logger_defaults,
+)
 from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint, missing, new_run_folder
+from l2l_lightning.comparison.settings import plain
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.rollout.cuda_graphs import check_available
@@ -55,8 +61,11 @@ class _Parser(LightningArgumentParser):
     A checkpoint's task could name one. Files of options are given with --config.
     """
 
-    def add_class_arguments(self, *arguments: Any, **options: Any) -> Any:
-        return super().add_class_arguments(*arguments, **{**options, "sub_configs": False})
+    def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> Any:
+        added = super().add_class_arguments(theclass, *arguments, **{**options, "sub_configs": False})
+        if isinstance(theclass, type) and issubclass(theclass, Logger):
+            set_logger_defaults(self, theclass)
+        return added
 
 
 class MetaLearningCLI(LightningCLI):
@@ -95,13 +104,7 @@ class MetaLearningCLI(LightningCLI):
         return {"fit": loaders, "validate": loaders, "test": loaders, "tune": ours, "compare": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument(
-            "--wandb",
-            type=Literal["offline", "online", "off"] | None,
-            default=None,
-            help="Weights & Biases: offline needs no network and no account; `wandb sync` uploads it later. "
-            "Without it, as the variables WANDB_MODE and WANDB_DISABLED say, or else offline.",
-        )
+        add_wandb_options(parser)
         parser.add_argument(
             "--run_folder",
             type=str | None,
@@ -139,6 +142,10 @@ class MetaLearningCLI(LightningCLI):
                 "--latest.dirpath must not be set with --run_folder, where the run goes on from its "
                 "checkpoints/last.ckpt"
             )
+        self._choose_run_folder(config)
+        self.parser.add_instantiator(in_folder(self.run_folder), Logger)
+
+    def _choose_run_folder(self, config: Any) -> None:
         if self.subcommand == "fit":
             named = Path(config.run_folder) if config.run_folder else folder_of_run(config.ckpt_path)
             if getattr(rank_zero_only, "rank", 0) == 0:
@@ -162,24 +169,31 @@ class MetaLearningCLI(LightningCLI):
             raise CommandLineError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Adds the loggers, unless the user configured others."""
+        """Adds the loggers, unless the user wants none: a run's own before the user's."""
         config = self._options
         kwargs["default_root_dir"] = str(self.run_folder)
-        if config.trainer.logger in (None, True):
-            loggers: Any = {"fit": self._loggers, None: lambda _: MetricsLog(self.run_folder)}
-            kwargs["logger"] = loggers[self.subcommand](config.wandb) if self.subcommand in loggers else False
+        if config.trainer.logger is not False:
+            loggers = given_loggers(self._get(self.config_init, "trainer").logger)
+            if self.subcommand == "fit":
+                loggers = run_loggers(self.run_folder, self.run_name, config, loggers)
+            elif self.subcommand is None:
+                loggers = [MetricsLog(self.run_folder), *loggers]
+            kwargs["logger"] = loggers or False
         self.trainer_defaults["callbacks"] = []
         if config.trainer.enable_progress_bar is not False:
             self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
-        if kwargs.get("logger", config.trainer.logger):
+        if kwargs.get("logger"):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ImportError, RuntimeError, TypeError, ValueError, MisconfigurationException) as error:
             words = set(re.findall(r"\w+", str(error)))
             named = [key for key in vars(config.trainer) if key in words]
             named = named or [key for key in OFTEN_UNNAMED if config.trainer[key] not in (None, "auto")]
             raise CommandLineError(f"{error} ({', '.join(f'--trainer.{key}' for key in named)})") from error
+        self._dump_config()
+        trainer.options = plain(self.config_dump)  # type: ignore[attr-defined]
+        return trainer
 
     @property
     def _options(self) -> Any:
@@ -190,35 +204,6 @@ class MetaLearningCLI(LightningCLI):
     def _comparison(self) -> ComparisonSettings:
         settings: ComparisonSettings = self.config_init[self.subcommand].comparison
         return settings
-
-    def _loggers(self, mode: str | None) -> list[Logger]:
-        loggers: list[Logger] = [MetricsLog(self.run_folder)]
-        mode = mode or _wandb_mode_of_environment()
-        if mode == "off":
-            return loggers
-        try:
-            import wandb
-        except ImportError as error:
-            if mode == "online":
-                raise CommandLineError("--wandb online needs the package wandb: pip install wandb") from error
-            print("The package wandb is not installed: nothing is logged to it (--wandb off asks for none)")
-            return loggers
-        kept = self.run_folder / "wandb-id.txt"  # a run that goes on is the same run there too
-        loggers.append(
-            WandbLogger(
-                project="l2l-lightning",
-                name=f"{self.run_name}/{self.run_folder.name}",
-                id=kept.read_text(encoding="utf-8").strip() if kept.is_file() else uuid.uuid4().hex[:12],
-                resume="allow",
-                save_dir=self.run_folder,
-                offline=mode == "offline",
-                group=self.run_name,
-                job_type="meta-train",
-                # Offline, its messages would bury the table that a run ends with.
-                settings=wandb.Settings(quiet=mode == "offline"),
-            )
-        )
-        return loggers
 
     def before_fit(self) -> None:
         self._try_task()
@@ -335,13 +320,6 @@ def _check_trainer_options(config: Any) -> None:
             f"--early_stopping.patience must be at least 0, got {config.early_stopping.patience}"
         )
     check_precision(str(trainer.precision))
-
-
-def _wandb_mode_of_environment() -> str:
-    """The mode that W&B's own variables ask for: offline if they are silent."""
-    disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("true", "1", "yes")
-    mode = "disabled" if disabled else os.environ.get("WANDB_MODE", "offline").lower()
-    return {"disabled": "off", "offline": "offline", "dryrun": "offline"}.get(mode, "online")
 
 
 def run(arguments: list[str], name: str) -> None:

@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 from l2l_kernels import BackendUnavailableError
 
-from l2l_lightning.cli.arguments import COMMANDS, one_line, prepare
+from l2l_lightning.cli.arguments import COMMANDS, names_runs, one_line, prepare
 from l2l_lightning.configs import presets
 from l2l_lightning.errors import L2LError, RunStoppedError
 
@@ -69,7 +69,11 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"error: {one_line(error)} ({command} lists the options)", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:
-        where = {"reproduce": "--out", "compare": "--out or --trainer.default_root_dir"}
+        where = {
+            "reproduce": "--out",
+            "plot": "--out",
+            "compare": "--out" if names_runs(arguments) else "--out or --trainer.default_root_dir",
+        }
         option = where.get(arguments[0], "--trainer.default_root_dir")
         print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
         raise SystemExit(1) from error
@@ -95,6 +99,14 @@ def _run(arguments: list[str]) -> None:
         from l2l_lightning.reproduce.command import main as reproduce
 
         reproduce(names, settings)
+    elif arguments[:1] == ["plot"]:
+        from l2l_lightning.cli.plot import plot
+
+        plot(arguments[1:])
+    elif names_runs(arguments):
+        from l2l_lightning.cli.compare_runs import compare_runs
+
+        compare_runs(arguments[1:])
     else:
         prepared, name = prepare(arguments)  # before Lightning is imported, which takes seconds
         from l2l_lightning.cli import lightning_cli

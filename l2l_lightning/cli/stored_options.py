@@ -20,7 +20,10 @@ NOT_RESUMED = ("seed_everything", "model", "data", "ckpt_path", "weights_only", 
 """What a resumed run takes from its checkpoint or from the command line."""
 
 SECTIONS = ("trainer", "comparison", "checkpoint", "latest", "early_stopping", "averaging", "collapse")
-SINGLE = ("wandb", "run_folder")
+SINGLE = (
+    *("wandb", "wandb_project", "wandb_entity", "wandb_group", "wandb_name", "wandb_tags"),
+    "run_folder",
+)
 """Groups of options that it takes from the file, and options outside any group."""
 
 

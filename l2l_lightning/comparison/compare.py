@@ -3,35 +3,20 @@
 from __future__ import annotations
 
 import functools
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2l_lightning.comparison.baselines import Setting, TunedBaseline, run_baseline
-from l2l_lightning.comparison.statistics import (
-    Interval,
-    Lead,
-    final_loss,
-    final_losses,
-    lead,
-    paired_difference,
-    sum_losses,
-    summary,
-)
-from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.comparison.result import LEARNED as LEARNED
+from l2l_lightning.comparison.result import Comparison as Comparison
+from l2l_lightning.comparison.result import Result as Result
+from l2l_lightning.provenance import device_name
 from l2l_lightning.rollout.optimizees import Optimizees
-
-LEARNED = "learned"
-"""The learned optimizer's name: what the others are compared with."""
-
-Measure = Literal["final_loss", "sum_loss"]
-MEASURES: dict[Measure, Callable[[Tensor], Tensor]] = {"final_loss": final_losses, "sum_loss": sum_losses}
-"""What optimizers are compared by: losses [T, K] to a value of each optimizee, [K]."""
 
 
 @dataclass(frozen=True)
@@ -65,79 +50,13 @@ def baseline_contender(tuned: TunedBaseline, name: str | None = None) -> Contend
     return Contender(name or tuned.baseline.name, run, tuned.learning_rate, tuned.setting)
 
 
-@dataclass(frozen=True)
-class Result:
-    """The losses of one optimizer on the K optimizees, and what it ran with."""
-
-    losses: Tensor
-    """f_t(θ_t), [horizon, K] float64 on the CPU."""
-    seconds: float
-    """Wall-clock of the whole rollout, all K optimizees side by side, losses and gradients included."""
-    learning_rate: float | None
-    setting: Setting = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Optimizers on the same optimizees, in the order in which they ran, and where the numbers come from."""
-
-    task: str
-    horizon: int
-    num_optimizees: int
-    data_source: str
-    seed: int
-    device: str
-    dtype: str
-    results: dict[str, Result]
-
-    @property
-    def ranking(self) -> list[str]:
-        """The optimizers' names by mean final loss, the best first; those without one last."""
-        means = {name: final_loss(result.losses).mean for name, result in self.results.items()}
-        return sorted(means, key=lambda name: means[name] if math.isfinite(means[name]) else math.inf)
-
-    def difference(self, name: str, measure: Measure = "final_loss") -> Interval:
-        """Returns the paired difference learned − other of a measure; negative where learned is ahead."""
-        return paired_difference(*self._pair(name, measure))
-
-    def lead(self, name: str, measure: Measure = "final_loss") -> Lead:
-        """Says how clearly the learned optimizer is ahead of another one, as `statistics.lead`."""
-        return lead(*self._pair(name, measure))
-
-    def _pair(self, name: str, measure: Measure) -> tuple[Tensor, Tensor]:
-        learned, other = (MEASURES[measure](self.results[n].losses) for n in (LEARNED, name))
-        return learned, other
-
-    def summary(self) -> dict[str, Any]:
-        """Returns what summary.json holds."""
-        return {
-            "task": self.task,
-            "horizon": self.horizon,
-            "num_optimizees": self.num_optimizees,
-            "data_source": self.data_source,
-            "commit": commit(),
-            "seed": self.seed,
-            "device": self.device,
-            "dtype": self.dtype,
-            "versions": versions(),
-            "optimizers": {
-                name: {
-                    **summary(result.losses),
-                    "learning_rate": result.learning_rate,
-                    "setting": result.setting,
-                    "seconds": result.seconds,
-                }
-                for name, result in self.results.items()
-            },
-        }
-
-
 def compare(
     contenders: Sequence[Contender],
     make_optimizees: Callable[[], Optimizees],
     horizon: int,
     *,
     seed: int,
+    settings: Mapping[str, Any] | None = None,
 ) -> Comparison:
     """Runs every contender on the same optimizees.
 
@@ -146,6 +65,7 @@ def compare(
         make_optimizees: Returns fresh optimizees, with the same θ0 and minibatches to come at every call.
         horizon: Steps per rollout.
         seed: What the optimizees were derived from, for the record.
+        settings: What the contenders came from, as plain values, for the record.
 
     Raises:
         ValueError: There are no contenders or two of one name, horizon < 1, a contender's losses are not
@@ -199,6 +119,7 @@ def compare(
         device=device_name(reference.device),
         dtype=str(reference.dtype).removeprefix("torch."),
         results=results,
+        settings=settings or {},
     )
 
 

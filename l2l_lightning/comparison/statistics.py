@@ -68,6 +68,26 @@ def mean_and_half_width(values: Tensor) -> tuple[Tensor, Tensor]:
     return mean, values.std(dim=-1) * (student_t_quantile(number - 1) / math.sqrt(number))
 
 
+def log_interval(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the 95% interval of the mean over the last axis that a log axis can show: m·exp(± t·s/(m√K)).
+
+    It is Student's interval of the mean's logarithm, whose deviation is s/(m√K) (the delta method): positive
+    whatever the spread, as wide upwards as downwards on a log axis, and to first order the m ± t·s/√K of
+    `mean_and_half_width` where that is narrow. Of skewed losses it covers the mean more often than that one,
+    and than a bootstrap's percentiles. Values [..., K] give two tensors [...]; NaN where the mean is not
+    positive or not finite, and of one value.
+
+    Example:
+        >>> low, high = log_interval(torch.tensor([0.1, 0.2, 3.0]))  # 1.1 ± 4.1
+        >>> round(float(low), 3), round(float(high), 1)
+        (0.027, 45.3)
+    """
+    mean, half = mean_and_half_width(values)
+    mean = torch.where(mean > 0, mean, math.nan)
+    spread = half / mean
+    return mean * torch.exp(-spread), mean * torch.exp(spread)
+
+
 class Interval(NamedTuple):
     """A mean over optimizees with its 95% interval (Student's t)."""
 

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
+
 import wandb
 from lightning.pytorch.loggers import WandbLogger
+from PIL import Image
 
-from l2l_lightning.comparison.compare import Comparison
-from l2l_lightning.comparison.report import loss_rows
-from l2l_lightning.comparison.statistics import final_loss, sum_loss
+from l2l_lightning.comparison.curves_file import COLUMNS, loss_rows
+from l2l_lightning.comparison.figures import curves_picture
+from l2l_lightning.comparison.result import Comparison
 
 
-def log_comparison(logger: WandbLogger, comparison: Comparison) -> None:
+def log_curves(
+    logger: WandbLogger, comparison: Comparison, numbers: Mapping[str, float], prefix: str = "comparison"
+) -> None:
     """Logs a comparison to a W&B run.
 
-    `comparison/curves` is the mean loss by step of every optimizer in one chart, `comparison/table` every
-    loss (task, optimizer, seed, step, loss); final losses and sums go into the run's summary.
+    `comparison/curves` is the mean loss by step of every optimizer in one chart, `comparison/figure` the same
+    with intervals, `comparison/table` every loss (task, optimizer, seed, step, loss); the numbers go into the
+    run's summary.
     """
-    losses = {name: result.losses for name, result in comparison.results.items()}
+    losses = comparison.losses
     chart = wandb.plot.line_series(
         xs=list(range(comparison.horizon)),
         ys=[value.mean(dim=1).tolist() for value in losses.values()],
@@ -24,11 +31,13 @@ def log_comparison(logger: WandbLogger, comparison: Comparison) -> None:
         title=f"Loss on {comparison.task}, mean of {comparison.num_optimizees} optimizees",
         xname="step",
     )
-    table = wandb.Table(columns=["task", "optimizer", "seed", "step", "loss"])
+    table = wandb.Table(columns=list(COLUMNS))
     for name, value in losses.items():
         for row in loss_rows([comparison.task, name], value):
             table.add_data(*row)
-    logger.experiment.log({"comparison/curves": chart, "comparison/table": table})
-    for name, value in losses.items():
-        logger.experiment.summary[f"comparison/{name}/final_loss"] = final_loss(value).mean
-        logger.experiment.summary[f"comparison/{name}/sum_loss"] = sum_loss(value).mean
+    picture = Image.open(io.BytesIO(curves_picture(losses, comparison.task, comparison.learned)))
+    logger.experiment.log(
+        {f"{prefix}/curves": chart, f"{prefix}/figure": wandb.Image(picture), f"{prefix}/table": table}
+    )
+    for name, number in numbers.items():
+        logger.experiment.summary[name] = number

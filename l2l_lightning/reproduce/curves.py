@@ -14,7 +14,8 @@ from torch import Tensor
 
 from l2l_lightning.class_paths import from_class_config
 from l2l_lightning.comparison.baselines import BASELINES, setting_text
-from l2l_lightning.comparison.report import curves_picture, loss_rows
+from l2l_lightning.comparison.curves_file import loss_rows
+from l2l_lightning.comparison.figures import curves_picture
 from l2l_lightning.comparison.statistics import (
     Interval,
     diverged,

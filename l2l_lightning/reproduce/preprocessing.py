@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from l2l_lightning.comparison.curves_file import loss_rows
 from l2l_lightning.comparison.plots import heatmap_figure, png
-from l2l_lightning.comparison.report import loss_rows
 from l2l_lightning.comparison.statistics import diverged, final_loss, sum_loss, summary
 from l2l_lightning.reproduce.experiment import Experiment, Finding, Outcome, markdown_table
 from l2l_lightning.reproduce.recipes import ABLATION_ROLLOUTS, ABLATIONS, Ablation

@@ -134,7 +134,9 @@ class LatestCheckpoint(Checkpoint):
     def command(self, model: LightningModule) -> str:
         """What goes on from the newest checkpoint."""
         settings = model.settings() if isinstance(model, MetaLearner) else {}
-        modules = foreign_modules([settings.get("task"), settings.get("rule")])
+        options = getattr(model.trainer, "options", {}).get("trainer", {})
+        named = [options.get("logger"), options.get("callbacks")]
+        modules = foreign_modules([settings.get("task"), settings.get("rule"), named])
         trust = f" --trust {','.join(modules)}" if modules else ""
         return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
 

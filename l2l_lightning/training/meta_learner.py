@@ -46,6 +46,7 @@ from l2l_lightning.training.data_module import (
 )
 from l2l_lightning.training.estimators import evolution_gradient, perturbation
 from l2l_lightning.training.resharding import reshard
+from l2l_lightning.training.run_settings import log_settings
 from l2l_lightning.trust import refuse_foreign
 
 SECTION, VERSION = "l2l_lightning", 3
@@ -294,6 +295,10 @@ class MetaLearner(LightningModule):
         self.try_task(self.data)
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
+
+    def on_fit_start(self) -> None:
+        """Hands the run's settings to its loggers."""
+        log_settings(self.trainer.loggers, self, self.data, getattr(self.trainer, "options", {}))
 
     @property
     def data(self) -> MetaData:

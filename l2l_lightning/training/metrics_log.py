@@ -59,6 +59,9 @@ class MetricsLog(CSVLogger):
         self._experiment = self._experiment or _Writer(self.log_dir)
         return self._experiment
 
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Writes nothing: config.yaml beside it has them."""
+
     @rank_zero_only
     def go_on_from(self, step: int) -> None:
         """Drops what was logged at this step and later: a run that goes on from there logs it again."""

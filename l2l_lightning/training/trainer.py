@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
 from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text
-from l2l_lightning.comparison.compare import LEARNED, Comparison, Contender, baseline_contender, compare
-from l2l_lightning.comparison.report import comparison_table, write_comparison
+from l2l_lightning.comparison.compare import Contender, baseline_contender, compare
+from l2l_lightning.comparison.loggers import log_comparison
+from l2l_lightning.comparison.report import write_comparison
+from l2l_lightning.comparison.result import LEARNED, Comparison
 from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.console import make_console
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
+from l2l_lightning.tables import Column, FittingTable
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.meta_learner import MetaLearner
+from l2l_lightning.training.run_settings import run_settings
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class ComparisonSettings:
 
 class MetaTrainer(Trainer):
     """Lightning's Trainer, with `tune` and `compare` beside fit, validate and test."""
+
+    options: Mapping[str, Any] = MappingProxyType({})
+    """The options that a command line was given, as in config.yaml: for its loggers and summary.json."""
 
     def tune(
         self,
@@ -146,40 +153,33 @@ class MetaTrainer(Trainer):
         )
         learned = Contender(LEARNED, functools.partial(run_rule, model.rule))
         contenders = [learned, *(baseline_contender(t) for t in tuned.values())]
-        result = compare(contenders, make_optimizees, comparison.horizon or model.horizon, seed=model.seed)
+        horizon = comparison.horizon or model.horizon
+        settings = run_settings(model, datamodule, {"comparison": asdict(comparison), **self.options})
+        result = compare(contenders, make_optimizees, horizon, seed=model.seed, settings=settings)
         write_comparison(result, Path(out))
-        for logger in self.loggers:
-            if isinstance(logger, WandbLogger):
-                # wandb is needed by those who log to it only.
-                from l2l_lightning.comparison.wandb_curves import log_comparison
-
-                log_comparison(logger, result)
         console = make_console()
-        console.print(comparison_table(result))
+        console.print(result.table())
         console.print(f"Data: {datamodule.source}. Curves and summary: {out}", soft_wrap=True)
+        is_member = len(model.task.members) > 1 and task in model.task.members
+        part = f"/member-{model.task.members.index(task) + 1}" if is_member else ""
+        log_comparison(self.loggers, result, self.global_step, f"comparison{part}")
         return result
 
 
-def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> Table:
+def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> FittingTable:
     """One row per baseline: its best learning rate, its setting if any is not the default, and its score."""
     tuned = list(tuned)
-    with_settings = any(baseline.setting for baseline in tuned)
-    table = Table(title=f"Tuned on {task}")
-    table.add_column("baseline")
-    table.add_column("learning rate", justify="right")
-    if with_settings:
-        table.add_column("setting")
-    for column in ("final loss", "runs"):
-        table.add_column(column, justify="right")
-    for baseline in tuned:
-        table.add_row(
-            baseline.baseline.name,
-            f"{baseline.learning_rate:g}" + (" (edge of the search)" if baseline.at_edge else ""),
-            *([setting_text(baseline.setting)] if with_settings else []),
-            f"{baseline.scores[baseline.learning_rate]:.4g}",
-            str(len(baseline.trials)),
-        )
-    return table
+    rates = [f"{t.learning_rate:g}" + (" (edge of the search)" if t.at_edge else "") for t in tuned]
+    columns = [
+        (Column("baseline"), [t.baseline.name for t in tuned]),
+        (Column("learning rate", is_number=True), rates),
+        (Column("setting"), [setting_text(t.setting) for t in tuned]),
+        (Column("final loss", is_number=True), [f"{t.scores[t.learning_rate]:.4g}" for t in tuned]),
+        (Column("runs", is_number=True, spare=1), [str(len(t.trials)) for t in tuned]),
+    ]
+    shown = [(column, cells) for column, cells in columns if column.name != "setting" or any(cells)]
+    rows = zip(*(cells for _, cells in shown), strict=True)
+    return FittingTable(f"Tuned on {task}", [column for column, _ in shown], list(rows))
 
 
 def _one_kind(task: Task) -> Task:

@@ -114,15 +114,6 @@ def test_tune_prints_every_baseline(tmp_path, capsys):
     assert len(list((tmp_path / "tuning").glob("*.json"))) == 2
 
 
-def test_wandb_offline_logs_the_overlaid_curves_and_the_table(tiny_fit):
-    folder = tiny_fit(wandb="offline")
-    (run,) = (folder / "wandb").glob("offline-run-*")
-    assert list(run.glob("*.wandb"))
-    assert list(run.glob("files/media/table/comparison/table_*.json"))
-    assert list(run.glob("files/media/table/comparison/curves*_table_*.json"))
-    assert (folder / "metrics.csv").exists()
-
-
 def test_info_names_backends_and_presets(capsys):
     main(["info"])
     printed = capsys.readouterr().out

@@ -1,10 +1,13 @@
+import base64
 import csv
 import functools
 import json
 import math
 import platform
 import re
+import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +18,11 @@ from l2l_lightning import files, provenance
 from l2l_lightning.comparison import plots
 from l2l_lightning.comparison.baselines import BASELINES, Trial, TunedBaseline, run_baseline
 from l2l_lightning.comparison.compare import Contender, baseline_contender, compare
+from l2l_lightning.comparison.figures import losses_figure
 from l2l_lightning.comparison.report import comparison_table, curves_picture, write_comparison
 from l2l_lightning.comparison.statistics import Interval, diverged, final_loss, final_losses
 from l2l_lightning.data.images import Images
+from l2l_lightning.errors import MissingPackageError, ResultsError
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training.trainer import tuning_table
@@ -60,7 +65,8 @@ def contenders():
 
 @pytest.fixture(scope="module")
 def comparison():
-    return compare(contenders(), make_optimizees, 30, seed=0)
+    settings = {"model": {"rate": 0.4, "limit": math.inf}}
+    return compare(contenders(), make_optimizees, 30, seed=0, settings=settings)
 
 
 def test_every_contender_meets_the_same_optimizees_at_its_own_setting():
@@ -149,13 +155,26 @@ def test_summary_json(comparison, tmp_path):
         "dtype": "float32",
     }
     assert {name: summary[name] for name in expected} == expected
-    assert set(summary) == expected.keys() | {"commit", "device", "versions", "optimizers"}
+    others = {"commit", "device", "versions", "optimizers", "settings", "reference", "paired"}
+    assert set(summary) == expected.keys() | others
+    assert (summary["reference"], summary["paired"]) == ("learned", True)
+    assert summary["settings"] == {"model": {"rate": 0.4, "limit": "inf"}}
     assert list(summary["optimizers"]) == ["learned", "slow", "lost"]
     losses, entry = comparison.results["slow"].losses, summary["optimizers"]["slow"]
     for key, values in (("final_loss", losses[-10:].mean(0)), ("sum_loss", losses.sum(0))):
         mean, low, high = Interval.of(values)
         assert entry[key]["mean"] == pytest.approx(mean)
         assert entry[key]["ci95"] == pytest.approx([low, high])
+    for measure, of in (("final_loss", final_losses), ("sum_loss", lambda losses: losses.sum(0))):
+        mean, low, high = Interval.of(of(comparison.results["learned"].losses) - of(losses))
+        found = entry["reference_minus_it"][measure]
+        assert [found["mean"], *found["ci95"]] == pytest.approx([mean, low, high])
+    assert entry.pop("reference_minus_it").keys() == entry["lead"].keys()
+    assert entry.pop("lead") == {"final_loss": "clear", "sum_loss": "clear"}
+    assert "lead" not in summary["optimizers"]["learned"]
+    lost = summary["optimizers"]["lost"]
+    assert lost["reference_minus_it"]["final_loss"] == {"mean": None, "ci95": [None, None]}
+    assert lost["lead"]["final_loss"] == "none"
     assert entry.pop("seconds") > 0
     assert {name: entry[name] for name in set(entry) - {"final_loss", "sum_loss"}} == {
         **{"diverged": 0, "learning_rate": 0.01, "setting": {}}
@@ -205,8 +224,9 @@ def test_table(comparison):
 def test_a_picture_says_final_losses_and_how_many_diverged(comparison, monkeypatch):
     drawn = {}
 
-    def draw(curves, title, legend_title):
+    def draw(curves, title, legend_title, scale, loss_label):
         drawn.update(curves={c.label: c for c in curves}, title=title, legend=legend_title)
+        drawn.update(scale=scale, loss_label=loss_label)
         return Figure()
 
     monkeypatch.setattr(plots, "curves_figure", draw)
@@ -215,11 +235,80 @@ def test_a_picture_says_final_losses_and_how_many_diverged(comparison, monkeypat
     labels = [f"{name}  {final_loss(losses[name])}" for name in ("learned", "slow")]
     assert list(drawn["curves"]) == [*labels, "lost  not finite  (5/5 diverged)"]
     assert [c.highlight for c in drawn["curves"].values()] == [True, False, False]
+    assert [c.name for c in drawn["curves"].values()] == ["learned", "slow", "lost"]
     mean, low, high = Interval.of(losses["slow"][7])
+    ratio = math.exp((high - mean) / mean)  # Student's interval of the mean's logarithm
     curve = drawn["curves"][labels[1]]
+    assert (curve.mean[7], curve.low[7], curve.high[7]) == pytest.approx((mean, mean / ratio, mean * ratio))
+    assert (drawn["scale"], "exp" in drawn["loss_label"]) == ("log", True)
+    comparison.figure(["slow"], "a title", "linear")
+    (curve,) = drawn["curves"].values()
     assert (curve.mean[7], curve.low[7], curve.high[7]) == pytest.approx((mean, low, high))
+    assert drawn["title"].startswith("a title\n")
+    assert (drawn["scale"], "exp" in drawn["loss_label"]) == ("linear", False)
+    with pytest.raises(ResultsError, match="no optimizer adam: choose from learned, slow, lost"):
+        comparison.figure(["adam"])
+    curves_picture(losses, "Noisy", ["learned"])
     assert drawn["title"] == "Noisy\nmean of 5 optimizees, with its 95% interval"
     assert drawn["legend"] == "final loss (mean of last 10)"
+
+
+def test_no_band_of_a_log_axis_reaches_zero_and_a_mean_that_is_not_positive_makes_it_linear():
+    wide = torch.tensor([[1.0, 1e-3, 1e-3], [50.0, 1e-6, 1e-6]], dtype=torch.float64)
+    axes = losses_figure({"adam": wide}, "wide").axes[0]
+    assert axes.get_yscale() == "log"
+    assert Interval.of(wide[1]).low < 0 < axes.collections[0].get_paths()[0].vertices[:, 1].min()
+    below = {"adam": wide, "sgd": wide - 1}
+    assert losses_figure(below, "below").axes[0].get_yscale() == "linear"
+    with pytest.raises(ResultsError, match="which sgd has not: use --scale linear"):
+        losses_figure(below, "below", scale="log")
+
+
+def test_a_notebook_shows_the_table_and_the_figure_and_no_tensors(comparison):
+    html = comparison._repr_html_()
+    assert "<td" in html
+    assert str(final_loss(comparison.results["slow"].losses)) in html
+    assert base64.b64decode(html.partition("base64,")[2].partition('"')[0]).startswith(b"\x89PNG")
+    assert "tensor" not in repr(comparison)
+    assert str(comparison.difference("slow")) in repr(comparison)
+
+
+class Frame:
+    """The two things of a pandas.DataFrame that are needed."""
+
+    def __init__(self, rows, columns=None):
+        self.rows, self.columns, self.index = rows, columns, None
+
+    def set_index(self, name):
+        self.index = name
+        return self
+
+
+def test_to_pandas_is_the_table_or_every_loss(comparison, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingPackageError, match="pip install pandas") as missing:
+        comparison.to_pandas()
+    assert isinstance(missing.value, ImportError)
+    monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Frame))
+    table = comparison.to_pandas()
+    assert (table.index, str(table.rows)) == ("optimizer", str(comparison.rows()))  # NaN is not NaN
+    slow = comparison.results["slow"].losses
+    row = table.rows[1]
+    assert [row["optimizer"], row["learning_rate"], row["lead"]] == ["slow", 0.01, "clear"]
+    for key, interval in {
+        "final_loss": final_loss(slow),
+        "sum_loss": Interval.of(slow.sum(0)),
+        "difference": comparison.difference("slow"),
+        "sum_difference": comparison.difference("slow", "sum_loss"),
+    }.items():
+        assert [row[key], row[f"{key}_low"], row[f"{key}_high"]] == pytest.approx(list(interval))
+    assert table.rows[0]["difference"] is None
+    losses = comparison.to_pandas("losses")
+    assert list(losses.columns) == ["task", "optimizer", "seed", "step", "loss"]
+    assert len(losses.rows) == 3 * 5 * 30
+    assert [comparison.task, "slow", 4, 29, slow[29, 4].item()] in losses.rows
+    with pytest.raises(ValueError, match='"table" or "losses"'):
+        comparison.to_pandas("curves")
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from l2l_lightning.comparison.statistics import (
     final_loss,
     final_losses,
     lead,
+    log_interval,
     mean_and_half_width,
     paired_ratio,
     standing,
@@ -29,6 +30,25 @@ def test_intervals_cover_the_truth_19_times_in_20():
     draws = torch.randn(20000, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     mean, half = mean_and_half_width(draws)
     assert float((mean.abs() < half).double().mean()) == pytest.approx(0.95, abs=0.006)
+
+
+def test_intervals_for_a_log_axis_are_positive_and_cover_skewed_means_better():
+    """Of losses that are log-normal, χ² and normal, all of mean 1."""
+    draw = torch.Generator().manual_seed(0)
+    normal = torch.randn(3, 20000, 20, generator=draw, dtype=torch.float64)
+    for values in ((normal[0] - 0.5).exp(), normal[1] ** 2, 1 + 0.1 * normal[2]):
+        mean, half = mean_and_half_width(values)
+        low, high = log_interval(values)
+        assert (low > 0).all()
+        assert torch.allclose(low * high, mean**2)
+        covers = float(((low < 1) & (high > 1)).double().mean())
+        assert covers > float(((mean - 1).abs() < half).double().mean()) - 0.002
+        assert 0.88 < covers < 0.956
+    narrow = log_interval(values)  # where it is narrow, it is Student's
+    assert torch.allclose(torch.stack(narrow), torch.stack([mean - half, mean + half]), rtol=4e-3)
+    odd = torch.tensor([[1.0, -3.0], [1.0, math.nan], [0.0, 0.0]])
+    assert torch.stack(log_interval(odd)).isnan().all()
+    assert torch.stack(log_interval(torch.tensor([2.0]))).isnan().all()
 
 
 @pytest.mark.parametrize(
