@@ -23,7 +23,7 @@ from l2l_lightning.comparison.statistics import (
     sum_losses,
     summary,
 )
-from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.provenance import commit, device_name, instruction_set, versions
 from l2l_lightning.rollout.optimizees import Optimizees
 
 LEARNED = "learned"
@@ -118,6 +118,7 @@ class Comparison:
             "commit": commit(),
             "seed": self.seed,
             "device": self.device,
+            "instruction_set": instruction_set(),
             "dtype": self.dtype,
             "versions": versions(),
             "optimizers": {

@@ -149,7 +149,7 @@ def test_summary_json(comparison, tmp_path):
         "dtype": "float32",
     }
     assert {name: summary[name] for name in expected} == expected
-    assert set(summary) == expected.keys() | {"commit", "device", "versions", "optimizers"}
+    assert set(summary) == expected.keys() | {"commit", "device", "instruction_set", "versions", "optimizers"}
     assert list(summary["optimizers"]) == ["learned", "slow", "lost"]
     losses, entry = comparison.results["slow"].losses, summary["optimizers"]["slow"]
     for key, values in (("final_loss", losses[-10:].mean(0)), ("sum_loss", losses.sum(0))):
