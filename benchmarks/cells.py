@@ -15,10 +15,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import speed_tables
 import torch
 from kernel_throughput import Case, measure_bounds, work
 from l2l_kernels import LSTMSpec, backends
-from measuring import origin, start_table, time_ms, write_json
+from measuring import print_table, start_log, time_ms, write_json
+
+from l2l_lightning.provenance import origin
 
 UNITS, LAYERS, INPUTS = (4, 8, 20, 32, 64), (1, 2), (1, 2, 8, 32)
 """One input is the gradient itself, two are the paper's preprocessing of it, more are features."""
@@ -56,7 +59,7 @@ def measure(spec: LSTMSpec, N: int, device: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a row for every cell, and writes the JSON asked for."""
+    """Prints the table of cells, and writes the JSON asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--coordinates", type=int, default=16_384)
@@ -68,7 +71,7 @@ def main() -> None:
     document: dict[str, Any] = {"origin": origin(args.device), "threads": torch.get_num_threads()}
     document |= {"coordinates": args.coordinates, "product_gflops": bound, "rows": []}
     print(f"a large product: {bound:.0f} GFLOP/s")
-    print_row = start_table(["units", "layers", "inputs", "step ns", "of product", "bptt ns", "of product"])
+    print_row = start_log(["units", "layers", "inputs", "step ns", "of product", "bptt ns", "of product"])
     for layers, units, inputs in product(LAYERS, args.units, INPUTS):
         found = measure(spec_of(units, layers, inputs), args.coordinates, args.device)
         document["rows"].append({"units": units, "layers": layers, "inputs": inputs} | found)
@@ -76,6 +79,7 @@ def main() -> None:
         ns = [f"{found[f'{kernel}_ns']:.1f}" for kernel in ("step", "bptt")]
         print_row([units, layers, inputs, ns[0], shares[0], ns[1], shares[1]])
         write_json(args.json, document)
+    print_table(speed_tables.cells(document))
 
 
 if __name__ == "__main__":

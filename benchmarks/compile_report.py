@@ -12,17 +12,16 @@ python benchmarks/compile_report.py --shapes 2x20 --targets sm_90 --json FILE
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-import triton
 from l2l_kernels import LSTMSpec
 from l2l_kernels.triton import configs
 from l2l_kernels.triton.aot import TARGETS, CompiledKernel, compile_nominal, compile_report
-from rich.console import Console
-from rich.table import Table
+from measuring import Table, print_table, write_json
+
+from l2l_lightning.provenance import origin
 
 ALTERNATIVES_FOR = ["sm_80", "sm_90", "sm_100", "gfx942"]
 H100_CYCLES = 132 * 1.755e9
@@ -48,49 +47,46 @@ def main() -> None:
 
     configs.precisions.step = arguments.step_precision
     configs.precisions.bptt = arguments.bptt_precision
-    console = Console()
     alternatives, reports = arguments.alternatives, list[CompiledKernel]()
     shapes = arguments.shapes or (["2x20"] if alternatives else ["1x16", "2x20", "3x64"])
     targets = arguments.targets or (ALTERNATIVES_FOR if alternatives else list(TARGETS))
     for state_dtype in ("fp32", "bf16") if arguments.all else ("fp32",):
         for spec in (LSTMSpec(*map(int, shape.split("x"))) for shape in shapes):
-            with console.status(f"compiling {spec}, {state_dtype} states"):
-                divisible = (True,) if alternatives else (True, False)
-                reports += compile_report(spec, targets, state_dtype, divisible, alternatives)
+            print(f"compiling {spec}, {state_dtype} states", file=sys.stderr)
+            divisible = (True,) if alternatives else (True, False)
+            reports += compile_report(spec, targets, state_dtype, divisible, alternatives)
     if not alternatives:
         reports += [compile_nominal(target, aligned) for target in targets for aligned in (True, False)]
-    console.print(table(reports))
+    print(
+        "Compiled, not run: registers and spills per thread, shared KiB per program, programs that a "
+        "multiprocessor holds at once, warp instructions per coordinate and step, computed ms of 10⁹, H100"
+    )
+    print_table(table(reports))
     document = {
-        "torch": torch.__version__,
-        "triton": triton.__version__,
+        "origin": origin("cpu"),
         "kernels": [
             asdict(report) | {"programs_at_once": report.programs_at_once} | floors(report)
             for report in reports
         ],
     }
-    arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    write_json(arguments.json, document)
 
 
 def table(reports: list[CompiledKernel]) -> Table:
-    """One row per compiled kernel; spills in yellow."""
-    columns = ["LSTM", "kernel", "target", "dot", "block/warps", "other", "N", "regs", "spill B", "KiB"]
+    """One row per compiled kernel."""
+    columns = ["kernel", "LSTM", "target", "dot", "block/warps", "other", "N", "regs", "spill B", "KiB"]
     columns += ["at once", "instr.", "issue ms"]
-    result = Table(
-        *columns,
-        title="Compiled, not run: registers and spills per thread, shared KiB per program, programs a "
-        "multiprocessor holds at once, warp instructions per coordinate and step, computed ms of 10⁹, H100",
-    )
+    rows = []
     for r in reports:
-        spills = f"[yellow]{r.spill_bytes}" if r.spill_bytes else "0"
         shape = f"{r.num_layers}x{r.hidden_size}"
         other = [f"maxnreg {r.max_registers}"] * bool(r.max_registers) + ["2 launches"] * (r.launches == 2)
         launched = [f"{r.block}/{r.num_warps}", ", ".join(other), "16 n" if r.divisible else "odd"]
-        numbers = [str(r.registers), spills, f"{r.shared_bytes / 1024:.0f}", str(r.programs_at_once)]
+        numbers = [r.registers, r.spill_bytes, f"{r.shared_bytes / 1024:.0f}", r.programs_at_once]
         instructions = f"{r.instructions['total']:.0f}" if r.instructions else "-"
         issue = f"{floors(r)['issue_ms']:.0f}" if floors(r) else "-"
         dot = f"{r.precision}, {r.state_dtype} states"
-        result.add_row(shape, r.kernel, r.target, dot, *launched, *numbers, instructions, issue)
-    return result
+        rows.append([r.kernel, shape, r.target, dot, *launched, *numbers, instructions, issue])
+    return Table(columns, rows)
 
 
 def floors(report: CompiledKernel) -> dict[str, float]:

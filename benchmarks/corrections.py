@@ -15,10 +15,12 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import quality_tables
 import torch
-from measuring import origin, start_table, write_json
+from measuring import print_table, start_log, write_json
 
 from l2l_lightning import MetaLearner, Optimizees, pretrained, run_rule
+from l2l_lightning.provenance import origin
 from l2l_lightning.reproduce.zero_shot import PROBLEMS
 from l2l_lightning.reproduce.zero_shot.experiment import protocol
 from l2l_lightning.reproduce.zero_shot.peers import learned
@@ -67,7 +69,7 @@ def out_of_distribution(rule: Rule, names: Sequence[str]) -> dict[str, torch.Ten
 
 
 def main() -> None:
-    """Prints a row for every rule, and writes the JSON asked for."""
+    """Prints the table of rules, and writes the JSON asked for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -81,7 +83,7 @@ def main() -> None:
     options = parser.parse_args()
     rules = {name: rule_of(name) for name in (BASE, *options.rules)}
     names = [name for name in PROBLEMS if make_problem(name).steps <= options.max_steps]
-    print_row = start_table(["rule".ljust(40), "where".ljust(20), "ratio".ljust(24), "ahead".ljust(10)])
+    print_row = start_log(["rule".ljust(40), "where".ljust(20), "ratio".ljust(24), "ahead".ljust(10)])
     base: dict[str, dict[str, torch.Tensor]] = {}
     rows = []
     with one_thread():
@@ -98,7 +100,9 @@ def main() -> None:
                 by_problem = {problem: float(x.mean().exp()) for problem, x in logs.items()}
                 row = {"rule": name, "config": rule.config(), "where": where}
                 rows.append(row | ratio.as_json() | {"ahead": ahead, "by_problem": by_problem})
-    write_json(options.json, {"origin": origin("cpu"), "base": BASE, "rows": rows})
+    document = {"origin": origin("cpu"), "base": BASE, "rows": rows}
+    print_table(quality_tables.corrections(document))
+    write_json(options.json, document)
 
 
 if __name__ == "__main__":

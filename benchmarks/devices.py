@@ -29,12 +29,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+import speed_tables
 import torch
 from lightning.pytorch import Callback, Trainer
-from measuring import origin, start_table, write_json
+from measuring import print_table, start_log, write_json
 from torch import distributed
 
 from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, MetaData, MetaLearner, Quadratic
+from l2l_lightning.provenance import origin
 from l2l_lightning.rules import ZeroShot
 from l2l_lightning.tasks import SmallProblem, Task
 
@@ -212,7 +214,7 @@ def main() -> None:
             {arrangement: measure(problem, arrangement, args.meta_steps) for arrangement in compared}
             for _ in range(args.repetitions)
         ]
-        print_row = start_table(
+        print_row = start_log(
             ["processes", "arrangement   ", "tasks each", "meta-steps/s", "communication", "transfer ms"]
         )
         for arrangement in compared:
@@ -233,6 +235,7 @@ def main() -> None:
         document["scaling"][problem] = found = scaling(rates, args.processes)
         print(", ".join(f"{name} {value}" for name, value in found.items()), end="\n\n")
         write_json(args.json, document)
+    print_table(speed_tables.processes(document))
 
 
 if __name__ == "__main__":

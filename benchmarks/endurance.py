@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import speed_tables
 import torch
 from lightning.pytorch import Callback
-from measuring import origin, start_table, write_json
+from measuring import print_table, start_log, write_json
 
 from l2l_lightning.cli import presets
 from l2l_lightning.cli.lightning_cli import MetaLearningCLI
+from l2l_lightning.provenance import origin
 
 EVERY = 100
 """Meta-steps between two samples, and between two validations."""
@@ -46,7 +48,7 @@ class Sampler(Callback):
 
     def __init__(self) -> None:
         self.samples: list[Sample] = []
-        self._print_row = start_table(["meta-steps", "RSS KiB   ", "objects", "tensors"])
+        self._print_row = start_log(["meta-steps", "RSS KiB   ", "objects", "tensors"])
 
     def on_train_batch_end(self, trainer, *_):
         """Takes and prints a sample."""
@@ -112,7 +114,7 @@ def main() -> None:
     seconds = time.perf_counter() - begun
     late = [sample for sample in samples if sample.meta_steps > WARM_UP * args.meta_steps]
     slopes = {name: round(slope(late, name), 3) for name in ("rss_kib", "objects", "tensors")}
-    print(f"Growth for 1,000 meta-steps after the first {WARM_UP:.0%}: {slopes}; {seconds:.0f} s in all")
+    print(f"After the first {WARM_UP:.0%}, what grows for 1,000 meta-steps; {seconds:.0f} s in all")
     document = {
         "origin": origin("cpu"),
         "meta_steps": args.meta_steps,
@@ -121,6 +123,7 @@ def main() -> None:
         "growth_per_1000_meta_steps": slopes,
         "samples": [sample._asdict() for sample in samples],
     }
+    print_table(speed_tables.growth(document))
     write_json(args.json, document)
 
 

@@ -22,7 +22,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from measuring import origin, write_json
+from measuring import write_json
+
+from l2l_lightning.provenance import origin
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
 

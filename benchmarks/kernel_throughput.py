@@ -27,8 +27,10 @@ from typing import Any, NamedTuple
 import torch
 from l2l_kernels import LSTMSpec, backends, reference
 from l2l_kernels.triton.configs import ALTERNATIVES, Config
-from measuring import copy_gb_per_s, origin, start_table, time_ms, write_json
+from measuring import Table, copy_gb_per_s, print_table, start_log, time_ms, write_json
 from torch import Tensor
+
+from l2l_lightning.provenance import origin
 
 SPEC = LSTMSpec(num_layers=2, hidden_size=20)
 CHECKED = 1024
@@ -390,7 +392,7 @@ def main() -> None:
     rates = ", ".join(f"{name} {rate:.4g} TFLOP/s" for name, rate in bounds["tflops"].items())
     print(f"{bounds['device']}: copy {bounds['copy_gb_per_s']:.4g} GB/s, matrix products {rates}")
 
-    print_row = start_table(COLUMNS)
+    print_row = start_log(COLUMNS)
     problem, shared = None, None
     for case in todo:
         if case in failures:
@@ -403,6 +405,7 @@ def main() -> None:
         rows.append(row)
         print_row(cells(row))
         write_json(args.json, document)
+    print_table(Table(COLUMNS, [cells(row) for row in rows]))
     # In a sweep some configurations are expected not to fit.
     if not args.sweep and not all(row["agrees"] for row in rows):
         raise SystemExit("some configurations failed or disagree with the reference: see above")

@@ -21,11 +21,13 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import speed_tables
 import torch
-from measuring import origin, start_table, write_json
+from measuring import print_table, start_log, write_json
 from scaling import available_bytes
 
 from l2l_lightning import CoordinatewiseLSTM, Optimizees, Rollout, Task
+from l2l_lightning.provenance import origin
 from l2l_lightning.rollout.history import CHUNK_BYTES, CHUNK_MULTIPLE
 
 COORDINATES = (10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -188,7 +190,7 @@ def main() -> None:
         "seconds",
         "ns",
     ]
-    print_row = start_table(columns)
+    print_row = start_log(columns)
     document = {"origin": origin("cpu"), "unroll": args.unroll, "threads": args.threads}
     document["rows"] = rows = []
     nanoseconds: dict[str, float] = {}
@@ -215,6 +217,7 @@ def main() -> None:
                 print_row([*cells, f"{nanoseconds[way.name]:.0f}"])
             rows.append(row)
             write_json(args.json, document)
+    print_table(speed_tables.large_optimizees(document))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from l2l_lightning.comparison.baselines import BASELINES
 from l2l_lightning.comparison.statistics import summary
 from l2l_lightning.data import load_images
 from l2l_lightning.files import write_json
-from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.provenance import commit, origin
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.rules import ZeroShot
@@ -126,9 +126,7 @@ def save(name: str, runs: Sequence[Candidate], peers: dict[str, Any]) -> None:
         "log_held_out_loss": best.score,
         "log_held_out_loss_of_all_seeds": sorted(run.score for run in runs),
         "seconds": None,
-        "commit": commit(),
-        "device": device_name(torch.device("cpu")),
-        "versions": versions(),
+        **origin("cpu"),
         "start_from": None,
     }
     free = name == "zero-shot-free"

@@ -25,9 +25,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from measuring import origin, start_table, write_json
+import speed_tables
+from measuring import print_table, start_log, write_json
 from peers.harness import N, make_problem
 from scaling import measure_scaling
+
+from l2l_lightning.provenance import origin
 
 PROGRAMS = Path(__file__).with_name("peers")
 
@@ -190,7 +193,7 @@ def main() -> None:
     kinds = ["peak_mib", "working_mib"] if args.device == "cpu" else ["device_mib"]
     order = ", ".join(names)
     columns += [f"{kind.replace('_mib', ' MiB')}: {order}" for kind in kinds]
-    print_row = start_table(columns)
+    print_row = start_log(columns)
 
     document = {"origin": origin(args.device) | {"jax": None}, "tolerance": TOLERANCE[args.device]}
     document["instruction_set"] = args.instruction_set or "the machine's own"
@@ -220,6 +223,8 @@ def main() -> None:
                     print(f"{name} failed: {failure}", flush=True)
                 for name in row["disagreement"].keys() - row["ratio"].keys():
                     print(f"{name} disagrees by {row['disagreement'][name]}: no ratio", flush=True)
+    print_table(speed_tables.meta_step(document))
+    print_table(speed_tables.meta_step_memory(document))
     if args.scaling:
         document["scaling"] = measure_scaling(all_threads, partial(meta_step_ns, threads=all_threads))
         write_json(args.json, document)

@@ -19,17 +19,19 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import speed_tables
 import torch
-from measuring import copy_gb_per_s, origin, start_table, time_ms, write_json
+from measuring import copy_gb_per_s, print_table, start_log, time_ms, write_json
 from torch import Tensor, nn
+from torch.utils.benchmark import timer
 
 from l2l_lightning import LearnedOptimizer
+from l2l_lightning.provenance import origin
 from l2l_lightning.rules import ZeroShot
 
 RULE = "lstm-mnist"
@@ -164,9 +166,8 @@ def measure(name: str, width: int, device: str) -> dict[str, float]:
     def steps() -> None:
         for _ in range(count):
             optimizer.step()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
 
+    # The wall clock's: PyTorch's timer waits for the device before it reads it.
     times = {key: value / count for key, value in time_ms(steps, "cpu").items()}
     states = (x for entries in optimizer.state.values() for x in entries.values() if x.ndim)
     total = sum(parameter.numel() for parameter in parameters)
@@ -188,12 +189,10 @@ def measure_in_turns(shapes: list[tuple[int, ...]], device: str, turns: int) -> 
             for name in names:
                 if len(times[name]) > 3 and sum(times[name]) > 1e3 * SECONDS / count:
                     continue
-                start = time.perf_counter()
+                start = timer()
                 for _ in range(count):
                     optimizers[name].step()
-                if device.startswith("cuda"):
-                    torch.cuda.synchronize(device)
-                times[name].append(1e3 * (time.perf_counter() - start) / count)
+                times[name].append(1e3 * (timer() - start) / count)
     rows = {}
     for name, (_, *warm) in times.items():
         pairs = zip(warm, times[FUSED][1:], strict=False)
@@ -218,10 +217,10 @@ def compare_in_turns(
     resnet = list(resnet18_shapes(width))
     name, one = f"ResNet-18 of width {width}", "one tensor of as many"
     sets = {name: resnet, one: [(sum(torch.Size(shape).numel() for shape in resnet),)]}
-    sets |= {f"{n:.0e} in four matrices": four_squares(n) for n in squares}
+    sets |= {f"{n:,} in four matrices": four_squares(n) for n in squares}
     for name, shapes in sets.items():
         print(f"\n{name}: {sum(torch.Size(shape).numel() for shape in shapes)} coordinates")
-        print_row = start_table(["optimizer".ljust(40), "ms", "least ms", "ratio", "least/least"])
+        print_row = start_log(["optimizer".ljust(40), "ms", "least ms", "ratio", "least/least"])
         result[name] = measure_in_turns(shapes, device, turns)
         for optimizer, row in result[name].items():
             print_row([optimizer, *(f"{row[key]:.3f}" for key in list(row)[:4])])
@@ -238,7 +237,7 @@ def compare_in_turns(
 def compare_launches(width: int, device: str, coordinates: int) -> dict[str, dict[str, float]]:
     """Prints a row for every one of OPTIMIZERS as soon as it is measured, and returns them."""
     check(width, device)
-    print_row = start_table(["optimizer".ljust(26), "ms", "ratio", "ns/coordinate", "state bytes"])
+    print_row = start_log(["optimizer".ljust(26), "ms", "ratio", "ns/coordinate", "state bytes"])
     rows: dict[str, dict[str, float]] = {}
     for name in OPTIMIZERS:
         row = rows[name] = measure(name, width, device)
@@ -271,9 +270,11 @@ def main(arguments: list[str] | None = None) -> None:
     rows = {} if options.only else compare_launches(width, device, coordinates)
     in_turns = compare_in_turns(width, device, options.squares, options.turns)
     what = {"coordinates": coordinates, "tensors": len(shapes), "threads": torch.get_num_threads()}
-    write_json(
-        options.json, {"origin": origin(device), "rule": RULE, **what, "rows": rows, "in_turns": in_turns}
-    )
+    document = {"origin": origin(device), "rule": RULE, **what, "rows": rows, "in_turns": in_turns}
+    if rows:
+        print_table(speed_tables.optimizer_step(document))
+    print_table(speed_tables.zero_shot_step(document))
+    write_json(options.json, document)
 
 
 if __name__ == "__main__":

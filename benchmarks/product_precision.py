@@ -9,17 +9,18 @@ python benchmarks/product_precision.py --json benchmarks/results/product_precisi
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from l2l_kernels import LSTMSpec, reference
-from rich.console import Console
-from rich.table import Table
+from measuring import print_table, write_json
+from speed_tables import rounded_products
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from l2l_lightning.provenance import origin
 
 SPEC = LSTMSpec(num_layers=2, hidden_size=20)
 N = 2000
@@ -126,26 +127,22 @@ def measure(T: int, seed: int) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    """Prints the errors and writes the JSON asked for."""
+    """Prints the errors of the longest rollout, and writes the JSON asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="where to write the figures")
     arguments = parser.parse_args()
     rows = [row for T in arguments.steps for row in measure(T, arguments.seed)]
-    table = Table(*rows[0], title="‖error‖ / ‖float64‖, emulated")
-    for row in rows:
-        table.add_row(*(f"{value:.1e}" if isinstance(value, float) else str(value) for value in row.values()))
-    Console().print(table)
-    if arguments.json:
-        document = {
-            "emulated": True,
-            "torch": torch.__version__,
-            "seed": arguments.seed,
-            "coordinates": N,
-            "errors": rows,
-        }
-        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+    document = {
+        "origin": origin("cpu"),
+        "emulated": True,
+        "seed": arguments.seed,
+        "coordinates": N,
+        "errors": rows,
+    }
+    print_table(rounded_products(document))
+    write_json(arguments.json, document)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,14 @@ prints these tables after its own.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+import speed_tables
 import torch
 from l2l_kernels import LSTMSpec, bptt, step_
-from measuring import start_table
+from measuring import print_table, start_log, time_ms
 
 COORDINATES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 COORDINATES_UNROLL = 2
@@ -40,13 +39,7 @@ def kernel_ns(num_coordinates: int, unroll: int) -> float:
             step_(theta, grads[t], history[t], history[t + 1], phi, spec)
         bptt(grads, history, d_updates, None, phi, spec)
 
-    times = []
-    window()
-    for _ in range(max(3, min(50, 1_000_000 // num_coordinates))):
-        start = time.perf_counter()
-        window()
-        times.append(time.perf_counter() - start)
-    return 1e9 * median(times) / (num_coordinates * unroll)
+    return 1e6 * time_ms(window, "cpu")["ms"] / (num_coordinates * unroll)
 
 
 def available_bytes() -> int:
@@ -55,11 +48,6 @@ def available_bytes() -> int:
         if line.startswith("MemAvailable:"):
             return 1024 * int(line.split()[1])
     raise RuntimeError("/proc/meminfo has no MemAvailable")
-
-
-def spread(costs: list[float]) -> float:
-    """The largest of the costs over the least."""
-    return max(costs) / min(costs)
 
 
 def measure_scaling(threads: int, meta_step_ns: Callable[[int, int], float]) -> dict[str, Any]:
@@ -73,7 +61,7 @@ def measure_scaling(threads: int, meta_step_ns: Callable[[int, int], float]) -> 
     rows: list[dict[str, Any]] = []
 
     print(f"The two kernels alone, windows of {COORDINATES_UNROLL} steps, {threads} threads")
-    print_row = start_table(["coordinates", "ns per coordinate-step"])
+    print_row = start_log(["coordinates", "ns per coordinate-step"])
     for num_coordinates in COORDINATES:
         needed = 4 * 80 * num_coordinates * (COORDINATES_UNROLL + 2)
         if needed > available_bytes():
@@ -84,7 +72,7 @@ def measure_scaling(threads: int, meta_step_ns: Callable[[int, int], float]) -> 
         print_row([f"{num_coordinates:,}", round(ns, 1)])
 
     print(f"A meta-step on the MNIST network (784-20-10), {threads} threads")
-    print_row = start_table(["tasks", "unroll", "ns per coordinate-step"])
+    print_row = start_log(["tasks", "unroll", "ns per coordinate-step"])
     for num_tasks, unroll in [(1, unroll) for unroll in UNROLLS] + [(k, TASKS_UNROLL) for k in TASKS[1:]]:
         ns = meta_step_ns(num_tasks, unroll)
         rows.append({"num_tasks": num_tasks, "unroll": unroll, "meta_step_ns": round(ns, 1)})
@@ -96,8 +84,11 @@ def measure_scaling(threads: int, meta_step_ns: Callable[[int, int], float]) -> 
         "tasks": [r["meta_step_ns"] for r in rows if "num_tasks" in r and r["unroll"] == TASKS_UNROLL],
     }
     spread = {name: round(max(values) / min(values), 3) for name, values in costs.items() if values}
+    found = {"threads": threads, "rows": rows, "spread": spread}
+    print_table(speed_tables.scaling_kernels({"scaling": found}))
+    print_table(speed_tables.scaling_meta_step({"scaling": found}))
     print(
         f"Largest over least cost (coordinates: from {FROM_COORDINATES:,} on):",
         ", ".join(f"{name} {value:.2f}" for name, value in spread.items()),
     )
-    return {"threads": threads, "rows": rows, "spread": spread}
+    return found

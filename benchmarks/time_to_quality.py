@@ -23,12 +23,14 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import quality_tables
 import torch
-from measuring import origin, start_table, write_json
+from measuring import print_table, start_log, write_json
 
 from l2l_lightning.comparison.baselines import BASELINES, run_baseline
 from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.data import load_images
+from l2l_lightning.provenance import origin
 from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.rollout.rollout import Rollout, Workspace, run_rule
 from l2l_lightning.rules import CoordinatewiseLSTM
@@ -145,7 +147,7 @@ def main() -> None:
         "plain_s": None,
         "curve": [],
     }
-    print_row = start_table(["seconds", "meta-steps", "sum of losses"])
+    print_row = start_log(["seconds", "meta-steps", "sum of losses"])
 
     def evaluate(seconds: float, meta_step: int) -> None:
         """Adds a point to the curve; null for a sum that is not finite, which JSON cannot hold."""
@@ -201,10 +203,7 @@ def main() -> None:
     plain = plain_seconds(rule, Optimizees(task, train, seed, "train", indices, device), steps)
     document["plain_s"] = plain
     write_json(args.json, document)
-    print(
-        f"below tuned Adam after {reached:.1f} s and {sum(steps.values())} meta-steps; plain unrolling takes "
-        f"{plain:.0f} s for them, {plain / reached:.1f} times as long"
-    )
+    print_table(quality_tables.time_to_quality(document))
 
 
 if __name__ == "__main__":

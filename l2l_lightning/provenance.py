@@ -1,4 +1,7 @@
-"""Where a result came from: commit, versions, device and time."""
+"""Where a result came from: commit, versions, machine and time.
+
+It needs torch alone, so that benchmarks run on a machine where nothing else is installed.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,39 @@ import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
 _PACKAGE = Path(__file__).resolve().parent
 COMMIT_VARIABLE = "L2L_COMMIT"
+
+
+def origin(device: torch.device | str) -> dict[str, Any]:
+    """What the numbers of a run depend on beside its settings; null for what is not there.
+
+    Seconds, and last digits, are of one machine: its device and processor, the instruction set that torch
+    uses, the cores that this process may run on, and torch's threads.
+
+    Example:
+        >>> found = origin("cpu")
+        >>> list(found)[:5]
+        ['commit', 'device', 'processor', 'instruction_set', 'cores']
+        >>> found["driver"] is None
+        True
+    """
+    return {
+        "commit": commit(),
+        "device": device_name(device),
+        "processor": device_name("cpu"),
+        "instruction_set": instruction_set(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "cuda": torch.version.cuda or torch.version.hip,
+        "driver": _driver() if torch.device(device).type == "cuda" else None,
+        "date": timestamp(),
+    }
 
 
 @functools.cache
@@ -28,9 +59,7 @@ def commit() -> str:
     """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(_PACKAGE), *arguments]
-        done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=30)
-        return done.stdout.strip()
+        return _output("git", "-C", str(_PACKAGE), *arguments)
 
     if named := os.environ.get(COMMIT_VARIABLE):
         return named
@@ -43,11 +72,11 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """The versions that can change a number: this package, torch, numpy and Python.
+    """The versions that can change a number: this package, torch, Triton, numpy and Python.
 
     A package that is imported from a folder, and was never installed, is "not installed".
     """
-    packages = {name: _version(name) for name in ("l2l-lightning", "torch", "numpy")}
+    packages = {name: _version(name) for name in ("l2l-lightning", "torch", "triton", "numpy")}
     return packages | {"python": platform.python_version()}
 
 
@@ -56,6 +85,25 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _output(*command: str) -> str:
+    done = subprocess.run(command, check=True, capture_output=True, encoding="utf-8", timeout=30)
+    return done.stdout.strip()
+
+
+def _driver() -> str | None:
+    """The first NVIDIA device's driver."""
+    try:
+        found = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.partition("\n")[0] or None
+
+
+def instruction_set() -> str:
+    """The processor's vector instructions that torch computes with ("AVX512"): last digits depend on them."""
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def device_name(device: torch.device | str) -> str:

@@ -21,9 +21,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from loop import ADAMW, ADAMW_COSINE, EVALUATIONS, Problem, Run, Setting, draw_network, train
+from measuring import print_table
+from quality_tables import training as training_table
 from resnet import resnet_problem
-from rich.table import Table
 from torch.utils.data import TensorDataset
 from transformer import transformer_problem
 
@@ -33,10 +37,9 @@ from l2l_lightning.comparison.figures import LOSS_LABELS
 from l2l_lightning.comparison.plots import Curve, curves_figure, png
 from l2l_lightning.comparison.statistics import Interval, log_interval, paired_difference
 from l2l_lightning.comparison.tuning import best_position, search_rates
-from l2l_lightning.console import make_console
 from l2l_lightning.errors import CommandLineError, L2LError
 from l2l_lightning.files import write_atomically, write_json
-from l2l_lightning.provenance import commit, device_name, timestamp, versions
+from l2l_lightning.provenance import origin
 from l2l_lightning.rollout.optimizees import derive_generator
 from l2l_lightning.rules import ZeroShot
 
@@ -127,28 +130,6 @@ def compare(problem: Problem, args: Any) -> tuple[dict[str, list[Run]], dict[str
     return runs, found
 
 
-def rows(document: dict[str, Any]) -> list[dict[str, str]]:
-    """Returns a row of the printed table, by column, for every optimizer of a results.json."""
-
-    def interval(value: dict[str, Any]) -> str:
-        return str(Interval(*(math.nan if x is None else x for x in (value["mean"], *value["ci95"]))))
-
-    return [
-        {
-            "optimizer": name,
-            "held-out loss": interval(numbers["held_out_loss"]),
-            "accuracy": interval(numbers["held_out_accuracy"]),
-            "minus AdamW's loss": "" if name == ADAMW else interval(numbers["loss_minus_adamw"]),
-            "lr, weight decay": f"{numbers['setting']['lr']:g}, {numbers['setting']['weight_decay']:g}",
-            "tried": str(len(numbers["tuning"]["trials"])),
-            "s / step": f"{numbers['seconds_per_step']:.2g}",
-            "CPU s / step": f"{numbers['cpu_seconds_per_step']:.2g}",
-            "state B / parameter": f"{numbers['state_bytes'] / document['parameters']:.1f}",
-        }
-        for name, numbers in document["optimizers"].items()
-    ]
-
-
 def write_curves(folder: Path, runs: dict[str, list[Run]], args: Any) -> None:
     """Writes curves.csv and curves.png; "train" is a minibatch's loss, "held_out" that of all test data."""
     lines: list[tuple[Any, ...]] = []
@@ -222,16 +203,14 @@ def main(arguments: list[str] | None = None) -> None:
             problem = Problem(*problem[:-2], *few)
         print(f"{problem.description}\nData: {problem.source}")
         runs, found = compare(problem, args)
+        found_on = origin(args.device)
         document = {
             **{name: value for name, value in vars(args).items() if name not in ("out", "data_root")},
             "description": problem.description,
             "data": problem.source,
             "parameters": sum(parameter.numel() for parameter in problem.make_network().parameters()),
-            "commit": commit(),
-            "device": device_name(args.device),
-            "threads": torch.get_num_threads(),
-            "versions": versions() | {"torchvision": metadata.version("torchvision")},
-            "finished": timestamp(),
+            **found_on,
+            "versions": found_on["versions"] | {"torchvision": metadata.version("torchvision")},
             "optimizers": found,
         }
         write_curves(args.out, runs, args)
@@ -240,11 +219,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"error: {error}")
     except OSError as error:
         sys.exit(f"error: {error} (--out says where results are written)")
-    cells = rows(document)
-    table = Table(*cells[0], title=problem.description)
-    for row in cells:
-        table.add_row(*row.values())
-    make_console().print(table)
+    print_table(training_table(document))
     print(f"Results: {args.out}")
 
 

@@ -102,7 +102,7 @@ def bptt(
     phi: Tensor,
     spec: LSTMSpec,
 ) -> tuple[Tensor, Tensor]:
-    """Runs backward through a window: the gradient of Σ_t <d_updates_t, u_t> + <d_final_state, s_T>.
+    """Runs backward through a window: the gradient of Σ_t ⟨d_updates_t, u_t⟩ + ⟨d_final_state, s_T⟩.
 
     Gates are recomputed from the stored states, and inputs are constants (first-order meta-gradient).
 

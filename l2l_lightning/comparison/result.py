@@ -27,7 +27,7 @@ from l2l_lightning.comparison.statistics import (
     summary,
 )
 from l2l_lightning.errors import MissingPackageError, ResultsError
-from l2l_lightning.provenance import commit, versions
+from l2l_lightning.provenance import commit, instruction_set, versions
 from l2l_lightning.tables import Column, FittingTable
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Comparison:
             "commit": commit(),
             "seed": self.seed,
             "device": self.device,
+            "instruction_set": instruction_set(),
             "dtype": self.dtype,
             "versions": versions(),
             "settings": plain(self.settings),

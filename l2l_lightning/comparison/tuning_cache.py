@@ -13,7 +13,7 @@ import torch
 
 from l2l_lightning.comparison.baselines import Baseline, Setting, TunedBaseline
 from l2l_lightning.files import write_json
-from l2l_lightning.provenance import commit, device_name, timestamp, versions
+from l2l_lightning.provenance import origin, versions
 from l2l_lightning.rollout.optimizees import Optimizees
 
 
@@ -65,14 +65,8 @@ class TuningCache:
             OSError: The folder cannot be written.
         """
         identity = self._identity(tuned.baseline, horizon)
-        origin = {
-            "task": self.optimizees.task.describe(),
-            "commit": commit(),
-            "versions": versions(),
-            "device": device_name(self.optimizees.device),
-            "date": timestamp(),
-        }
-        provenance = {"search": identity, "fingerprint": self.at_start, "origin": origin}
+        found = {"task": self.optimizees.task.describe(), **origin(self.optimizees.device)}
+        provenance = {"search": identity, "fingerprint": self.at_start, "origin": found}
         write_json(self._path(tuned.baseline, identity), tuned.as_json() | provenance)
 
     def _path(self, baseline: Baseline, identity: dict[str, Any]) -> Path:

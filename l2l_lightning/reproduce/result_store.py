@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors
-import torch
 from safetensors.torch import save as as_safetensors
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.data import ImageSplits, load_images
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.files import write_atomically
-from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.provenance import origin
 from l2l_lightning.reproduce.recipes import RECIPES, SNAPSHOTS
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.training import Report, meta_train
@@ -225,10 +224,7 @@ class ResultStore:
         """Returns what every result file says of its origin."""
         return {
             "seed": self.settings.seed,
-            "commit": commit(),
-            "device": device_name("cpu"),
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
+            **origin("cpu"),
             "data": sorted({self.source(name) for name in datasets}),
             "from_pretrained": self.settings.from_pretrained,
             "quick": self.settings.quick,

@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import LambdaCallback, Timer
 
 from l2l_lightning import pretrained
 from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.files import write_json
-from l2l_lightning.provenance import commit, device_name, versions
+from l2l_lightning.provenance import origin
 from l2l_lightning.rules import Rule
 from l2l_lightning.training import checkpoints
 from l2l_lightning.training.callbacks import PhiAveraging, RuleSnapshots
@@ -94,10 +93,7 @@ def meta_train(
         "meta_steps": trainer.global_step,
         "best_meta_step": checkpoints.read(best)["global_step"],
         "seconds": round(timer.time_elapsed("train"), 1),
-        "threads": torch.get_num_threads(),
-        "commit": commit(),
-        "device": device_name(trainer.strategy.root_device),
-        "versions": versions(),
+        **origin(trainer.strategy.root_device),
     }
     write_json(folder / "training.json", training)
     pretrained.save(rule, finished)  # the last: its presence says that all is done

@@ -258,13 +258,13 @@ class UpdateRule(Rule, metaclass=_Checked):
         self.stepper()(theta, inputs, state, new_state)
 
     def window_gradient(self, inputs: Tensor, history: Tensor, d_updates: Tensor) -> list[Tensor]:
-        """Returns d/dφ of Σ_t <d_updates_t, u_t> along a window whose last state has no further effect."""
+        """Returns d/dφ of Σ_t ⟨d_updates_t, u_t⟩ along a window whose last state has no further effect."""
         return self.segment_gradient(inputs, history, d_updates)[0]
 
     def segment_gradient(
         self, inputs: Tensor, history: Tensor, d_updates: Tensor, d_final_state: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """Returns the derivatives of Σ_t <d_updates_t, u_t> + <d_final_state, s_T> along T steps of a window.
+        """Returns the derivatives of Σ_t ⟨d_updates_t, u_t⟩ + ⟨d_final_state, s_T⟩ along T steps of a window.
 
         Walks the states backwards and differentiates one step at a time, so that no more than one step's
         graph is ever held.

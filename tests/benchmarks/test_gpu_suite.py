@@ -94,7 +94,8 @@ def test_the_suite_runs_every_stage_to_its_end_and_says_where_numbers_come_from(
     assert not any("nothing was left" in line or "not to be read" in line for line in summary_lines[:-3])
     for name in ("tests", "kernel_throughput", "optimizer_step", "meta_step", "time_to_quality"):
         origin = load(suite, name)["origin"]
-        assert {"cores", "python", "torch", "triton", "cuda", "date"} <= origin.keys()
+        assert {"cores", "instruction_set", "processor", "threads", "cuda", "date"} <= origin.keys()
+        assert {"python", "torch", "triton", "numpy"} <= origin["versions"].keys()
         assert (origin["commit"], origin["driver"]) == ("abc", None)
         assert origin["device"]
     report = load(suite, "tests")

@@ -14,9 +14,11 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import TensorDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks/training"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import compare
 import loop
+import quality_tables
 import resnet
 import transformer
 
@@ -213,16 +215,19 @@ def test_what_the_user_can_mend_is_one_message(arguments, message, tmp_path, mon
 
 
 @pytest.mark.parametrize("name", ["resnet", "transformer"])
-def test_the_readmes_table_is_the_committed_results(name):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_pages_table_is_the_committed_results(name):
+    page = (ROOT / "docs/trainings.md").read_text(encoding="utf-8")
     folder = ROOT / "benchmarks/results/training" / name
     document = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     assert document["quick"] is False
     assert document["num_seeds"] >= 3
-    for row in compare.rows(document):
-        assert f"| {name} | {' | '.join(row.values())} |" in readme
-    for numbers in document["optimizers"].values():
+    for optimizer, numbers in document["optimizers"].items():
         values = torch.tensor(numbers["held_out_losses"], dtype=torch.float64)
         assert numbers["held_out_loss"]["mean"] == pytest.approx(Interval.of(values).mean)
-    assert document["commit"] in readme
+        accuracies = torch.tensor(numbers["held_out_accuracies"], dtype=torch.float64)
+        assert f"| {optimizer} | {Interval.of(values)} | {Interval.of(accuracies)} |" in page
+    rows = quality_tables.training(document).rows
+    assert len(rows) == len(document["optimizers"])
+    assert all(f"| {' | '.join(map(str, row))} |" in page for row in rows)
+    assert document["commit"][:7] in page
     assert (folder / "curves.png").is_file()

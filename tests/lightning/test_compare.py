@@ -155,7 +155,8 @@ def test_summary_json(comparison, tmp_path):
         "dtype": "float32",
     }
     assert {name: summary[name] for name in expected} == expected
-    others = {"commit", "device", "versions", "optimizers", "settings", "reference", "paired"}
+    others = {"commit", "device", "instruction_set", "versions"}
+    others |= {"optimizers", "settings", "reference", "paired"}
     assert set(summary) == expected.keys() | others
     assert (summary["reference"], summary["paired"]) == ("learned", True)
     assert summary["settings"] == {"model": {"rate": 0.4, "limit": "inf"}}

@@ -271,8 +271,7 @@ def test_validations_at_chance_restart_every_process_and_then_stop_them(tmp_path
         fit_in_processes(model, tmp_path, 2, guard, num_rollouts=4, val_check_interval=2)
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-SECTION = README.partition("## Several processes and machines\n")[2].partition("\n## ")[0]
+PAGE = (Path(__file__).parents[2] / "docs/clusters.md").read_text(encoding="utf-8")
 TINY = {"data.num_rollouts": 4, "model.horizon": 9, "model.unroll": 3, "model.num_validation_optimizees": 3}
 TINY |= {"model.task.dim": 3, "trainer.val_check_interval": 2, "latest.every_n_meta_steps": 2}
 TINY |= {"trainer.enable_progress_bar": "false", "trainer.accelerator": "cpu", "wandb": "off"}
@@ -281,9 +280,9 @@ TINY["comparison.baselines"] = "[sgd]"
 OPTIONS = [f"--{name}={value}" for name, value in TINY.items()]
 
 
-def readmes(start, **replacements):
-    """The README's command that begins so, as arguments, small and on this machine."""
-    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", SECTION, flags=re.DOTALL) if b.startswith(start))
+def documented(start, **replacements):
+    """The page's command that begins so, as arguments, small and on this machine."""
+    (block,) = (b for b in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) if b.startswith(start))
     for word, replacement in replacements.items():
         assert word in block
         block = block.replace(word, replacement)
@@ -325,7 +324,7 @@ def assert_ended_as(folder, whole_run):
 
 @pytest.mark.slow
 def test_ddp_starts_its_own_processes(whole_run, tmp_path):
-    command = shlex.split(readmes("python -m"))
+    command = shlex.split(documented("python -m"))
     root = tmp_path / "runs"
     more = ["--model.num_tasks=2", f"--trainer.default_root_dir={root}", "--wandb=offline"]
     [printed] = run_together([([sys.executable, *command[1:], *more], {})])
@@ -343,7 +342,7 @@ def test_two_nodes_and_a_killed_process(whole_run, tmp_path):
     more = ["--model.num_tasks=2", *dies]
     here = {"HOST:29500": f"localhost:{free_port()}", "FOLDER": str(folder)}
     one = {f"{option} 4": f"{option} 1" for option in ("--nproc-per-node", "--trainer.devices")}
-    command = readmes("TORCH_DISABLE", **here, **one)
+    command = documented("TORCH_DISABLE", **here, **one)
     variable, torchrun, *arguments = shlex.split(command)
     assert torchrun == "torchrun"
     arguments = [sys.executable, "-m", "torch.distributed.run", *arguments, *more]
@@ -426,7 +425,7 @@ def slurm(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_slurm_job_runs_on_two_nodes(whole_run, slurm, tmp_path):
-    script = readmes(
+    script = documented(
         "#!/bin/bash",
         **{"--trainer.devices 4": "--trainer.devices 1 --model.num_tasks 2", "runs/job": f"{tmp_path}/job"},
     )
@@ -438,7 +437,7 @@ def test_a_slurm_job_runs_on_two_nodes(whole_run, slurm, tmp_path):
 
 def test_a_slurm_job_is_queued_again_before_its_time_is_up(slurm, tmp_path):
     (tmp_path / "bin/srun").write_text(f"#!/bin/bash\ntouch {tmp_path / 'started'}; sleep 60")
-    job = subprocess.Popen(["bash", "-c", readmes("#!/bin/bash")], start_new_session=True)
+    job = subprocess.Popen(["bash", "-c", documented("#!/bin/bash")], start_new_session=True)
     try:
         while not (tmp_path / "started").exists():
             assert job.poll() is None, "the job has ended before it began"

@@ -261,10 +261,10 @@ def test_the_parameters_that_a_card_names_move_without_a_gradient():
         assert moved.item() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_readme_and_the_optimizer_say_the_cards_number():
+def test_the_documentation_and_the_optimizer_say_the_cards_number():
     said = drift_in(pretrained.card("lstm-mnist")["known_failures"][-1])
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    assert drift_in(readme) == drift_in(LearnedOptimizer.__doc__) == said
+    page = (Path(__file__).resolve().parents[2] / "docs/use.md").read_text(encoding="utf-8")
+    assert drift_in(page) == drift_in(LearnedOptimizer.__doc__) == said
 
 
 def test_a_file_names_every_rule_of_the_package_in_short():

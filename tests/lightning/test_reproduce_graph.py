@@ -231,7 +231,7 @@ def test_the_experiment_writes_what_it_returns(tmp_path, outcome_of):
     outcome = outcome_of(lambda s: {**counts, "peak_bytes": 1000 * s.unroll, "graph_bytes": 500 * s.unroll})
     results = outcome.results
     json.dumps(results, allow_nan=False)
-    for name, operations in (("inner_step", 111), ("window", 1935)):  # the README's
+    for name, operations in (("inner_step", 111), ("window", 1935)):  # docs/reproduction.md's
         (file,) = (tmp_path / "graph" / name).iterdir()
         assert len(read_graph(file)) == results[name]["operations"] == operations
         assert f"{operations} operations" in str(outcome.findings)

@@ -22,7 +22,7 @@ from l2l_lightning.comparison.baselines import preferred_number
 from l2l_lightning.comparison.tuning import best_position, search_rates
 from l2l_lightning.files import write_json
 from l2l_lightning.optim.state_dict import digest_of
-from l2l_lightning.provenance import commit, device_name, timestamp, versions
+from l2l_lightning.provenance import origin
 from l2l_lightning.reproduce.zero_shot.peers import Peer, get_peer
 from l2l_lightning.reproduce.zero_shot.problem import Problem, make_problem
 from l2l_lightning.reproduce.zero_shot.runs import DIVERGED_AT, first_loss, train
@@ -171,14 +171,8 @@ class Store:
             round(time.perf_counter() - began, 2),
         )
         identity = self.identity(problem, peer)
-        origin = {
-            "commit": commit(),
-            "device": device_name("cpu"),
-            "threads": torch.get_num_threads(),
-            "versions": versions(),
-            "date": timestamp(),
-        }
-        write_json(self.path(identity), {"identity": identity, "entry": asdict(entry), "origin": origin})
+        content = {"identity": identity, "entry": asdict(entry), "origin": origin("cpu")}
+        write_json(self.path(identity), content)
         return entry
 
     def _search(self, name: str, problem: Problem, peer: str) -> list[Trial]:
