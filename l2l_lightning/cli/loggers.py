@@ -56,7 +56,7 @@ def run_loggers(folder: Path, name: str, options: Any, theirs: Iterable[Logger])
         theirs: The user's own (--trainer.logger). A WandbLogger among them takes the place of ours.
 
     Raises:
-        CommandLineError: W&B is asked for by name, and its package is not installed.
+        CommandLineError: W&B is asked for by name, and its package is not installed; or a tag is too long.
     """
     theirs = list(theirs)
     loggers: list[Logger] = [MetricsLog(folder)]
@@ -82,17 +82,16 @@ def _wandb_logger(folder: Path, name: str, options: Any, mode: str) -> list[Logg
 
     tags = options.wandb_tags
     tags = [tag.strip() for tag in tags.split(",")] if isinstance(tags, str) else tags
-    where: dict[str, Any] = {
-        "project": chosen("project", "WANDB_PROJECT", PROJECT) or os.environ["WANDB_PROJECT"],
-        "entity": chosen("entity", "WANDB_ENTITY"),
-    }
+    if wrong := [tag for tag in tags or () if not 1 <= len(tag) <= 64]:
+        raise CommandLineError(f"--wandb_tags: a tag has 1 to 64 characters, got {wrong[0]!r}")
     kept = folder / "wandb-id.txt"  # a run that goes on is the same run there too
-    if kept.is_file():
-        where["id"] = kept.read_text(encoding="utf-8").strip()
-    elif not os.environ.get("WANDB_RUN_ID"):
-        where["id"] = uuid.uuid4().hex[:12]
-    if os.environ.get(IN_A_SWEEP):
-        where = {}  # the sweep's own
+    in_a_sweep = bool(os.environ.get(IN_A_SWEEP))  # whose project, entity and run's id hold
+    identity = None
+    if kept.is_file() and not in_a_sweep:
+        identity = kept.read_text(encoding="utf-8").strip()
+    elif not os.environ.get("WANDB_RUN_ID") and not in_a_sweep:
+        identity = uuid.uuid4().hex[:12]
+    project = chosen("project", "WANDB_PROJECT", None if in_a_sweep else PROJECT)
     # Offline, its messages would bury the table that a run ends with.
     settings: dict[str, Any] = {"quiet": mode == "offline"}
     if "WANDB_CONSOLE" not in os.environ:
@@ -106,10 +105,15 @@ def _wandb_logger(folder: Path, name: str, options: Any, mode: str) -> list[Logg
         job_type="meta-train",
         tags=tags,
         settings=wandb.Settings(**settings),
-        **where,
+        project=project,
+        entity=chosen("entity", "WANDB_ENTITY"),
+        id=identity,
     )
-    # Lightning hands over an argument that wandb has given up, and warns of.
-    vars(logger).get("_wandb_init", {}).pop("anonymous", None)
+    # Lightning hands over an argument that wandb has given up, and warns of, and a project of its own.
+    handed_over = vars(logger).get("_wandb_init", {})
+    handed_over.pop("anonymous", None)
+    if project is None:
+        handed_over.pop("project", None)
     return [logger]
 
 

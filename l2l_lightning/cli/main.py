@@ -141,7 +141,10 @@ def _others_error(error: Exception) -> str | None:
         return one_line(error)
     wandb = sys.modules.get("wandb")
     if wandb is not None and isinstance(error, wandb.Error):
-        hint = "--wandb offline needs no account, --wandb off logs nothing"
+        hint = (
+            "--wandb_project and --wandb_entity say where it is logged, --wandb offline needs no account, "
+            "--wandb off logs nothing"
+        )
         return f"Weights & Biases: {one_line(error)} ({hint})"
     if isinstance(error, RuntimeError) and str(error).startswith("Early stopping conditioned on"):
         return f"{one_line(error)} (--early_stopping.monitor)"

@@ -21,6 +21,15 @@ def test_an_example_is_short(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= 80
 
 
+@pytest.mark.slow
+def test_the_page_on_comparing_runs():
+    page = (EXAMPLES.parent / "compare.md").read_text(encoding="utf-8")
+    variables = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], variables)
+    assert list(variables["comparison"].results) == ["learned", "sgd", "adam"]
+    assert Path("curves.svg").is_file()
+
+
 def test_the_loop_trains_with_every_optimizer_from_the_same_start(capsys):
     import own_training_loop
 

@@ -152,20 +152,22 @@ def test_wandb_is_told_what_the_options_say_and_else_what_its_variables_say(tmp_
     for name in ("PROJECT", "ENTITY", "RUN_GROUP", "NAME", "RUN_ID"):
         monkeypatch.setenv(f"WANDB_{name}", name)
     by_variables = wandb_arguments(tmp_path)
-    assert by_variables["project"] == "PROJECT"
     # None leaves it to wandb, which reads the variable itself.
-    assert [by_variables[name] for name in ("entity", "group", "name", "id")] == [None] * 4
+    assert [by_variables[name] for name in ("project", "entity", "group", "name", "id")] == [None] * 5
     given = {"project": "p", "entity": "e", "group": "g", "name": "n"}
     both = wandb_arguments(
         tmp_path, **{f"wandb_{name}": value for name, value in given.items()}, wandb_tags="a, b"
     )
     assert {name: both[name] for name in given} == given
     assert both["tags"] == ["a", "b"]
+    for tags in (",", ["x" * 65]):
+        with pytest.raises(CommandLineError, match="--wandb_tags: a tag has 1 to 64 characters"):
+            wandb_arguments(tmp_path, wandb_tags=tags)
     (tmp_path / "wandb-id.txt").write_text("kept")
     assert wandb_arguments(tmp_path)["id"] == "kept"
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")  # whose project, entity and run they are
     in_a_sweep = wandb_arguments(tmp_path)
-    assert (in_a_sweep["entity"], in_a_sweep["id"]) == (None, None)
+    assert (in_a_sweep["project"], in_a_sweep["entity"], in_a_sweep["id"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(
