@@ -192,4 +192,5 @@ class ImageConvNet(Task):
 
 def _normalised(z: Tensor, beta: Tensor) -> Tensor:
     """Returns z with mean β and deviation 1 in every channel, [B, channels, …], by the minibatch's own."""
-    return F.batch_norm(z, None, None, bias=beta, training=True, eps=EPSILON)
+    # Without a weight torch cannot differentiate it twice, which second-order meta-gradients do.
+    return F.batch_norm(z, None, None, torch.ones_like(beta), beta, training=True, eps=EPSILON)
