@@ -16,7 +16,7 @@ from l2l_lightning.reproduce.recipes import HELD_OUT_LABELS, LABELS
 from l2l_lightning.reproduce.result_store import Request, ResultStore
 from l2l_lightning.tasks import ImageConvNet
 
-NUM_OPTIMIZEES = 12
+NUM_OPTIMIZEES = 10
 """The test optimizees of every panel."""
 
 PAPER = "on CIFAR-10: ahead of ADAM, RMSprop, SGD and NAG"
@@ -32,7 +32,7 @@ class _Images(NamedTuple):
     """`ImageConvNet`'s arguments, as the rules' presets have them."""
 
 
-COLOUR_DIGITS = _Images("colour-digits", "Colour digits, 16×16", {"shrink": 2, "batch_size": 64})
+COLOUR_DIGITS = _Images("colour-digits", "Colour digits, 16×16", {"shrink": 2, "batch_size": 32})
 CIFAR = _Images("cifar10", "CIFAR-10", {})
 
 QUICK_TASK = {"channels": [2, 2, 2], "hidden_sizes": [4], "batch_size": 4, "shrink": 8}
@@ -43,7 +43,7 @@ NOTE = (
     "LSTM-sub was trained on nothing but the labels that the panels of 5 and 2 leave out, "
     f"{', '.join(map(str, HELD_OUT_LABELS))}. It and the LSTM went on from the rule of the mixture of "
     "perceptrons on MNIST, which is shown as it was. With DeepMind's settings (k = 5, scale 0.01, windows of "
-    "20, rate 0.001) φ was drawn, and trained on as many rollouts as the others: a fiftieth of those of "
+    "20, rate 0.001) φ was drawn, and trained on as many rollouts as the others: a hundredth of those of "
     "DeepMind's code."
 )
 

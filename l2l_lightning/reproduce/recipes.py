@@ -101,7 +101,7 @@ _DEEPMIND = {
         "start_from": None,
     },
     "averaging": {"decay": 0.99},
-    "trainer": {"val_check_interval": 200},
+    "trainer": {"val_check_interval": 100},
 }
 """The settings of DeepMind's code, as in the preset `deepmind_code_mnist`, over the preset of a data set."""
 
