@@ -27,7 +27,7 @@ from l2l_lightning.reproduce.result_store import ResultStore
 from l2l_lightning.reproduce.settings import Settings
 
 NUM_TUNING_OPTIMIZEES = 1
-"""A run of a baseline takes many times as long as on MNIST's perceptron, and three panels need 500 of them."""
+"""Three panels need 500 runs of baselines, each of which takes many times as long as on a perceptron."""
 
 
 def main() -> None:
