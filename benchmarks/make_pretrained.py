@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from l2l_lightning.files import write_json
 from l2l_lightning.provenance import commit
 from l2l_lightning.reproduce import result_store
 from l2l_lightning.reproduce.command import EXPERIMENTS
+from l2l_lightning.reproduce.experiment import Experiment
 from l2l_lightning.reproduce.generalise import AIM, RULES
 from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
 from l2l_lightning.reproduce.result_store import Request, ResultStore, tuning_key
@@ -140,10 +142,10 @@ def unmoved() -> str:
     return "none known of gradients that are exactly zero: a parameter stays at 0 in 1,000 steps"
 
 
-def tuned_table(store: ResultStore) -> dict[str, list[dict[str, Any]]]:
-    """Every search that the experiments asked for: the setting chosen, without all that was tried."""
+def tuned_table(store: ResultStore, experiments: Iterable[Experiment]) -> dict[str, list[dict[str, Any]]]:
+    """Every search that experiments asked for: the setting chosen, without all that was tried."""
     table: dict[str, list[dict[str, Any]]] = {}
-    for experiment in EXPERIMENTS.values():
+    for experiment in experiments:
         for request in experiment.requests(store).values():
             if request.optimizer in BASELINES and request.tuning == "tuned":
                 for horizon, found in store.tuned(request.task, request.searched).items():
@@ -183,7 +185,7 @@ def main() -> None:
         "seed": store.settings.seed,
         "num_tuning_optimizees": store.settings.num_tuning_optimizees,
         "commit": commit(),
-        "searches": tuned_table(store),
+        "searches": tuned_table(store, (one for one in EXPERIMENTS.values() if one.in_all)),
     }
     write_json(Path(result_store.__file__).parent / result_store.SHIPPED_TUNING, document)
 

@@ -15,7 +15,7 @@ class DataSet(NamedTuple):
         root_variable: The environment variable that stands in for `root`; None where none is needed.
     """
 
-    image_shape: tuple[int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     root_variable: str | None
 
@@ -28,6 +28,7 @@ class DataSet(NamedTuple):
 DATA_SETS = {
     "mnist": DataSet((28, 28), 10, "L2L_DATA"),
     "digits": DataSet((8, 8), 10, None),
+    "colour-digits": DataSet((3, 32, 32), 10, None),
     # Not L2L_DATA: whoever has set that has MNIST there.
     "smiles": DataSet((28, 28), 2, "L2L_SMILES"),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from l2l_lightning.data.colour_digits import load_colour_digits
 from l2l_lightning.data.data_sets import DATA_SETS
 from l2l_lightning.data.digits import load_digits
 from l2l_lightning.data.mnist import load_mnist
@@ -54,6 +55,8 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
         raise DataNotFoundError(
             f"the data set {name!r} cannot be downloaded, only MNIST can: set --data.download false"
         )
+    if name == "colour-digits":
+        return load_colour_digits()
     return load_digits() if name == "digits" else load_smiles(folder)
 
 

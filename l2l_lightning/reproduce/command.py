@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, ReproductionError
 from l2l_lightning.files import write_json
+from l2l_lightning.reproduce.cifar import CIFAR_EXPERIMENT
 from l2l_lightning.reproduce.curves import CURVES
 from l2l_lightning.reproduce.experiment import Experiment
 from l2l_lightning.reproduce.generalise import GENERALISE
@@ -30,9 +31,10 @@ EXPERIMENTS: dict[str, Experiment] = {
     "graph": GRAPH,
     "preprocessing": PREPROCESSING,
     "generalise": GENERALISE,
+    "cifar": CIFAR_EXPERIMENT,
     "zero-shot": ZERO_SHOT,
 }
-"""Every experiment by name, in the order in which `all` runs them."""
+"""Every experiment by name, in the order in which they run."""
 
 LINE_EVERY = 30.0
 """Seconds from one line to the next where there is no terminal to draw a bar on."""
@@ -66,7 +68,7 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     What an earlier call has finished is not repeated, and what it had begun goes on where it was.
 
     Args:
-        names: Of EXPERIMENTS, or "all", which are those that keep nothing of their own.
+        names: Of EXPERIMENTS, or "all", which leaves out those that take long in any case.
         settings: How to run them.
 
     Raises:
@@ -79,7 +81,7 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     _check_folder(store)
     requests = {}
     for name, experiment in EXPERIMENTS.items():
-        if name not in names and ("all" not in names or experiment.keeps_its_own):
+        if name not in names and ("all" not in names or not experiment.in_all):
             continue
         if (store.out / name / "results.json").is_file() and not experiment.keeps_its_own:
             print(f"{name}: done before")
@@ -109,7 +111,7 @@ def _check_folder(store: ResultStore) -> None:
     """Refuses to mix results of different settings in one folder."""
     path = store.out / "settings.json"
     ours = asdict(store.settings) | {"data": store.source("mnist")}
-    for name in ("out", "data_root", "smiles_root", "problems", "peers", "workers"):
+    for name in ("out", "data_root", "smiles_root", "cifar_root", "problems", "peers", "workers"):
         del ours[name]
     if path.is_file():
         theirs = json.loads(path.read_text(encoding="utf-8"))
@@ -130,7 +132,7 @@ def main(names: Sequence[str], settings: Settings) -> None:
     try:
         path = reproduce(names, settings)
     except (DataNotFoundError, DataCorruptedError) as error:
-        hint = "here --data-root and --smiles-root name the folders"
+        hint = "here --data-root, --smiles-root and --cifar-root name the folders"
         raise type(error)(f"{error} ({hint})") from error
     except KeyboardInterrupt:
         raise ReproductionError("interrupted: the same command goes on from here") from None

@@ -66,7 +66,8 @@ class Row(NamedTuple):
     missed: str = "Not reproduced: "
 
 
-def _requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tuple[str, str], Request]:
+def panel_requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tuple[str, str], Request]:
+    """Lists the losses of every panel's rules and baselines, by panel and curve."""
     requests = {}
     for key, panel in panels.items():
         number = store.count(panel.num_optimizees or store.settings.num_optimizees)
@@ -78,7 +79,7 @@ def _requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tuple[str
     return requests
 
 
-def _outcome(
+def panel_outcome(
     panels: Mapping[str, Panel],
     rows: list[Row],
     note: str,
@@ -91,7 +92,7 @@ def _outcome(
     The note is a template for the final losses by panel and curve, "{panel[curve]}"; "best" is the best tuned
     baseline's, and "per_coordinate" lists them all, divided by the optimizee's number of coordinates.
     """
-    requests = _requests(panels, store)
+    requests = panel_requests(panels, store)
     found: dict[str, dict[str, Tensor]] = {key: {} for key in panels}
     results: dict[str, dict[str, Any]] = {}
     lines: list[Sequence[Any]] = []
@@ -101,7 +102,7 @@ def _outcome(
     pictures, tables, words = {}, [], {}
     for key, panel in panels.items():
         shown = {label: found[key][label] for label in (*panel.rules, *BASELINES)}
-        pictures[key] = curves_picture(shown, panel.title, panel.rules)
+        pictures[key] = curves_picture(shown, panel.title, [next(iter(panel.rules))])
         optimizers = {
             name: summary(value) | {"num_optimizees": value.shape[1]} | _setting(requests[key, name], store)
             for name, value in found[key].items()
@@ -197,8 +198,8 @@ def _load(text: str) -> dict[str, Experiment]:
         rows = [Row(**fields.get("every_row", {}) | row) for row in fields["rows"]]
         experiments[name] = Experiment(
             fields["title"],
-            partial(_requests, panels),
-            partial(_outcome, panels, rows, fields.get("note", "")),
+            partial(panel_requests, panels),
+            partial(panel_outcome, panels, rows, fields.get("note", "")),
         )
     return experiments
 

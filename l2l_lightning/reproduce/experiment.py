@@ -53,7 +53,9 @@ class Experiment(NamedTuple):
     outcome: Callable[[ResultStore, Mapping[Any, Tensor], Path], Outcome]
     """Makes its results of the losses by key; files of a kind of its own go to the folder."""
     keeps_its_own: bool = False
-    """Its folder keeps what it has computed, so that it is asked again each time; `all` leaves it out."""
+    """Its folder keeps what it has computed, so that it is asked again each time."""
+    in_all: bool = True
+    """Whether `all` runs it; one that takes long even with the package's rules is named."""
 
 
 def markdown_table(head: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:

@@ -19,6 +19,8 @@ class Recipe:
     """Values that are put over the preset's, nested as they are."""
     start: str | None = None
     """The trained rule that this one goes on from."""
+    dataset: str = "mnist"
+    """The data set that the preset's task draws from, if it draws from any."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,43 @@ ABLATIONS = [
     for inputs, output_scale, unroll in itertools.product(INPUTS, (0.1, 1.0), (20, 100))
 ]
 
+LABELS: dict[str, tuple[int, ...] | None] = {"10": None, "5": (2, 3, 4, 5, 6), "2": (8, 9)}
+"""The labels that the paper's convolutional experiment is evaluated on; of CIFAR-10, five animals and two
+vehicles."""
+HELD_OUT_LABELS = (0, 1, 7)
+"""The labels that only all ten have: what the paper's "LSTM-sub" is trained on."""
+
+_DEEPMIND = {
+    "model": {
+        "rule": {
+            "init_args": {
+                "rules": {
+                    key: {"init_args": {"p": 5.0, "output_scale": 0.01}} for key in ("conv.*weight", ".")
+                }
+            }
+        },
+        "unroll": 20,
+        "learning_rate": 0.001,
+        "lr_schedule": "constant",
+        "warmup_steps": 0,
+        "start_from": None,
+    },
+    "averaging": {"decay": 0.99},
+    "trainer": {"val_check_interval": 100},
+}
+"""The settings of DeepMind's code, as in the preset `deepmind_code_mnist`, over the preset of a data set."""
+
+
+def _convolutional(dataset: str, preset: str, start: str) -> dict[str, Recipe]:
+    """The rules of the paper's convolutional experiment on a data set."""
+    sub = {"model": {"task": {"init_args": {"classes": list(HELD_OUT_LABELS)}}}}
+    return {
+        f"lstm-{dataset}": Recipe(preset, start=start, dataset=dataset),
+        f"lstm-{dataset}-sub": Recipe(preset, sub, start=start, dataset=dataset),
+        f"lstm-{dataset}-deepmind": Recipe(preset, _DEEPMIND, dataset=dataset),
+    }
+
+
 RECIPES: dict[str, Recipe] = {
     "lstm-quadratic": Recipe("quadratic"),
     "lstm-study-quadratic": Recipe("study_quadratic"),
@@ -86,5 +125,7 @@ RECIPES: dict[str, Recipe] = {
     "lstm-mnist-activations": Recipe("mnist_activations"),
     "lstm-mnist-mixture": Recipe("mnist_mixture", start="lstm-mnist-activations"),
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
+    **_convolutional("colour-digits", "colour_digits", start="lstm-mnist-mixture"),
+    **_convolutional("cifar10", "cifar", start="lstm-mnist-mixture"),
 }
 """How every rule is trained, by the rule's name."""

@@ -45,6 +45,12 @@ from l2l_lightning.training.presets import merged
 SHIPPED_TUNING = "tuned_baselines.json"
 """The file beside this module with what the searches of a complete reproduction found."""
 
+SHIPPED_CIFAR_TUNING = "tuned_baselines_cifar.json"
+"""The same of `reproduce cifar`, which is no part of a complete one."""
+
+CIFAR_FOLDER = "cifar-10-batches-py"
+"""What torchvision unpacks CIFAR-10 to."""
+
 REFERENCE_TASK, REFERENCE_HORIZON = MNISTMLP(), 100
 """The task and horizon that the "one for all" baselines are tuned on: those of the rule `lstm-mnist`."""
 
@@ -105,9 +111,22 @@ class ResultStore:
             DataNotFoundError: They are not where the settings say.
         """
         if dataset is not None and dataset not in self._splits:
-            roots = {"mnist": self.settings.data_root, "smiles": self.settings.smiles_root}
-            self._splits[dataset] = load_images(dataset, roots.get(dataset))
+            self._splits[dataset] = load_images(dataset, self.root(dataset))
         return None if dataset is None else self._splits[dataset]
+
+    def root(self, dataset: str) -> str | None:
+        """Returns the folder of a data set that the settings name, if they name one."""
+        settings = self.settings
+        roots = {"mnist": settings.data_root, "smiles": settings.smiles_root, "cifar10": self.cifar_root}
+        return roots.get(dataset)
+
+    @property
+    def cifar_root(self) -> str | None:
+        """The folder of CIFAR-10: the settings', or MNIST's if it is there too; None without a copy."""
+        if self.settings.cifar_root:
+            return self.settings.cifar_root
+        beside = self.settings.data_root or os.environ.get("L2L_DATA")
+        return beside if beside and (Path(beside).expanduser() / CIFAR_FOLDER).is_dir() else None
 
     @property
     def has_smiles(self) -> bool:
@@ -122,19 +141,19 @@ class ResultStore:
         return f"{dataset}, {len(splits.train):,} + {len(splits.validation):,} + {len(splits.test):,} images"
 
     def rule(self, name: str) -> Rule:
-        """Returns a trained rule: the package's, or one that is meta-trained here.
+        """Returns a trained rule: the package's, or one that is meta-trained here, if there is a recipe.
 
         Raises:
             WeightsError: It is to come from the package, and the package has none of that name.
         """
-        if self.settings.from_pretrained:
+        parent, rollouts = SNAPSHOTS.get(name, (name, 0))
+        if self.settings.from_pretrained or parent not in RECIPES:
             try:
                 return pretrained.load(name)
             except WeightsError as error:
                 raise WeightsError(f"{error} (leave out --from-pretrained to train it)") from error
-        parent, rollouts = SNAPSHOTS.get(name, (name, 0))
         recipe, folder = RECIPES[parent], self.rule_folder(parent)
-        options = merged(recipe.options, {"data": {"root": self.settings.data_root}})
+        options = merged(recipe.options, {"data": {"root": self.root(recipe.dataset)}})
         if recipe.start:
             self.rule(recipe.start)
             start = str(self.rule_folder(recipe.start) / "rule.safetensors")
@@ -153,7 +172,7 @@ class ResultStore:
     def rule_folder(self, name: str) -> Path:
         """Returns where a rule's meta-training is kept."""
         quick, seed = self.settings.quick, self.settings.seed
-        kind = _digest({"quick": quick, "seed": seed, "data": self.source("mnist")})
+        kind = _digest({"quick": quick, "seed": seed, "data": self.source(RECIPES[name].dataset)})
         return self.out / "rules" / f"{name}-{kind}"
 
     def tuned(self, task: Task, horizons: tuple[int, ...]) -> dict[int, dict[str, TunedBaseline]]:
@@ -161,7 +180,7 @@ class ResultStore:
 
         With `from_pretrained` they are the package's, if it has a search for this task at all the horizons.
         """
-        shipped = _shipped_table() if self.settings.from_pretrained else {}
+        shipped = _shipped_searches() if self.settings.from_pretrained else {}
         keys = {horizon: tuning_key(task, horizon) for horizon in horizons}
         if shipped.keys() >= set(keys.values()):
             return {
@@ -238,9 +257,12 @@ def tuning_key(task: Task, horizon: int) -> str:
 
 
 @functools.cache
-def _shipped_table() -> dict[str, list[dict[str, Any]]]:
-    file = resources.files("l2l_lightning.reproduce").joinpath(SHIPPED_TUNING)
-    return dict(json.loads(file.read_text(encoding="utf-8"))["searches"])
+def _shipped_searches() -> dict[str, list[dict[str, Any]]]:
+    searches: dict[str, list[dict[str, Any]]] = {}
+    for name in (SHIPPED_TUNING, SHIPPED_CIFAR_TUNING):
+        file = resources.files("l2l_lightning.reproduce").joinpath(name)
+        searches |= json.loads(file.read_text(encoding="utf-8"))["searches"]
+    return searches
 
 
 def _digest(values: dict[str, Any]) -> str:

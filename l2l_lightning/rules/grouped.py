@@ -102,6 +102,18 @@ class Grouped(Rule):
         for rule in self.members:
             rule.reset_parameters(generator)
 
+    def start_from(self, trained: Rule) -> None:
+        """Takes the φ of a trained rule of the same groups; or every group's of one that moves all tensors.
+
+        Raises:
+            ValueError: Its φ has other shapes.
+        """
+        if isinstance(trained, Grouped):
+            super().start_from(trained)
+            return
+        for rule in self.members:
+            rule.start_from(trained)
+
     def compacted(self) -> Grouped:
         """Returns the same groups, of rules with statistics that take fewer bytes."""
         rules = zip(self.keys, (member.compacted() for member in self.members), strict=True)

@@ -1,6 +1,7 @@
 """Tasks: what is optimised."""
 
 from l2l_lightning.tasks.base import Task
+from l2l_lightning.tasks.convnet import ImageConvNet
 from l2l_lightning.tasks.function import FunctionTask
 from l2l_lightning.tasks.mixture import Mixture
 from l2l_lightning.tasks.mlp import MNISTMLP, ImageMLP
@@ -12,6 +13,7 @@ from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
 __all__ = [
     "MNISTMLP",
     "FunctionTask",
+    "ImageConvNet",
     "ImageMLP",
     "Mixture",
     "ModuleTask",

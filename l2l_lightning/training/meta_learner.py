@@ -143,7 +143,8 @@ class MetaLearner(LightningModule):
             the members of a mixture share them evenly, at least one each.
         seed: Seed of every rollout's random draws.
         start_from: A trained rule that φ starts from: the name of one of the package's, or the path of a
-            .safetensors file. It must have the configured rule's shape. None draws φ.
+            .safetensors file. It must have the configured rule's shape, or that of every group of a
+            `Grouped`. None draws φ.
 
     Raises:
         ValueError: A value is out of its range, or start_from does not fit the rule; the message names it.

@@ -144,6 +144,21 @@ def test_phi_is_drawn_member_by_member():
             assert torch.equal(ours, theirs)
 
 
+def test_it_starts_from_the_same_groups_or_every_group_from_one_rule():
+    one, other = lstm(), Grouped({"conv": lstm(), "fc": lstm()})
+    rule = Grouped({"conv": lstm(), "fc": lstm()})
+    rule.start_from(other)
+    pairs = list(zip(rule.parameters(), other.parameters(), strict=True))
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    rule.start_from(one)
+    for member in rule.members:
+        for ours, theirs in zip(member.parameters(), one.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+            assert ours.data_ptr() != theirs.data_ptr()
+    with pytest.raises(ValueError, match="is a rule of another shape"):
+        Grouped({"conv": lstm(), "fc": RNNprop(1, 3)}).start_from(one)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [

@@ -19,6 +19,7 @@ from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.tasks import (
     MNISTMLP,
     FunctionTask,
+    ImageConvNet,
     ImageMLP,
     Mixture,
     ModuleTask,
@@ -37,6 +38,9 @@ TASKS = {
     "deep MLP": ImageMLP("digits", [5, 4], "relu", batch_size=5, init_std=0.1),
     "linear classifier": ImageMLP("digits", [], batch_size=5, init_std=0.1),
     "strided MLP": ImageMLP("mnist", [6], "tanh", batch_size=5, init_std=0.1, stride=5),
+    "convolutional network": ImageConvNet(
+        "mnist", [2], [3], classes=[1, 7, 4], batch_size=5, init_std=0.1, shrink=4
+    ),
     "function": FunctionTask(quartic, dim=3),
     "function with its θ0": FunctionTask("problems.quartic", dim=3, init=halves),
     "module": ModuleTask(TinyNet, F.mse_loss, sample=regression),

@@ -245,5 +245,6 @@ ZERO_SHOT = Experiment(
     _requests,
     _outcome,
     keeps_its_own=True,
+    in_all=False,
 )
 """Problems of many kinds × optimizers, as ratios of held-out losses."""
