@@ -19,6 +19,8 @@ TINY_TASKS = {
     "mnist": ["--model.task.batch_size=4"],
     "mnist_relu": ["--model.task.batch_size=4"],
     "deepmind_code_mnist": ["--model.task.batch_size=4"],
+    "cifar": ["--model.task.dataset=colour-digits", "--model.task.shrink=8", "--model.task.batch_size=4"],
+    "colour_digits": ["--model.task.shrink=8", "--model.task.batch_size=4"],
     "zero_shot": ["--model.task.families=[linear]"],
     "corrected_direction": ["--model.task.families=[linear]"],
     "corrected_step_size": ["--model.task.families=[linear]"],
