@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from l2l_lightning.checks import check_at_least
+from l2l_lightning.checks import check_at_least, check_choice
 from l2l_lightning.class_paths import dotted_path, resolve
-from l2l_lightning.data.images import Images, need_images
+from l2l_lightning.data.data_sets import DATA_SETS, OWN
+from l2l_lightning.data.examples import Examples
+from l2l_lightning.data.images import need_examples
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, WithBuffers, WithSeed, check_scalar
 from l2l_lightning.tasks.functional_module import FunctionalModule
@@ -24,8 +28,9 @@ class ModuleTask(Task):
 
     θ [N] is the concatenation of the parameters that require a gradient, in the order of `named_parameters`,
     each in row-major order; a tied one is there once, and frozen ones are constants. A minibatch is (inputs,
-    targets): MNIST images and labels drawn with replacement, or what `sample` draws. Inputs are a tensor, or
-    a tuple of the module's positional arguments, or a dict of its keyword arguments; targets any pytree.
+    targets): examples of a data set or of the user's own data, drawn with replacement, or what `sample` draws.
+    Inputs are a tensor, or a tuple of the module's positional arguments, or a dict of its keyword arguments;
+    targets any pytree.
 
     The module runs K times at once under torch.func.vmap, or one optimizee after the other where vmap cannot
     run its forward (nn.LSTM, `.item()`) or minibatches differ in shape. Random numbers (dropout, a VAE's
@@ -39,11 +44,15 @@ class ModuleTask(Task):
             and all else starts as it is given. Only what a dotted path names can be rebuilt from a
             checkpoint.
         loss_fn: (output, targets) to a scalar, or its dotted path.
-        batch_size: B, images in a minibatch.
-        image_shape: What the images' 784 pixels are reshaped to, such as [1, 28, 28]; None leaves them flat.
-        sample: A function of a torch.Generator to (inputs, targets), CPU tensors, which replaces the images;
-            or its dotted path.
+        batch_size: B, examples in a minibatch.
+        image_shape: What every input is reshaped to, such as [1, 28, 28]; None leaves it as it is: flat of
+            grey images (MNIST's 784 pixels), [3, 32, 32] of CIFAR-10 and SVHN.
+        sample: A function of a torch.Generator to (inputs, targets), CPU tensors, which replaces the data
+            set; or its dotted path. By a parameter named `split`, if it has one, it is told "train",
+            "validation" or "test"; else training, tuning and testing have their examples from it alike.
         init_std: θ0 ~ N(0, init_std²) instead of the module's own initialisation.
+        dataset: A name that `load_images` knows, or "own" for the data that MetaData was given; None is the
+            latter if it was given any, and else MNIST.
 
     Raises:
         ValueError: An argument out of its range, a path that cannot be imported, a module that cannot be
@@ -70,22 +79,31 @@ class ModuleTask(Task):
         image_shape: Sequence[int] | None = None,
         sample: str | Callable[[torch.Generator], Batch] | None = None,
         init_std: float | None = None,
+        dataset: str | None = None,
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         if init_std is not None:
             check_at_least(0, init_std=init_std)
+        if dataset is not None:
+            check_choice([*DATA_SETS, OWN], dataset=dataset)
+            if sample is not None:
+                raise ValueError("dataset is what `sample` replaces: give one of the two")
         if image_shape is not None:
             if sample is not None:
                 raise ValueError("image_shape is for the images that `sample` replaces: reshape in `sample`")
-            if math.prod(image_shape) != 784:
-                raise ValueError(f"image_shape must hold 784 pixels, got {list(image_shape)}")
+            if dataset in DATA_SETS:
+                _check_image_shape(image_shape, DATA_SETS[dataset].num_pixels, dataset)
         self.module = resolve(module, "module")
         self.loss_fn = resolve(loss_fn, "loss_fn")
         self.batch_size = batch_size
         self.image_shape = None if image_shape is None else list(image_shape)
         self.sample = None if sample is None else resolve(sample, "sample")
         self.init_std = init_std
-        self.dataset = "mnist" if sample is None else None
+        self.dataset = None if sample is not None else dataset or "mnist"
+        self.accepts_own_data = sample is None and dataset is None
+        self._sample_takes_split = self.sample is not None and _takes_split(self.sample)
+        self._split = "train"
+        self._on_splits = {self._split: self}
 
         self.network = FunctionalModule(self.module)
         self.num_coordinates = self.network.num_coordinates
@@ -109,12 +127,12 @@ class ModuleTask(Task):
             drawn = self.network.draw(generator)[1] if self.network.drawn else {}
         return theta, drawn or ()
 
-    def buffers(self, instance: Batch, images: Images | None, device: torch.device) -> dict[str, Tensor]:
+    def buffers(self, instance: Batch, images: Examples | None, device: torch.device) -> dict[str, Tensor]:
         """Returns the buffers that a forward updates, and the constants that are the optimizee's own."""
         self._observe(images, device)
         return self.network.own(instance or {})
 
-    def _observe(self, images: Images | None, device: torch.device) -> None:
+    def _observe(self, images: Examples | None, device: torch.device) -> None:
         """Tries the loss once, to find out what a forward updates and whether it draws random numbers."""
         if self.network.behaviour is not None or (self.dataset is not None and images is None):
             return
@@ -123,8 +141,9 @@ class ModuleTask(Task):
             generator = torch.Generator().manual_seed(0)  # no optimizee's
             theta = self.init(generator).to(device)
             drawn = self._minibatch(images, generator)
-            stacked = tree_map_only(Tensor, lambda leaf: leaf[None].to(device), drawn)
-            gathered = tree_map_only(Tensor, lambda leaf: leaf[0], self.gather(stacked, images))
+            beside = device if images is None else images.device
+            stacked = tree_map_only(Tensor, lambda leaf: leaf[None].to(beside), drawn)
+            gathered = tree_map_only(Tensor, lambda leaf: leaf[0].to(device), self.gather(stacked, images))
             batch = tree_map_only(
                 Tensor, lambda leaf: leaf.to(theta.dtype) if leaf.is_floating_point() else leaf, gathered
             )
@@ -143,13 +162,35 @@ class ModuleTask(Task):
         finally:
             self._mode = ""
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws the indices of a minibatch of images, [B], or calls `sample`; then a random module's seed.
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain values: the data set as it was given."""
+        return super().config() | {"dataset": None if self.accepts_own_data else self.dataset}
+
+    @property
+    def data_source(self) -> str | None:  # type: ignore[override]
+        """What `sample` is, and whether training and testing differ by it; None without one."""
+        if self.sample is None:
+            return None
+        of = "each split its own" if self._sample_takes_split else "for training and test alike"
+        return f"generated by {dotted_path(self.sample)}, {of}"
+
+    def on_split(self, split: str) -> ModuleTask:
+        """Returns the task whose `sample` is told the split; itself if `sample` is not told any."""
+        if not self._sample_takes_split:
+            return self
+        # Kept: what is known of a task (a recorded graph, whether vmap can run it) is known of this object.
+        if split not in self._on_splits:
+            self._on_splits[split] = copy.copy(self)
+            self._on_splits[split]._split = split
+        return self._on_splits[split]
+
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
+        """Draws the indices of a minibatch of examples, [B], or calls `sample`; then a random module's seed.
 
         The seed is torch.randint(2**62, ()).
         """
         if self.network.behaviour is None:
-            self._observe(images, torch.device("cpu") if images is None else images.pixels.device)
+            self._observe(images, torch.device("cpu") if images is None else images.device)
         return self._with_seed(self._minibatch(images, generator), generator)
 
     def _with_seed(self, minibatch: Batch, generator: torch.Generator) -> Batch:
@@ -157,19 +198,29 @@ class ModuleTask(Task):
             return minibatch
         return WithSeed(minibatch, torch.randint(2**62, (), generator=generator))
 
-    def _minibatch(self, images: Images | None, generator: torch.Generator) -> Batch:
+    def _minibatch(self, images: Examples | None, generator: torch.Generator) -> Batch:
         if self.sample is not None:
-            return self.sample(generator)
-        return need_images(images, self).sample_indices(self.batch_size, generator)
+            told = {"split": self._split} if self._sample_takes_split else {}
+            return self.sample(generator, **told)
+        return need_examples(images, self).sample_indices(self.batch_size, generator)
 
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Turns indices [K, B] into pixels [K, B, *image_shape] and labels [K, B]; `sample`'s stay."""
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
+        """Turns indices [K, B] into inputs [K, B, …] and targets [K, B, …]; `sample`'s stay."""
         if isinstance(batches, WithSeed):
             return batches._replace(batch=self.gather(batches.batch, images))
         if self.sample is not None:
             return batches
-        pixels, labels = need_images(images, self).gather(batches)
-        return pixels.view(*labels.shape, *(self.image_shape or [-1])), labels
+        examples = need_examples(images, self)
+        inputs, targets = examples.gather(batches)
+        if self.image_shape is None:
+            return inputs, targets
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f"image_shape is for inputs that are one tensor each, unlike those of {examples.source}"
+            )
+        numbers = math.prod(inputs.shape[batches.ndim :])
+        _check_image_shape(self.image_shape, numbers, examples.source)
+        return inputs.reshape(*batches.shape, *self.image_shape), targets
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Computes loss_fn(module_θ(inputs), targets) of θ [N] and a batch (inputs, targets)."""
@@ -194,3 +245,25 @@ class ModuleTask(Task):
         value: Tensor = self.loss_fn(self.network(theta, inputs, own), targets)
         check_scalar(value, f"loss_fn = {dotted_path(self.loss_fn)}")
         return value
+
+
+def _takes_split(sample: Callable[..., Batch]) -> bool:
+    """Whether `sample` wants to know the split: it has a parameter of that name."""
+    try:
+        signature = inspect.signature(sample)
+    except (TypeError, ValueError):  # of a built-in, which has none
+        return False
+    told = {"split": "train"} if "split" in signature.parameters else {}
+    try:
+        signature.bind(None, **told)
+    except TypeError as error:
+        raise TypeError(
+            f"sample = {dotted_path(sample)} must be a function of (generator), or of (generator, split): "
+            f"{error}"
+        ) from error
+    return bool(told)
+
+
+def _check_image_shape(image_shape: Sequence[int], numbers: int, source: str) -> None:
+    if math.prod(image_shape) != numbers:
+        raise ValueError(f"image_shape must hold {numbers} pixels, got {list(image_shape)} ({source})")

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.errors import RunStoppedError
+from l2l_lightning.training.data_settings import named_code
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.trust import foreign_modules
@@ -133,10 +134,12 @@ class LatestCheckpoint(Checkpoint):
 
     def command(self, model: LightningModule) -> str:
         """What goes on from the newest checkpoint."""
-        settings = model.settings() if isinstance(model, MetaLearner) else {}
         options = getattr(model.trainer, "options", {}).get("trainer", {})
         named = [options.get("logger"), options.get("callbacks")]
-        modules = foreign_modules([settings.get("task"), settings.get("rule"), named])
+        if isinstance(model, MetaLearner):
+            settings = model.settings()
+            named += [settings["task"], settings["rule"], named_code(model.data.settings())]
+        modules = foreign_modules(named)
         trust = f" --trust {','.join(modules)}" if modules else ""
         return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
 
