@@ -36,6 +36,10 @@ class DataCorruptedError(L2LError, ValueError):
     """A data set's files are there and are not what they should be."""
 
 
+class DataError(L2LError, ValueError):
+    """Data of the user's own that cannot be used as given; the message names the argument."""
+
+
 class DataNotFoundError(L2LError, FileNotFoundError):
     """A data set is not where the settings say; the message names the settings."""
 

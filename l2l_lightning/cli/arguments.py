@@ -12,6 +12,7 @@ import yaml
 
 from l2l_lightning.cli.run_folder import last_checkpoint, newest_config
 from l2l_lightning.configs import presets
+from l2l_lightning.data.own import NAMES
 from l2l_lightning.errors import CommandLineError
 from l2l_lightning.trust import foreign_references, refuse_foreign
 
@@ -103,7 +104,9 @@ def _named_code(arguments: list[str]) -> list[str]:
         if name == "--config":
             config = json.loads(value)
             named: Any = {key: config.get(key) for key in ("model", "trainer")}
-        elif keys[0] in ("model", "trainer"):
+            if isinstance(config.get("data"), dict):
+                named |= {key: config["data"].get(key) for key in NAMES}
+        elif keys[0] in ("model", "trainer") or (keys[0] == "data" and keys[-1] in NAMES):
             named = {keys[-1]: value}
         else:
             continue
@@ -116,10 +119,12 @@ def _checkpoint_config(path: str, subcommand: str, trust: Sequence[str]) -> dict
     # Here, for they import Lightning, which takes seconds that a mistyped command need not wait for.
     from l2l_lightning.cli.stored_options import resumed_options
     from l2l_lightning.training import checkpoints
+    from l2l_lightning.training.data_settings import named_code
     from l2l_lightning.training.meta_learner import read_section, stored_rule
 
     section = read_section(path, checkpoints.read(path))
-    refuse_foreign(path, {name: section["model"][name] for name in ("task", "rule")}, trust)
+    code = {name: section["model"][name] for name in ("task", "rule")} | named_code(section["data"])
+    refuse_foreign(path, code, trust)
     stored_rule(path, section)
     config = {key: section[key] for key in ("seed_everything", "model", "data")}
     saved = newest_config(Path(path).resolve().parent.parent)

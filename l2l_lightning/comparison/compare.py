@@ -194,7 +194,7 @@ def compare(
         task=reference.task.describe(),
         horizon=horizon,
         num_optimizees=len(reference),
-        data_source="none" if reference.images is None else reference.images.source,
+        data_source=reference.data_source,
         seed=seed,
         device=device_name(reference.device),
         dtype=str(reference.dtype).removeprefix("torch."),

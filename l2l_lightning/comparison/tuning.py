@@ -21,7 +21,7 @@ from l2l_lightning.comparison.baselines import (
 )
 from l2l_lightning.comparison.statistics import final_losses
 from l2l_lightning.comparison.tuning_cache import TuningCache
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.errors import TaskError
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.tasks.base import Task
@@ -70,7 +70,7 @@ def best_position(scores: dict[int, float]) -> int:
 
 def tune(
     task: Task,
-    images: Images | None,
+    images: Examples | None,
     horizons: Sequence[int],
     seed: int,
     *,

@@ -2,55 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
-import torch
 from torch import Tensor
 
+from l2l_lightning.data.examples import Examples, TensorExamples
 
-@dataclass(frozen=True)
-class Images:
-    """Flattened images and their labels, on one device.
+
+class Images(TensorExamples):
+    """Images and their labels, on one device: `TensorExamples` under names of their own.
 
     Args:
-        pixels: Grey values in [0, 1], [M, D] float32.
+        pixels: Values in [0, 1], float32: [M, D] of grey images, flattened; [M, 3, H, W] of coloured ones.
         labels: Classes from 0 on, [M] int64.
         source: Where they came from, for the record: "embedded MNIST subset (…)", "MNIST at ROOT (…)".
         num_classes: C, where labels are 0 to C - 1; None where that is not known.
+
+    Raises:
+        ValueError: There are not as many labels as images.
     """
 
-    pixels: Tensor
-    labels: Tensor
-    source: str
-    num_classes: int | None = None
+    def __init__(self, pixels: Tensor, labels: Tensor, source: str, num_classes: int | None = None) -> None:
+        super().__init__(pixels, labels, source, num_classes)
 
-    def __len__(self) -> int:
-        return len(self.labels)
+    @property
+    def pixels(self) -> Tensor:
+        """The images, [M, D] or [M, 3, H, W]."""
+        pixels: Tensor = self.inputs
+        return pixels
 
-    def to(self, device: torch.device | str) -> Images:
-        """Returns the same images on another device."""
-        return replace(self, pixels=self.pixels.to(device), labels=self.labels.to(device))
-
-    def select(self, indices: Tensor) -> Images:
-        """Returns the images at indices [n] as a set of their own."""
-        return replace(self, pixels=self.pixels[indices], labels=self.labels[indices])
-
-    def sample_indices(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Draws a minibatch's indices [batch_size] with replacement, as DeepMind's code does."""
-        return torch.randint(len(self), (batch_size,), generator=generator)
-
-    def gather(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns pixels [..., D] and labels [...] of the images at indices [...] on the same device."""
-        # index_select copies whole rows; plain indexing takes twice as long.
-        pixels = self.pixels.index_select(0, indices.flatten())
-        return pixels.view(*indices.shape, -1), self.labels[indices]
+    @property
+    def labels(self) -> Tensor:
+        """Their classes, [M]."""
+        labels: Tensor = self.targets
+        return labels
 
 
-def need_images(images: Images | None, reader: object) -> Images:
-    """Returns the images, or raises a ValueError that says what to pass to the task that reads them."""
-    if images is None:
+def need_examples(examples: Examples | None, reader: object) -> Examples:
+    """Returns the examples, or raises a ValueError that says what to pass to the task that reads them."""
+    if examples is None:
         raise ValueError(
             f"{type(reader).__name__} draws its minibatches from images and was given none: "
-            "pass a split of l2l_lightning.data.load_images()"
+            "pass a split of l2l_lightning.data.load_images(), or other Examples"
         )
-    return images
+    return examples

@@ -11,6 +11,7 @@ from l2l_lightning.data.digits import load_digits
 from l2l_lightning.data.mnist import load_mnist
 from l2l_lightning.data.smiles import load_smiles
 from l2l_lightning.data.splits import ImageSplits
+from l2l_lightning.data.torchvision_sets import TORCHVISION, load_torchvision
 from l2l_lightning.errors import DataNotFoundError
 
 
@@ -20,19 +21,25 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
     - "mnist", 28x28, 10 classes: train and validation are the first five sixths and the last sixth of the
       official training set (50,000 and 10,000), test is the official test set (10,000). Without a root, each
       split is a part of its own of these: 4,000, 1,000 and 1,000 images that ship with the package.
+    - "fashion-mnist" and "kmnist", as "mnist", but for that a root is needed.
+    - "cifar10" and "svhn", 3x32x32, 10 classes: the first five sixths and the last sixth of the official
+      training set (41,667 and 8,333; 61,048 and 12,209), and the official test set (10,000; 26,032).
     - "digits", 8x8, 10 classes: the 1,797 digits of scikit-learn.
+    - "colour-digits", 3x32x32, 10 classes: 6,000 digits of MNIST on photographs (`load_colour_digits`).
     - "smiles", 28x28, 2 classes: a folder of your own, GENKI-4K or images in two class folders.
 
     Digits and smiles are split into 2/3, 1/6 and 1/6 by a fixed permutation. Nothing is ever substituted: a
     root that does not hold the data is an error.
 
     Args:
-        name: "mnist", "digits" or "smiles".
-        root: Folder of the data set. MNIST: it holds MNIST/raw, as torchvision lays it out; None is the
-            variable L2L_DATA, or, if that is unset or empty, the embedded subset. Smiles: a folder in one of
-            the layouts of `l2l_lightning.data.smiles.load_smiles`; None is the variable L2L_SMILES. Digits
-            need none and read none.
-        download: Let torchvision download what is missing of MNIST under `root`.
+        name: Of DATA_SETS.
+        root: Folder of the data set. MNIST, Fashion-MNIST, KMNIST, CIFAR-10 and SVHN: it holds MNIST/raw,
+            FashionMNIST/raw, KMNIST/raw, cifar-10-batches-py, or train_32x32.mat and test_32x32.mat, as
+            torchvision lays them out; None is the variable L2L_DATA, or, of MNIST, if that is unset or empty,
+            the embedded subset. Smiles: a folder in one of the layouts of
+            `l2l_lightning.data.smiles.load_smiles`; None is the variable L2L_SMILES. Digits, in colour
+            too, need none and read none.
+        download: Let torchvision download what is missing under `root`, of the data sets that it has.
 
     Raises:
         DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded
@@ -51,10 +58,10 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
     folder = Path(root).expanduser() if root else None
     if name == "mnist":
         return load_mnist(folder, download)
+    if name in TORCHVISION:
+        return load_torchvision(name, folder, download)
     if download:
-        raise DataNotFoundError(
-            f"the data set {name!r} cannot be downloaded, only MNIST can: set --data.download false"
-        )
+        raise DataNotFoundError(f"the data set {name!r} cannot be downloaded: set --data.download false")
     if name == "colour-digits":
         return load_colour_digits()
     return load_digits() if name == "digits" else load_smiles(folder)

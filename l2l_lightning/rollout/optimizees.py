@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.errors import TaskError
 from l2l_lightning.tasks.base import Batch, Task
 
 STREAMS = {"train": 0, "validation": 1, "tuning": 2, "test": 3, "phi": 4, "perturbation": 5}
 """Independent families of random draws; a number, once given, is never changed."""
+
+SPLITS = {"tuning": "validation"}
+"""The split of the data that a stream of optimizees draws from, where it is not of the stream's name."""
 
 
 def derive_generator(seed: int, stream: str, index: int) -> torch.Generator:
@@ -68,18 +71,20 @@ def unstack(batches: Batch, count: int) -> list[Batch]:
     return [tree_unflatten([row[t] for row in rows], structure) for t in range(count)]
 
 
-def gather(task: Task, images: Images | None, batches: Batch, dtype: torch.dtype) -> Batch:
-    """Returns what `task.losses` reads of one evaluation's minibatches [K, …], in θ's dtype."""
+def gather(task: Task, images: Examples | None, theta: Tensor, batches: Batch) -> Batch:
+    """Returns what `task.losses` reads of one evaluation's minibatches [K, …], in θ's dtype beside θ."""
     gathered = task.gather(batches, images)
-    if gathered is batches:
+    if images is not None and images.device != theta.device:
+        gathered = tree_map(lambda tensor: to_device(tensor, theta.device), gathered)
+    elif gathered is batches:
         return batches
     # Images are float32; the task computes in θ's dtype.
-    return tree_map(lambda tensor: _in_dtype(tensor, dtype), gathered)
+    return tree_map(lambda tensor: _in_dtype(tensor, theta.dtype), gathered)
 
 
-def evaluate(task: Task, images: Images | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
+def evaluate(task: Task, images: Examples | None, theta: Tensor, batches: Batch) -> tuple[Tensor, Tensor]:
     """Returns f(θ) [K] and ∇f(θ) [K, N] at θ [K, N] on minibatches [K, …], without a graph."""
-    return task.losses_and_grads(theta, gather(task, images, batches, theta.dtype))
+    return task.losses_and_grads(theta, gather(task, images, theta, batches))
 
 
 class Optimizees:
@@ -91,7 +96,8 @@ class Optimizees:
 
     Args:
         task: What they are drawn from.
-        images: The data set's split if the task needs one, on `device`.
+        images: The data set's split if the task needs one: Images or other Examples, on `device` or where
+            they are kept.
         seed: The run's seed.
         stream: "train", "validation", "tuning" or "test".
         indices: One index per optimizee.
@@ -106,7 +112,7 @@ class Optimizees:
     def __init__(
         self,
         task: Task,
-        images: Images | None,
+        images: Examples | None,
         seed: int,
         stream: str,
         indices: Sequence[int],
@@ -119,9 +125,12 @@ class Optimizees:
             raise ValueError("indices must name at least one optimizee")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-        self.task = task
+        split = SPLITS.get(stream, stream)
+        self.task = task.on_split(split)
+        self._held_out_task = task.on_split("validation" if split == "train" else split)
         self.images = images
         self.device = torch.device(device)
+        self.gathers_on_device = images is None or images.device.type == self.device.type
         self.dtype = dtype
         self.generators = [derive_generator(seed, stream, index) for index in indices]
         with _default_float32():
@@ -129,17 +138,27 @@ class Optimizees:
             self._instances = [task.instance(g) for g in self.generators]
         self.theta = theta.to(self.device, dtype)  # [K, N]
         self._batches_are_constant = type(task).batch is Task.batch
-        self._constant_batches = self._stack([self._instances]) if self._batches_are_constant else None
+        self._constant_batches = self._stack([self._instances], None) if self._batches_are_constant else None
 
     def __len__(self) -> int:
         return len(self.generators)
 
-    def _stack(self, evaluations: list[list[Batch]]) -> Batch:
+    @property
+    def data_source(self) -> str:
+        """Where the data came from, for the record; "none" if there is none."""
+        return self.task.data_source or "none" if self.images is None else self.images.source
+
+    def _stack(self, evaluations: list[list[Batch]], images: Examples | None) -> Batch:
+        device = self.device if images is None or self.gathers_on_device else images.device
+
         def stack(*leaves: Tensor) -> Tensor:
             stacked = torch.stack(leaves).view(len(evaluations), len(self), *leaves[0].shape)
-            return to_device(_in_dtype(stacked, self.dtype), self.device)
+            return to_device(_in_dtype(stacked, self.dtype), device)
 
-        return tree_map(stack, *itertools.chain(*evaluations))
+        batches = tree_map(stack, *itertools.chain(*evaluations))
+        if images is not None and isinstance(batches, Tensor) and batches.dtype == torch.int64:  # indices
+            images.prefetch(batches)
+        return batches
 
     def draw(self, count: int) -> Batch:
         """Draws the minibatches of `count` evaluations, not yet gathered, [count, K, …] on the device.
@@ -152,38 +171,38 @@ class Optimizees:
         pairs = list(zip(self._instances, self.generators, strict=True))
         with _default_float32():
             drawn = [[self.task.batch(i, self.images, g) for i, g in pairs] for _ in range(count)]
-        return self._stack(drawn)
+        return self._stack(drawn, self.images if self.task.dataset else None)
 
     def next_batches(self) -> Batch:
         """Draws and gathers the minibatches [K, …] of the next evaluation."""
-        return gather(self.task, self.images, unstack(self.draw(1), 1)[0], self.dtype)
+        return gather(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
 
     def losses_and_grads(self) -> tuple[Tensor, Tensor]:
         """Returns f_t(θ) [K] and ∇f_t(θ) [K, N] on fresh minibatches, without a graph."""
         return evaluate(self.task, self.images, self.theta, unstack(self.draw(1), 1)[0])
 
     @torch.no_grad()
-    def held_out_losses(self, images: Images | None) -> Tensor:
+    def held_out_losses(self, images: Examples | None) -> Tensor:
         """Returns the losses of θ on examples that it was not optimised on, [K].
 
         Args:
-            images: Those held out, on the optimizees' device, if the task needs any.
+            images: Those held out, if the task needs any, where those that it is optimised on are.
         """
         batches = self._held_out_batches(images)
-        return self.task.losses(self.theta, gather(self.task, images, batches, self.dtype))
+        return self.task.losses(self.theta, gather(self.task, images, self.theta, batches))
 
     @torch.no_grad()
-    def held_out_losses_and_grads(self, images: Images | None) -> tuple[Tensor, Tensor]:
+    def held_out_losses_and_grads(self, images: Examples | None) -> tuple[Tensor, Tensor]:
         """Returns the losses of `held_out_losses` [K] and their gradients [K, N], without a graph."""
         return evaluate(self.task, images, self.theta, self._held_out_batches(images))
 
-    def _held_out_batches(self, images: Images | None) -> Batch:
+    def _held_out_batches(self, images: Examples | None) -> Batch:
         with _default_float32():
             drawn = [
-                self.task.held_out_batch(instance, images, generator)
+                self._held_out_task.held_out_batch(instance, images, generator)
                 for instance, generator in zip(self._instances, self.generators, strict=True)
             ]
-        return unstack(self._stack([drawn]), 1)[0]
+        return unstack(self._stack([drawn], images if self.task.dataset else None), 1)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what resuming in mid-rollout needs: θ, the instances and the generators' states."""
@@ -208,10 +227,10 @@ class Optimizees:
         for generator, saved in zip(self.generators, state["generators"], strict=True):
             generator.set_state(saved.cpu())
         if self._batches_are_constant:
-            self._constant_batches = self._stack([self._instances])
+            self._constant_batches = self._stack([self._instances], None)
 
 
-def check_evaluable(task: Task, images: Images | None, seed: int) -> None:
+def check_evaluable(task: Task, images: Examples | None, seed: int) -> None:
     """Evaluates an optimizee of every kind, on the CPU: what is wrong with a task shows before a run.
 
     One that has no finite loss and gradient may be bad luck; four are the task's.
@@ -230,8 +249,9 @@ def check_evaluable(task: Task, images: Images | None, seed: int) -> None:
             try:
                 loss, grad = Optimizees(member, images, seed, "validation", [index]).losses_and_grads()
             except Exception as error:  # whatever code of the user's raises
+                source = "" if images is None else f" (on {images.source})"
                 raise TaskError(
-                    f"{member.describe()} cannot be evaluated: {type(error).__name__}: {error}"
+                    f"{member.describe()} cannot be evaluated: {type(error).__name__}: {error}{source}"
                 ) from error
             if loss.isfinite().all() and grad.isfinite().all():
                 break

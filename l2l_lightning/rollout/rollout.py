@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
+from l2l_lightning.errors import CaptureError
 from l2l_lightning.rollout.buffers import Workspace
 from l2l_lightning.rollout.carried import CarriedRollout
 from l2l_lightning.rollout.history import FullHistory, History, HistoryDtype, KeptStates, check_history
@@ -120,7 +121,7 @@ class Rollout(CarriedRollout):
         checkpoint_every: int | None = None,
         history_dtype: HistoryDtype = "float32",
         total_steps: int | None = None,
-        held_out_images: Images | None = None,
+        held_out_images: Examples | None = None,
     ) -> None:
         check_history(checkpoint_every, history_dtype, second_order=False)
         super().__init__(rule, optimizees, total_steps)
@@ -227,7 +228,8 @@ class Rollout(CarriedRollout):
         carried = [theta, losses, time]
         for part, record in zip(parts, records, strict=True):
             carried += [part.statistics, *record.history.carried]
-        self.workspace.graphs.run(run, key, carried, leaves, task, self.cuda_graphs)
+        graphs = allowed_graphs(self.cuda_graphs, optimizees)
+        self.workspace.graphs.run(run, key, carried, leaves, task, graphs)
         if held_out:
             losses[T], grad = optimizees.held_out_losses_and_grads(self.held_out_images)
             for part, record in zip(parts, records, strict=True):
@@ -350,8 +352,8 @@ class Rollout(CarriedRollout):
         layouts = [dataclasses.replace(part.layout, copies=len(rest)) for part in parts]
         losses, grads = [], []
         for t, batch in enumerate(batches):
-            chosen = tree_map(lambda leaf: leaf[rest], batch)
-            gathered = gather(optimizees.task, optimizees.images, chosen, optimizees.dtype)
+            chosen = tree_map(lambda leaf: leaf[rest.to(leaf.device)], batch)
+            gathered = gather(optimizees.task, optimizees.images, theta, chosen)
             losses.append(optimizees.task.losses(theta, gathered).to(theta.dtype))
             last = t + 1 == len(batches)
             (grad,) = torch.autograd.grad(losses[-1].sum(), theta, create_graph=not last, retain_graph=True)
@@ -432,7 +434,7 @@ def run_rule(
         carried = [theta, stretch, time]
         for part in parts:
             carried += [part.statistics, part.state]
-        graphs.run(run, key, carried, leaves, task, cuda_graphs)
+        graphs.run(run, key, carried, leaves, task, allowed_graphs(cuda_graphs, optimizees))
     return losses
 
 
@@ -522,7 +524,7 @@ class _Track:
 def _inner_loop(
     tracks: Sequence[_Track],
     task: Task,
-    images: Images | None,
+    images: Examples | None,
     theta: Tensor,
     batches: Sequence[Batch],
     losses: Tensor,
@@ -590,7 +592,23 @@ def with_derivatives(value: Tensor, parameters: Sequence[Tensor], gradients: Seq
     return cast(Tensor, _KnownGradient.apply(value, len(parameters), *parameters, *gradients))
 
 
-def _key(rule: Rule, task: Task, images: Images | None) -> tuple[Hashable, ...]:
+def allowed_graphs(cuda_graphs: bool | None, optimizees: Optimizees) -> bool | None:
+    """Returns cuda_graphs, or False where examples come from the CPU: a graph would repeat the same ones.
+
+    Raises:
+        CaptureError: They do, and cuda_graphs is True.
+    """
+    if optimizees.gathers_on_device:
+        return cuda_graphs
+    if cuda_graphs:
+        raise CaptureError(
+            "cuda_graphs (--model.cuda_graphs) must not be true with examples that are not on the device: "
+            "set a larger memory_limit (--data.memory_limit)"
+        )
+    return False
+
+
+def _key(rule: Rule, task: Task, images: Examples | None) -> tuple[Hashable, ...]:
     """Returns what a recorded inner loop depends on besides its arguments and buffers."""
     phi = tuple((x.data_ptr(), x.dtype) for x in itertools.chain(rule.parameters(), rule.buffers()))
     return id(rule), id(task), id(images), phi

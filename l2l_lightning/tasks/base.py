@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from l2l_lightning.class_paths import Configurable
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.rules.layout import ParameterInfo
 
 Batch = Any
@@ -36,7 +36,14 @@ class Task(Configurable, ABC):
     """
 
     dataset: str | None = None
-    """The image data set that minibatches are drawn from; None where the task needs no data."""
+    """The data set that minibatches are drawn from: one that `load_images` knows, or "own" for the user's
+    own, which MetaData was given; None where the task needs no data."""
+
+    accepts_own_data: bool = False
+    """Whether the user's own data takes the data set's place if MetaData was given any."""
+
+    data_source: str | None = None
+    """Where a task has its data from, for the record, if it makes it itself."""
 
     num_coordinates: int
     """N, the length of θ."""
@@ -61,22 +68,29 @@ class Task(Configurable, ABC):
         """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws what the next evaluation of the loss is computed on: CPU tensors, indices rather than images.
+    def on_split(self, split: str) -> Task:
+        """Returns the task as it is on a split, "train", "validation" or "test", of the data it makes itself.
+
+        Only a task whose own data has splits needs to override this.
+        """
+        return self
+
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
+        """Draws what the next evaluation of the loss is computed on: CPU tensors; indices of examples.
 
         Their shapes must be the same at every evaluation: a whole window's are drawn ahead and stacked.
         """
         return instance
 
-    def held_out_batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws what the final θ is judged on: a minibatch of held-out images, or of a task's own examples.
+    def held_out_batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
+        """Draws what the final θ is judged on: a minibatch of held-out examples, given or the task's own.
 
-        Only a task whose examples are neither fresh at every evaluation nor images needs to override this.
+        Only a task whose examples are neither fresh at every evaluation nor given needs to override this.
         """
         return self.batch(instance, images, generator)
 
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Turns batches [K, …], already on the device, into what `losses` reads: indices into pixels."""
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
+        """Turns batches [K, …], beside the examples, into what `losses` reads: indices into inputs."""
         return batches
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:

@@ -52,6 +52,7 @@ class Mixture(Task):
         if len(datasets) > 1:
             raise ValueError(f"tasks must share one data set, got {', '.join(datasets)}")
         self.dataset = datasets[0] if datasets else None
+        self.accepts_own_data = all(task.accepts_own_data for task in self.tasks if task.dataset is not None)
         self.num_coordinates = max(task.num_coordinates for task in self.tasks)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -12,9 +13,15 @@ from torch import Tensor
 
 from l2l_lightning.checks import check_at_least, check_choice
 from l2l_lightning.data.data_sets import DATA_SETS
-from l2l_lightning.data.images import Images, need_images
+from l2l_lightning.data.examples import Examples
+from l2l_lightning.data.images import need_examples
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
+
+ImageData = Literal[
+    "mnist", "digits", "smiles", "colour-digits", "fashion-mnist", "kmnist", "cifar10", "svhn"
+]
+"""The names in DATA_SETS."""
 
 
 class Activation(NamedTuple):
@@ -37,11 +44,13 @@ class ImageMLP(Task):
 
     z_0 = pixels [D], z_l = act(z_{l-1} W_l + b_l), and the last layer's C outputs are the logits. θ is
     (W_1, b_1, W_2, b_2, …), each W_l [inputs, outputs] in row-major order. D and C are the data set's: with
-    20 hidden units, "mnist" is 784-20-10 (N = 15,910), "digits" 64-20-10 (1,510), "smiles" 784-20-2 (15,742).
+    20 hidden units, "mnist" is 784-20-10 (N = 15,910), "digits" 64-20-10 (1,510), "smiles" 784-20-2 (15,742),
+    "cifar10", whose colours are flattened, 3072-20-10 (61,670).
     Every evaluation draws its minibatch with replacement.
 
     Args:
-        dataset: "mnist", "digits" (8x8, of scikit-learn) or "smiles" (GENKI-4K, or two folders of images).
+        dataset: "mnist", "digits" (8x8, of scikit-learn), "smiles" (GENKI-4K, or two folders of images),
+            "colour-digits", "fashion-mnist", "kmnist", "cifar10" or "svhn".
         hidden_sizes: Units of each hidden layer; [] is a linear classifier.
         activation: "sigmoid", "relu", "tanh" or "elu".
         batch_size: B, images in a minibatch.
@@ -68,7 +77,7 @@ class ImageMLP(Task):
 
     def __init__(
         self,
-        dataset: Literal["mnist", "digits", "smiles"],
+        dataset: ImageData,
         hidden_sizes: Sequence[int] = (20,),
         activation: Literal["sigmoid", "relu", "tanh", "elu"] = "sigmoid",
         batch_size: int = 128,
@@ -80,7 +89,7 @@ class ImageMLP(Task):
         check_at_least(1, batch_size=batch_size, stride=stride)
         check_at_least(1, **{f"hidden_sizes[{i}]": size for i, size in enumerate(hidden_sizes)})
         check_at_least(0, init_std=init_std)
-        self.dataset: Literal["mnist", "digits", "smiles"] = dataset
+        self.dataset: ImageData = dataset
         self.hidden_sizes = list(hidden_sizes)
         self.activation = activation
         self.batch_size = batch_size
@@ -88,8 +97,9 @@ class ImageMLP(Task):
         self.stride = stride
         self.num_pixels = DATA_SETS[dataset].num_pixels
         self.num_classes = DATA_SETS[dataset].num_classes
-        height, width = (len(range(0, length, stride)) for length in DATA_SETS[dataset].image_shape)
-        layers = pairwise([height * width, *hidden_sizes, self.num_classes])
+        *channels, height, width = DATA_SETS[dataset].image_shape
+        inputs = math.prod([*channels, *(len(range(0, length, stride)) for length in (height, width))])
+        layers = pairwise([inputs, *hidden_sizes, self.num_classes])
         self.shapes = [shape for inputs, outputs in layers for shape in ((inputs, outputs), (1, outputs))]
         self.num_coordinates = sum(rows * columns for rows, columns in self.shapes)
 
@@ -107,25 +117,27 @@ class ImageMLP(Task):
         """Draws θ0 ~ N(0, init_std²), [N]."""
         return self.init_std * torch.randn(self.num_coordinates, generator=generator)
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
         """Draws the indices of a minibatch, [B]."""
-        return need_images(images, self).sample_indices(self.batch_size, generator)
+        return need_examples(images, self).sample_indices(self.batch_size, generator)
 
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
         """Turns indices [K, B] into the pixels that the network reads, [K, B, inputs], and labels [K, B]."""
-        images = need_images(images, self)
+        images = need_examples(images, self)
+        pixels, labels = images.gather(batches)
+        if pixels.ndim > labels.ndim + 1:  # of coloured images
+            pixels = pixels.flatten(labels.ndim)
         # Checked here, which runs once an evaluation, and not at all where evaluations are replayed.
-        if images.pixels.shape[-1] != self.num_pixels or images.num_classes not in (None, self.num_classes):
+        if pixels.shape[-1] != self.num_pixels or images.num_classes not in (None, self.num_classes):
             classes = "" if images.num_classes is None else f" in {images.num_classes} classes"
             raise ValueError(
                 f"{type(self).__name__} on {self.dataset!r} takes images of {self.num_pixels} pixels in "
-                f"{self.num_classes} classes, and was given {images.pixels.shape[-1]} pixels{classes} "
+                f"{self.num_classes} classes, and was given {pixels.shape[-1]} pixels{classes} "
                 f"({images.source}): pass a split of load_images({self.dataset!r})"
             )
-        pixels, labels = images.gather(batches)
         if self.stride > 1:
             whole = pixels.view(*labels.shape, *DATA_SETS[self.dataset].image_shape)
-            pixels = whole[..., :: self.stride, :: self.stride].flatten(-2)
+            pixels = whole[..., :: self.stride, :: self.stride].flatten(labels.ndim)
         return pixels, labels
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
-from l2l_lightning.checks import check_at_least
+from l2l_lightning.checks import check_at_least, check_choice
 from l2l_lightning.class_paths import dotted_path, resolve
-from l2l_lightning.data.images import Images, need_images
+from l2l_lightning.data.data_sets import DATA_SETS, OWN
+from l2l_lightning.data.examples import Examples
+from l2l_lightning.data.images import need_examples
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, check_scalar, split_vector
 
@@ -25,7 +28,8 @@ class ModuleTask(Task):
     """Trains any nn.Module: f_t(θ) = loss_fn(module_θ(inputs), targets), θ all the module's parameters.
 
     θ [N] is the concatenation of the parameters in the order of `named_parameters`, each in row-major order.
-    A minibatch is (inputs, targets): MNIST images and labels drawn with replacement, or what `sample` draws.
+    A minibatch is (inputs, targets): examples of a data set or of the user's own data, of any shape, drawn
+    with replacement; or what `sample` draws.
     The module runs K times at once under torch.func.vmap, or one optimizee after the other where vmap cannot
     run its forward (nn.LSTM, `.item()`). What it computes must depend on θ and the minibatch alone: dropout,
     running statistics and other buffers that a forward updates are refused.
@@ -35,11 +39,15 @@ class ModuleTask(Task):
             θ0; or its dotted path; or an nn.Module, whose submodules' `reset_parameters` then draw θ0. Only
             what a dotted path names can be rebuilt from a checkpoint.
         loss_fn: (output, targets) to a scalar, or its dotted path.
-        batch_size: B, images in a minibatch.
-        image_shape: What the images' 784 pixels are reshaped to, such as [1, 28, 28]; None leaves them flat.
-        sample: A function of a torch.Generator to (inputs, targets), CPU tensors, which replaces the images;
-            or its dotted path.
+        batch_size: B, examples in a minibatch.
+        image_shape: What every input is reshaped to, such as [1, 28, 28]; None leaves it as it is: flat of
+            grey images (MNIST's 784 pixels), [3, 32, 32] of CIFAR-10 and SVHN.
+        sample: A function of a torch.Generator to (inputs, targets), CPU tensors, which replaces the data
+            set; or its dotted path. By a parameter named `split`, if it has one, it is told "train",
+            "validation" or "test"; else training, tuning and testing have their examples from it alike.
         init_std: θ0 ~ N(0, init_std²) instead of the module's own initialisation.
+        dataset: A name that `load_images` knows, or "own" for the data that MetaData was given; None is the
+            latter if it was given any, and else MNIST.
 
     Raises:
         ValueError: An argument out of its range, a path that cannot be imported, a module that cannot be
@@ -66,22 +74,31 @@ class ModuleTask(Task):
         image_shape: Sequence[int] | None = None,
         sample: str | Callable[[torch.Generator], Batch] | None = None,
         init_std: float | None = None,
+        dataset: str | None = None,
     ) -> None:
         check_at_least(1, batch_size=batch_size)
         if init_std is not None:
             check_at_least(0, init_std=init_std)
+        if dataset is not None:
+            check_choice([*DATA_SETS, OWN], dataset=dataset)
+            if sample is not None:
+                raise ValueError("dataset is what `sample` replaces: give one of the two")
         if image_shape is not None:
             if sample is not None:
                 raise ValueError("image_shape is for the images that `sample` replaces: reshape in `sample`")
-            if math.prod(image_shape) != 784:
-                raise ValueError(f"image_shape must hold 784 pixels, got {list(image_shape)}")
+            if dataset in DATA_SETS:
+                _check_image_shape(image_shape, DATA_SETS[dataset].num_pixels, dataset)
         self.module = resolve(module, "module")
         self.loss_fn = resolve(loss_fn, "loss_fn")
         self.batch_size = batch_size
         self.image_shape = None if image_shape is None else list(image_shape)
         self.sample = None if sample is None else resolve(sample, "sample")
         self.init_std = init_std
-        self.dataset = "mnist" if sample is None else None
+        self.dataset = None if sample is not None else dataset or "mnist"
+        self.accepts_own_data = sample is None and dataset is None
+        self._sample_takes_split = self.sample is not None and _takes_split(self.sample)
+        self._split = "train"
+        self._on_splits = {self._split: self}
 
         self.skeleton = self._build()  # θ replaces its parameters at every call
         _check_stateless(self.skeleton)
@@ -124,18 +141,50 @@ class ModuleTask(Task):
                 _reset_parameters(module)
         return torch.cat([p.detach().flatten().float().cpu() for p in module.parameters()])
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws the indices of a minibatch of images, [B], or calls `sample`."""
-        if self.sample is not None:
-            return self.sample(generator)
-        return need_images(images, self).sample_indices(self.batch_size, generator)
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments as plain values: the data set as it was given."""
+        return super().config() | {"dataset": None if self.accepts_own_data else self.dataset}
 
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
-        """Turns indices [K, B] into pixels [K, B, *image_shape] and labels [K, B]; `sample`'s stay."""
+    @property
+    def data_source(self) -> str | None:  # type: ignore[override]
+        """What `sample` is, and whether training and testing differ by it; None without one."""
+        if self.sample is None:
+            return None
+        of = "each split its own" if self._sample_takes_split else "for training and test alike"
+        return f"generated by {dotted_path(self.sample)}, {of}"
+
+    def on_split(self, split: str) -> ModuleTask:
+        """Returns the task whose `sample` is told the split; itself if `sample` is not told any."""
+        if not self._sample_takes_split:
+            return self
+        # Kept: what is known of a task (a recorded graph, whether vmap can run it) is known of this object.
+        if split not in self._on_splits:
+            self._on_splits[split] = copy.copy(self)
+            self._on_splits[split]._split = split
+        return self._on_splits[split]
+
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
+        """Draws the indices of a minibatch of examples, [B], or calls `sample`."""
+        if self.sample is not None:
+            told = {"split": self._split} if self._sample_takes_split else {}
+            return self.sample(generator, **told)
+        return need_examples(images, self).sample_indices(self.batch_size, generator)
+
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
+        """Turns indices [K, B] into inputs [K, B, …] and targets [K, B, …]; `sample`'s stay."""
         if self.sample is not None:
             return batches
-        pixels, labels = need_images(images, self).gather(batches)
-        return pixels.view(*labels.shape, *(self.image_shape or [-1])), labels
+        examples = need_examples(images, self)
+        inputs, targets = examples.gather(batches)
+        if self.image_shape is None:
+            return inputs, targets
+        if not isinstance(inputs, Tensor):
+            raise ValueError(
+                f"image_shape is for inputs that are one tensor each, unlike those of {examples.source}"
+            )
+        numbers = math.prod(inputs.shape[batches.ndim :])
+        _check_image_shape(self.image_shape, numbers, examples.source)
+        return inputs.reshape(*batches.shape, *self.image_shape), targets
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Computes loss_fn(module_θ(inputs), targets) of θ [N] and a batch (inputs, targets)."""
@@ -163,6 +212,28 @@ class ModuleTask(Task):
                     for name, buffer in self.skeleton.named_buffers()
                 }
         return self._constants[key]
+
+
+def _takes_split(sample: Callable[..., Batch]) -> bool:
+    """Whether `sample` wants to know the split: it has a parameter of that name."""
+    try:
+        signature = inspect.signature(sample)
+    except (TypeError, ValueError):  # of a built-in, which has none
+        return False
+    told = {"split": "train"} if "split" in signature.parameters else {}
+    try:
+        signature.bind(None, **told)
+    except TypeError as error:
+        raise TypeError(
+            f"sample = {dotted_path(sample)} must be a function of (generator), or of (generator, split): "
+            f"{error}"
+        ) from error
+    return bool(told)
+
+
+def _check_image_shape(image_shape: Sequence[int], numbers: int, source: str) -> None:
+    if math.prod(image_shape) != numbers:
+        raise ValueError(f"image_shape must hold {numbers} pixels, got {list(image_shape)} ({source})")
 
 
 def _reset_parameters(module: nn.Module) -> None:

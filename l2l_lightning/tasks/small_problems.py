@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.round_robin import turn
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
@@ -61,15 +61,15 @@ class SmallProblem(Task):
         trained, drawn = self.problem.trained, self.problem.network.init(generator)
         return torch.cat([value.flatten() for value in (*trained, *drawn[len(trained) :])])
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
         """Draws the indices of a minibatch of training examples, [B]."""
         return torch.randint(self.problem.examples.num_train, (self.batch_size,), generator=generator)
 
-    def held_out_batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+    def held_out_batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
         """The indices of all examples that are held out."""
         return torch.arange(self.problem.examples.num_train, len(self.problem.examples.inputs))
 
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
         """Turns indices [K, B] into examples."""
         inputs, targets = self._examples_on(batches.device)
         return inputs[batches], targets[batches]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.checks import check_at_least
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.tasks.base import Batch, Task
 
 
@@ -83,7 +83,7 @@ class NoisyScaledSquare(Task):
         """Draws θ0 ~ U[-init_bound, init_bound), [N]."""
         return self.init_bound * (2 * torch.rand(self.num_coordinates, generator=generator) - 1)
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
         """Draws the scales s of one evaluation, [N]."""
         width = self.scale_high - self.scale_low
         return self.scale_low + width * torch.rand(self.num_coordinates, generator=generator)

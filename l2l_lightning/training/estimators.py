@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.comparison.statistics import FINAL_STEPS
-from l2l_lightning.data.images import Images
+from l2l_lightning.data.examples import Examples
 from l2l_lightning.rollout.optimizees import derive_generator
 from l2l_lightning.rollout.perturbed import PerturbedRollout
 from l2l_lightning.rollout.rollout import full_precision
@@ -66,7 +66,7 @@ def evolution_gradient(
     perturbations: Sequence[dict[str, Tensor]],
     sigma: float,
     compared: Literal["uniform", "final", "held_out"] = "uniform",
-    held_out: Images | None = None,
+    held_out: Examples | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """Returns the mean of all finite losses and the estimated d/dφ, one tensor per parameter, in their order.
 

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.errors import RunStoppedError
+from l2l_lightning.training.data_settings import named_code
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.trust import foreign_modules
@@ -133,8 +134,10 @@ class LatestCheckpoint(Checkpoint):
 
     def command(self, model: LightningModule) -> str:
         """What goes on from the newest checkpoint."""
-        settings = model.settings() if isinstance(model, MetaLearner) else {}
-        modules = foreign_modules([settings.get("task"), settings.get("rule")])
+        modules = []
+        if isinstance(model, MetaLearner):
+            settings = model.settings()
+            modules = foreign_modules([settings["task"], settings["rule"], named_code(model.data.settings())])
         trust = f" --trust {','.join(modules)}" if modules else ""
         return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
 

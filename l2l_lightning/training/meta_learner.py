@@ -6,6 +6,7 @@ import functools
 import inspect
 import json
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -40,10 +41,10 @@ from l2l_lightning.training.checkpoints import CheckpointFiles, check_state, ref
 from l2l_lightning.training.data_module import (
     MetaData,
     WindowIndex,
-    check_data_settings,
     listed,
     rollout_horizon,
 )
+from l2l_lightning.training.data_settings import check_stored_settings, given_from_python
 from l2l_lightning.training.estimators import evolution_gradient, perturbation
 from l2l_lightning.training.resharding import reshard
 from l2l_lightning.trust import refuse_foreign
@@ -247,6 +248,12 @@ class MetaLearner(LightningModule):
             model = cls(task, rule, **settings, seed=section["seed_everything"])
             model._check_phi(path, checkpoint, section)
         model.load_state_dict(checkpoint["state_dict"])
+        if lost := given_from_python(section["data"]):
+            warnings.warn(
+                f"{path} was trained on data that was given from Python and is not in it, {lost}: to go on "
+                "with it or compare on it, give it to MetaData(train=…, validation=…, test=…) again",
+                stacklevel=2,
+            )
         return model
 
     def load_phi(self, path: str | Path) -> None:
@@ -505,6 +512,12 @@ class MetaLearner(LightningModule):
         path = self._ckpt_path
         section = read_section(path, checkpoint)
         self._check_phi(path, checkpoint, section)
+        lost = given_from_python(section["data"])
+        if lost and self._trainer is not None and self.task.accepts_own_data and not self.data.has_own:
+            raise CheckpointMismatchError(
+                f"{path} is of a run on data that was given from Python, {lost}: give it again, "
+                "MetaData(train=…, validation=…, test=…), or name the task's dataset"
+            )
         # Whoever validates or compares needs φ only.
         if self._trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
             return
@@ -563,7 +576,8 @@ def read_section(path: object, checkpoint: dict[str, Any]) -> dict[str, Any]:
             )
         check_whole_numbers(0, 2**32 - 1, seed_everything=section["seed_everything"])
         check_whole_numbers(1, 2**62, meta_steps=section.get("meta_steps", 1))
-    for name, cls, check in (("model", MetaLearner, check_settings), ("data", MetaData, check_data_settings)):
+    of_model, of_data = (MetaLearner, check_settings), (MetaData, check_stored_settings)
+    for name, (cls, check) in (("model", of_model), ("data", of_data)):
         with refusing(path, name):
             settings = section[name]
             arguments = inspect.signature(cls).parameters

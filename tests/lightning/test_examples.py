@@ -35,6 +35,17 @@ def test_the_loop_trains_with_every_optimizer_from_the_same_start(capsys):
     assert capsys.readouterr().out.count("learned - it") == 3
 
 
+def test_the_optimizer_that_was_trained_on_ones_own_data_is_compared_on_its_held_out_part():
+    import own_data
+
+    assert len((EXAMPLES / "own_data.py").read_text(encoding="utf-8").splitlines()) <= 40
+    comparison = own_data.main(num_rollouts=2, baselines=["sgd"])
+    assert comparison.data_source == "own data: tensors [M, 2], [M] (600 + 200 + 200 examples)"
+    assert {*comparison.results} == {"learned", "sgd"}
+    starts = [result.losses[0] for result in comparison.results.values()]
+    assert all((start - starts[0]).abs().max() < 1e-4 for start in starts)
+
+
 def test_the_rule_is_learned_saved_and_used():
     import own_task_and_rule
 
