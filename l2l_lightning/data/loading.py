@@ -25,6 +25,7 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
     - "cifar10" and "svhn", 3x32x32, 10 classes: the first five sixths and the last sixth of the official
       training set (41,667 and 8,333; 61,048 and 12,209), and the official test set (10,000; 26,032).
     - "digits", 8x8, 10 classes: the 1,797 digits of scikit-learn.
+    - "colour-digits", 3x32x32, 10 classes: 6,000 digits of MNIST on photographs (`load_colour_digits`).
     - "smiles", 28x28, 2 classes: a folder of your own, GENKI-4K or images in two class folders.
 
     Digits and smiles are split into 2/3, 1/6 and 1/6 by a fixed permutation. Nothing is ever substituted: a
@@ -36,8 +37,8 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
             FashionMNIST/raw, KMNIST/raw, cifar-10-batches-py, or train_32x32.mat and test_32x32.mat, as
             torchvision lays them out; None is the variable L2L_DATA, or, of MNIST, if that is unset or empty,
             the embedded subset. Smiles: a folder in one of the layouts of
-            `l2l_lightning.data.smiles.load_smiles`; None is the variable L2L_SMILES. Digits need none and
-            read none.
+            `l2l_lightning.data.smiles.load_smiles`; None is the variable L2L_SMILES. Digits, in colour
+            too, need none and read none.
         download: Let torchvision download what is missing under `root`, of the data sets that it has.
 
     Raises:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from l2l_lightning.checks import check_at_least, check_choice, check_whole_numbers
 from l2l_lightning.data.data_sets import DATA_SETS
-from l2l_lightning.data.images import Images, need_images
+from l2l_lightning.data.examples import Examples
+from l2l_lightning.data.images import Images, need_examples
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
 
@@ -22,8 +23,8 @@ KERNEL = 5
 EPSILON = 1e-3
 """What batch normalisation adds to a variance: the default of Sonnet, the library of DeepMind's code."""
 
-_OF_CLASSES: weakref.WeakKeyDictionary[Images, dict[tuple[int, ...], Tensor]] = weakref.WeakKeyDictionary()
-"""The indices of the images of some classes, so that they are looked for once."""
+_OF_CLASSES: weakref.WeakKeyDictionary[Images, dict[tuple[int, ...], Images]] = weakref.WeakKeyDictionary()
+"""Images of some classes, by those that they were chosen of: they are looked for once."""
 
 
 class ImageConvNet(Task):
@@ -137,35 +138,31 @@ class ImageConvNet(Task):
     def _named(self, theta: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
 
-    def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
-        """Draws the indices of a minibatch, [B]."""
-        images = need_images(images, self)
-        if self.classes is None:
-            return images.sample_indices(self.batch_size, generator)
-        chosen = self._indices(images)
-        return chosen[torch.randint(len(chosen), (self.batch_size,), generator=generator)]
+    def batch(self, instance: Batch, images: Examples | None, generator: torch.Generator) -> Batch:
+        """Draws the indices of a minibatch among the images of the task's classes, [B]."""
+        return self._of_classes(images).sample_indices(self.batch_size, generator)
 
-    def _indices(self, images: Images) -> Tensor:
-        """Returns the indices of the images that are of the task's classes, on the CPU."""
-        assert self.classes is not None
-        kept, key = _OF_CLASSES.setdefault(images, {}), tuple(self.classes)
-        if key not in kept:
-            kept[key] = torch.isin(images.labels.cpu(), torch.tensor(key)).nonzero().flatten()
-            if not len(kept[key]):
-                raise ValueError(f"{images.source} has no image of the classes {self.classes}")
-        return kept[key]
-
-    def gather(self, batches: Batch, images: Images | None) -> Batch:
+    def gather(self, batches: Batch, images: Examples | None) -> Batch:
         """Turns indices [K, B] into images [K, B, colours, H, W] and labels [K, B]."""
-        pixels, labels = need_images(images, self).gather(batches)
+        pixels, labels = self._of_classes(images).gather(batches)
         pixels = pixels.view(*labels.shape, *self.image_shape)
-        if self.classes is not None:
-            labels = (
-                (labels.unsqueeze(-1) == torch.tensor(self.classes, device=labels.device)).int().argmax(-1)
-            )
         if self.shrink > 1:
             pixels = F.avg_pool2d(pixels.flatten(0, 1), self.shrink).unflatten(0, labels.shape)
         return pixels, labels
+
+    def _of_classes(self, examples: Examples | None) -> Examples:
+        """Returns the images of the task's classes, relabelled in their order."""
+        examples = need_examples(examples, self)
+        if self.classes is None:
+            return examples
+        if not isinstance(examples, Images):
+            raise ValueError(
+                f"classes are chosen of images that are kept as tensors, not of {examples.source}"
+            )
+        kept, key = _OF_CLASSES.setdefault(examples, {}), tuple(self.classes)
+        if key not in kept:
+            kept[key] = examples.of_classes(key)
+        return kept[key]
 
     def losses(self, thetas: Tensor, batches: Batch) -> Tensor:
         """Computes the losses [K] of θ [K, N]: at once, or on a CPU one after the other.

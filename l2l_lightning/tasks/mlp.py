@@ -18,7 +18,9 @@ from l2l_lightning.data.images import need_examples
 from l2l_lightning.rules.layout import ParameterInfo
 from l2l_lightning.tasks.base import Batch, Task, split_vector
 
-ImageData = Literal["mnist", "digits", "smiles", "fashion-mnist", "kmnist", "cifar10", "svhn"]
+ImageData = Literal[
+    "mnist", "digits", "smiles", "colour-digits", "fashion-mnist", "kmnist", "cifar10", "svhn"
+]
 """The names in DATA_SETS."""
 
 
@@ -48,7 +50,7 @@ class ImageMLP(Task):
 
     Args:
         dataset: "mnist", "digits" (8x8, of scikit-learn), "smiles" (GENKI-4K, or two folders of images),
-            "fashion-mnist", "kmnist", "cifar10" or "svhn".
+            "colour-digits", "fashion-mnist", "kmnist", "cifar10" or "svhn".
         hidden_sizes: Units of each hidden layer; [] is a linear classifier.
         activation: "sigmoid", "relu", "tanh" or "elu".
         batch_size: B, images in a minibatch.

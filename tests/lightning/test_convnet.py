@@ -85,12 +85,13 @@ def test_it_has_the_papers_layers_and_theta0():
 
 def test_minibatches_are_of_the_classes_alone_and_relabelled():
     task, images = ImageConvNet(COLOURS, classes=[8, 3], batch_size=200), noise()
-    indices = task.batch((), images, generator())
-    assert set(images.labels[indices].tolist()) == {3, 8}
-    _, labels = task.gather(indices[None], images)
-    assert torch.equal(labels[0], (images.labels[indices] == 3).long())
-    assert len(set(indices.tolist())) == 8  # all there are
-    with pytest.raises(ValueError, match=r"noise has no image of the classes \[8, 9\]"):
+    pixels, labels = task.gather(task.batch((), images, generator())[None], images)
+    # Every one of the eight images that are an 8 (now 0) or a 3 (now 1) is drawn, and no other.
+    found = {(image.sum().item(), label) for image, label in zip(pixels[0], labels[0].tolist(), strict=True)}
+    chosen = [(images.pixels[i].sum().item(), [8, 3].index(i % 10)) for i in range(40) if i % 10 in (3, 8)]
+    assert len(found) == 8
+    assert found == set(chosen)
+    with pytest.raises(ValueError, match=r"noise has no example of the classes \[8, 9\]"):
         ImageConvNet(COLOURS, classes=[8, 9]).batch((), noise(classes=3), generator())
 
 
