@@ -119,11 +119,11 @@ class Optimizees:
             raise ValueError("indices must name at least one optimizee")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
-        self.task = task
+        self.generators = [derive_generator(seed, stream, index) for index in indices]
+        self.task = task = task.for_split("validation" if stream == "tuning" else stream)
         self.images = images
         self.device = torch.device(device)
         self.dtype = dtype
-        self.generators = [derive_generator(seed, stream, index) for index in indices]
         with _default_float32():
             theta = torch.stack([task.init(g) for g in self.generators])
             self._instances = [task.instance(g) for g in self.generators]

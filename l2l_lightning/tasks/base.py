@@ -38,6 +38,9 @@ class Task(Configurable, ABC):
     dataset: str | None = None
     """The image data set that minibatches are drawn from; None where the task needs no data."""
 
+    data_source: str | None = None
+    """Where the task's own examples come from, for the record; None where it has none."""
+
     num_coordinates: int
     """N, the length of θ."""
 
@@ -60,6 +63,13 @@ class Task(Configurable, ABC):
     def instance(self, generator: torch.Generator) -> Batch:
         """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
+
+    def for_split(self, split: str) -> Task:
+        """Returns the task on one split's examples, "train", "validation" or "test": itself.
+
+        Only a task whose optimizees have examples of their own, other than images, needs to override this.
+        """
+        return self
 
     def batch(self, instance: Batch, images: Images | None, generator: torch.Generator) -> Batch:
         """Draws what the next evaluation of the loss is computed on: CPU tensors, indices rather than images.
