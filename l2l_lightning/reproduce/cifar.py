@@ -87,16 +87,15 @@ def _rows(panels: Mapping[str, Panel]) -> list[Row]:
     for key, panel in panels.items():
         # Only CIFAR-10 can tell whether the paper's figure reproduces.
         is_theirs = key.startswith(CIFAR.dataset)
-        words = {} if is_theirs else {"reached": "New: ", "missed": "New: "}
+        words = ("Reproduced: ", "Not reproduced: ") if is_theirs else ("New: ", "New: ")
         for rule in ("LSTM", "LSTM-sub", DEEPMIND):
             if rule in panel.rules:
                 what, paper = f"{panel.title}, {rule}", "–" if rule == DEEPMIND else PAPER
                 ours = "{rule} ({best} {least})"
-                rows.append(Row(key, f"{what} @100", rule, paper=paper, ours=ours, **words))
+                row = Row(key, f"{what} @100", rule, paper=paper, ours=ours, reached=words[0], missed=words[1])
+                rows.append(row)
                 if rule != DEEPMIND:
-                    rows.append(
-                        Row(key, f"{what}, sum of 100", rule, paper=paper, ours=ours, aim="sum", **words)
-                    )
+                    rows.append(row._replace(what=f"{what}, sum of 100", aim="sum"))
     return rows
 
 

@@ -161,16 +161,16 @@ class Optimizees:
             raise ValueError("indices must name at least one optimizee")
         if not dtype.is_floating_point:
             raise ValueError(f"dtype must be a floating-point type, got {dtype}")
+        self.generators = [derive_generator(seed, stream, index) for index in indices]
         split = SPLITS.get(stream, stream)
-        self.task = task.on_split(split)
         self._held_out_task = task.on_split("validation" if split == "train" else split)
+        self.task = task = task.on_split(split)
         self.images = images
         self.device = torch.device(device)
         self.gathers_on_device = images is None or images.device.type == self.device.type
         self.dtype = dtype
-        self.generators = [derive_generator(seed, stream, index) for index in indices]
         with _default_float32():
-            thetas, instances = zip(*(task.start(g) for g in self.generators), strict=True)
+            thetas, instances = zip(*(task.draw(g) for g in self.generators), strict=True)
             self._instances: list[Batch] = list(instances)
             buffers = [task.buffers(instance, images, self.device) for instance in instances]
         self.theta = torch.stack(thetas).to(self.device, dtype)  # [K, N]

@@ -9,6 +9,7 @@ from l2l_lightning.tasks.module import ModuleTask
 from l2l_lightning.tasks.quadratic import Quadratic
 from l2l_lightning.tasks.small_problems import SmallProblem, SmallProblems
 from l2l_lightning.tasks.squares import NoisyScaledSquare, SimpleSquare
+from l2l_lightning.tasks.style_transfer import StyleTransfer
 
 __all__ = [
     "MNISTMLP",
@@ -22,5 +23,6 @@ __all__ = [
     "SimpleSquare",
     "SmallProblem",
     "SmallProblems",
+    "StyleTransfer",
     "Task",
 ]

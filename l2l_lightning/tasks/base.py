@@ -48,7 +48,7 @@ class Task(Configurable, ABC):
     so that every device draws the same), in this order: `init`, `instance`, then one `batch` per evaluation.
 
     A subclass sets `num_coordinates` and implements `init` and `loss`. It overrides `instance` if an
-    optimizee has constants of its own (a quadratic's W and y), `start` if they are drawn together with θ0,
+    optimizee has constants of its own (a quadratic's W and y), `draw` if they are drawn together with θ0,
     `batch` if every evaluation has its own minibatch, `buffers` if evaluations update more than θ, `losses`
     if it can beat torch.func.vmap, `losses_and_grads` if it can beat autograd, and `config` if it does not
     keep its constructor's arguments as attributes. `gather` and `losses` must be functions of their arguments
@@ -65,7 +65,7 @@ class Task(Configurable, ABC):
     """Whether the user's own data takes the data set's place if MetaData was given any."""
 
     data_source: str | None = None
-    """Where a task has its data from, for the record, if it makes it itself."""
+    """Where the task's own examples come from, for the record; None where it has none."""
 
     num_coordinates: int
     """N, the length of θ."""
@@ -96,7 +96,7 @@ class Task(Configurable, ABC):
         """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
 
-    def start(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Draws an optimizee: θ0 by `init`, and by `instance` what else distinguishes it."""
         return self.init(generator), self.instance(generator)
 
@@ -115,7 +115,8 @@ class Task(Configurable, ABC):
     def on_split(self, split: str) -> Task:
         """Returns the task as it is on a split, "train", "validation" or "test", of the data it makes itself.
 
-        Only a task whose own data has splits needs to override this.
+        Only a task whose optimizees have examples of their own, other than images, or that makes its data
+        itself, by split, needs to override this.
         """
         return self
 

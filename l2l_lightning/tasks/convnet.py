@@ -116,7 +116,7 @@ class ImageConvNet(Task):
         features = height * width * [colours, *self.channels][-1]
         for index, (inputs, outputs) in enumerate(pairwise([features, *self.hidden_sizes, self.num_classes])):
             weights[f"fc{index}"] = (outputs, inputs)
-        shapes = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for layer, shape in weights.items():
             shapes |= {f"{layer}.weight": shape, f"{layer}.bias": shape[:1], f"{layer}.beta": shape[:1]}
         del shapes[f"{layer}.beta"]  # the logits are not normalised
@@ -147,7 +147,8 @@ class ImageConvNet(Task):
         pixels, labels = self._of_classes(images).gather(batches)
         pixels = pixels.view(*labels.shape, *self.image_shape)
         if self.shrink > 1:
-            pixels = F.avg_pool2d(pixels.flatten(0, 1), self.shrink).unflatten(0, labels.shape)
+            small = F.avg_pool2d(pixels.flatten(0, 1), self.shrink)
+            pixels = small.view(*labels.shape, *small.shape[1:])
         return pixels, labels
 
     def _of_classes(self, examples: Examples | None) -> Examples:

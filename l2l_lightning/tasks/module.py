@@ -28,9 +28,9 @@ class ModuleTask(Task):
 
     θ [N] is the concatenation of the parameters that require a gradient, in the order of `named_parameters`,
     each in row-major order; a tied one is there once, and frozen ones are constants. A minibatch is (inputs,
-    targets): examples of a data set or of the user's own data, drawn with replacement, or what `sample` draws.
-    Inputs are a tensor, or a tuple of the module's positional arguments, or a dict of its keyword arguments;
-    targets any pytree.
+    targets): examples of a data set or of the user's own data, drawn with replacement, or what `sample`
+    draws. Inputs are a tensor, or a tuple of the module's positional arguments, or a dict of its keyword
+    arguments; targets any pytree.
 
     The module runs K times at once under torch.func.vmap, or one optimizee after the other where vmap cannot
     run its forward (nn.LSTM, `.item()`) or minibatches differ in shape. Random numbers (dropout, a VAE's
@@ -116,9 +116,9 @@ class ModuleTask(Task):
 
     def init(self, generator: torch.Generator) -> Tensor:
         """Draws θ0, [N]: by the module's own initialisation, or from N(0, init_std²)."""
-        return self.start(generator)[0]
+        return self.draw(generator)[0]
 
-    def start(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+    def draw(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Draws θ0, and the frozen parameters and buffers, by name, that the module's build draws with it."""
         if self.init_std is None:
             theta, drawn = self.network.draw(generator)

@@ -26,6 +26,7 @@ from l2l_lightning.tasks import (
     NoisyScaledSquare,
     Quadratic,
     SimpleSquare,
+    StyleTransfer,
     Task,
 )
 
@@ -48,6 +49,7 @@ TASKS = {
     "recurrent module": ModuleTask(Recurrent, F.mse_loss, sample=regression),
     "mixture": Mixture([Quadratic(dim=2), NoisyScaledSquare(dim=3), Quadratic(dim=2)]),
     "one's own": Rosenbrock(),
+    "style transfer": StyleTransfer(styles=["dots", "swirls"], size=8, least_share=0.5),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*cannot run under torch.func.vmap")

@@ -1,0 +1,1 @@
+"""What style transfer is made of: pictures, textures, and networks whose features are compared."""
