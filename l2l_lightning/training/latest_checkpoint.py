@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.errors import RunStoppedError
+from l2l_lightning.program import program
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.trust import foreign_modules
@@ -136,7 +137,7 @@ class LatestCheckpoint(Checkpoint):
         settings = model.settings() if isinstance(model, MetaLearner) else {}
         modules = foreign_modules([settings.get("task"), settings.get("rule")])
         trust = f" --trust {','.join(modules)}" if modules else ""
-        return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
+        return f"{program()} fit --ckpt_path {self.path}{trust}"
 
     def _is_whole(self, trainer: Trainer) -> bool:
         # A gradient that is being accumulated would not be saved.
