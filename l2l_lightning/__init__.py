@@ -1,6 +1,7 @@
 """Learned optimizers of the LSTM kind: meta-train them in PyTorch Lightning, on fused kernels.
 
-Names are imported when they are first used: rules, tasks and rollouts need torch alone, not Lightning.
+Names are imported when they are first used: rules, tasks and rollouts need torch alone, not Lightning. Those
+that need an extra of the package, such as `MetaLearner`, say which where it is not installed.
 """
 
 import importlib
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from l2l_lightning.training.data_module import MetaData
     from l2l_lightning.training.meta_learner import MetaLearner
     from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
+
+__version__ = "0.1.0"
 
 __all__ = [
     "MNISTMLP",
@@ -72,7 +75,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of these
     def __getattr__(name):
         for module, names in _MODULES.items():
             if name in names:
-                value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+                from l2l_lightning.extras import needed_by
+
+                with needed_by(name):
+                    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{module}"), name)
                 return value
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

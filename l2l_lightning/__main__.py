@@ -1,19 +1,6 @@
-"""`python -m l2l_lightning`."""
+"""`python -m l2l_lightning`, and the command `l2l`."""
 
-import sys
-
-
-def main() -> None:
-    """Runs the command line, for which alone jsonargparse is needed."""
-    try:
-        from l2l_lightning import cli
-
-        cli.main()
-    except ModuleNotFoundError as error:
-        if "jsonargparse" not in str(error):
-            raise
-        sys.exit("error: the command line needs a package: pip install 'jsonargparse[signatures]'")
-
+from l2l_lightning.cli import main
 
 if __name__ == "__main__":
     main()

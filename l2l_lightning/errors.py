@@ -52,12 +52,16 @@ class GroupError(L2LError, ValueError):
     """A tensor that a `Grouped` has no rule for; the message names the tensor and the keys."""
 
 
+class HubError(L2LError, OSError):
+    """The Hugging Face Hub cannot be reached, or refuses; the message says what and why."""
+
+
 class MetaTrainingError(L2LError, RuntimeError):
     """Meta-training cannot go on; the message says what happened and which option to change."""
 
 
-class MissingPackageError(L2LError, ImportError):
-    """A package that is needed for what was asked is not installed; the message says how to install it."""
+class MissingPackageError(L2LError, ModuleNotFoundError):
+    """What was asked for needs a package of an extra; the message says what to install."""
 
 
 class ReproductionError(L2LError, ValueError):

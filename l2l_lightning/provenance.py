@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from l2l_lightning import __version__
+
 _PACKAGE = Path(__file__).resolve().parent
 COMMIT_VARIABLE = "L2L_COMMIT"
 
@@ -68,7 +70,7 @@ def commit() -> str:
         git("ls-files", "--error-unmatch", "__init__.py")
         return git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
     except (OSError, subprocess.SubprocessError):
-        return versions()["l2l-lightning"]
+        return __version__
 
 
 def versions() -> dict[str, str]:
@@ -76,8 +78,8 @@ def versions() -> dict[str, str]:
 
     A package that is imported from a folder, and was never installed, is "not installed".
     """
-    packages = {name: _version(name) for name in ("l2l-lightning", "torch", "triton", "numpy")}
-    return packages | {"python": platform.python_version()}
+    packages = {name: _version(name) for name in ("torch", "triton", "numpy")}
+    return {"l2l-lightning": __version__, **packages, "python": platform.python_version()}
 
 
 def _version(package: str) -> str:

@@ -2,7 +2,6 @@
 
 import graphlib
 import itertools
-import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -47,15 +46,3 @@ def test_no_package_depends_on_itself_in_a_circle(imports):
     assert len(order(packages)) == len(packages)
     for lower, higher in itertools.combinations(CHAIN, 2):
         assert f"l2l_lightning.{higher}" not in packages[f"l2l_lightning.{lower}"]
-
-
-def test_every_package_is_installed():
-    """pyproject.toml lists them by hand, as l2l_kernels lies in another folder than its name says."""
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    listed = set(re.findall(r'"(l2l_[\w.]+)"', text.partition("packages = [")[2].partition("]")[0]))
-    folders = {
-        ".".join(path.parent.relative_to(base).parts)
-        for base in (ROOT, ROOT / "kernels")
-        for path in base.glob("l2l_*/**/__init__.py")
-    }
-    assert listed == folders

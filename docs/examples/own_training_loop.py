@@ -9,12 +9,12 @@ initial weights and minibatches, seed by seed, which makes the paired difference
 """
 
 import torch
-from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
 
 from l2l_lightning import LearnedOptimizer
 from l2l_lightning.comparison.statistics import Interval, lead, paired_difference
+from l2l_lightning.data.digits import read_digits
 
 OPTIMIZERS = {
     "learned": lambda parameters, steps: LearnedOptimizer(parameters, total_steps=steps),
@@ -33,9 +33,8 @@ def make_network():
 
 def load_data():
     """Returns (images [M, 1, 8, 8], labels [M]) to train on, and others to test on."""
-    digits = load_digits()
-    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
-    labels = torch.tensor(digits.target)
+    images, labels = read_digits()
+    images = images[:, None]
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     train, test = shuffled[:1400], shuffled[1400:]
     return (images[train], labels[train]), (images[test], labels[test])

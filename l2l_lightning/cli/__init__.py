@@ -1,4 +1,4 @@
-"""The command line: `python -m l2l_lightning fit | validate | test | tune | compare | reproduce | …`."""
+"""The command line, `l2l` or `python -m l2l_lightning`: fit, validate, test, tune, compare, reproduce, …."""
 
 import importlib
 from typing import TYPE_CHECKING

@@ -26,7 +26,8 @@ LIGHTNING_COMMANDS = {
 COMMANDS = LIGHTNING_COMMANDS | {
     "plot": "draw the curves of a finished run, as PNG, PDF or SVG",
     "reproduce": "the study's and the paper's experiments, and REPORT.md",
-    "info": "versions, devices, kernel backends and presets",
+    "export": "write a checkpoint's rule, and a card, as files to share",
+    "info": "versions, devices, kernel backends, presets and caches",
 }
 """Every command, with what it does."""
 
@@ -46,12 +47,9 @@ def names_runs(arguments: Sequence[str]) -> bool:
 
 def prepare(arguments: list[str]) -> tuple[list[str], str]:
     """Expands presets' short names, puts a checkpoint's configuration first, and names the run."""
-    if not arguments or not arguments[0].startswith("-"):
-        if not arguments or arguments[0] not in COMMANDS:
-            given = f"there is no command {arguments[0]}" if arguments else "no command was given"
-            raise CommandLineError(f"{given}: choose from {', '.join(COMMANDS)}")
-        if arguments[0] == "info":
-            raise CommandLineError(f"info takes no arguments, got {' '.join(arguments[1:])}")
+    if not arguments or not (arguments[0].startswith("-") or arguments[0] in COMMANDS):
+        given = f"there is no command {arguments[0]}" if arguments else "no command was given"
+        raise CommandLineError(f"{given}: choose from {', '.join(COMMANDS)}")
     if arguments[0] not in LIGHTNING_COMMANDS:
         return arguments, "run"
     subcommand, *rest = arguments

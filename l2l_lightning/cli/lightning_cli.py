@@ -28,6 +28,7 @@ from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint
 from l2l_lightning.comparison.settings import plain
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
+from l2l_lightning.program import program
 from l2l_lightning.rollout.cuda_graphs import check_available
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
@@ -92,7 +93,7 @@ class MetaLearningCLI(LightningCLI):
             save_config_callback=RunConfig,
             seed_everything_default=0,
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "prog": program()},
             args=arguments,
             run=run,
         )

@@ -1,4 +1,4 @@
-"""The commands of `python -m l2l_lightning`, each imported when it is asked for."""
+"""The commands of `l2l`, each imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -18,18 +18,21 @@ import torch
 from l2l_kernels import BackendUnavailableError
 
 from l2l_lightning.cli.arguments import COMMANDS, names_runs, one_line, prepare
-from l2l_lightning.configs import presets
 from l2l_lightning.errors import L2LError, RunStoppedError
+from l2l_lightning.extras import needed_by
+from l2l_lightning.program import program
 
-_HELP = "\n".join(
-    [
-        "usage: python -m l2l_lightning COMMAND [options]",
-        "",
-        *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
-        "",
-        "python -m l2l_lightning COMMAND --help lists a command's options.",
-    ]
-)
+
+def _help() -> str:
+    return "\n".join(
+        [
+            f"usage: {program()} COMMAND [options]",
+            "",
+            *(f"  {name:<10} {what}" for name, what in COMMANDS.items()),
+            "",
+            f"{program()} COMMAND --help lists a command's options.",
+        ]
+    )
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -39,12 +42,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a run must not end because a terminal lacks a letter
     if arguments in (["-h"], ["--help"]):
-        print(_HELP)
-        return
-    if arguments == ["info"]:
-        from l2l_lightning.cli.info import print_info
-
-        print_info(presets())
+        print(_help())
         return
     handled = _handle_sigterm()
     # The folder is the run's own and new; what is in it are this run's other files.
@@ -54,7 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
     # Saturated sigmoids at a search's largest learning rates make subnormal numbers, ten times as slow.
     torch.set_flush_denormal(True)
     try:
-        _run(arguments)
+        with needed_by(" ".join([program(), *arguments[:1]])):
+            _run(arguments)
     except RunStoppedError as stop:
         print(stop, file=sys.stderr)
         raise SystemExit(stop.exit_code) from stop
@@ -65,7 +64,7 @@ def main(args: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from stop
     except argparse.ArgumentError as error:
-        command = " ".join(["python -m l2l_lightning", *arguments[:1], "--help"])
+        command = " ".join([program(), *arguments[:1], "--help"])
         print(f"error: {one_line(error)} ({command} lists the options)", file=sys.stderr)
         raise SystemExit(2) from error
     except OSError as error:
@@ -73,9 +72,10 @@ def main(args: Sequence[str] | None = None) -> None:
             "reproduce": "--out",
             "plot": "--out",
             "compare": "--out" if names_runs(arguments) else "--out or --trainer.default_root_dir",
+            "export": "FILE",
         }
         option = where.get(arguments[0], "--trainer.default_root_dir")
-        print(f"error: {error} ({option} says where a run is written)", file=sys.stderr)
+        print(f"error: {error} ({option} says where it is written)", file=sys.stderr)
         raise SystemExit(1) from error
     except Exception as error:
         message = _others_error(error)
@@ -92,7 +92,15 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
-    if arguments[:1] == ["reproduce"]:
+    if arguments[:1] == ["info"]:
+        from l2l_lightning.cli import info
+
+        info.main(arguments[1:])
+    elif arguments[:1] == ["export"]:
+        from l2l_lightning.cli import export
+
+        export.main(arguments[1:])
+    elif arguments[:1] == ["reproduce"]:
         from l2l_lightning.reproduce.settings import parse
 
         names, settings = parse(arguments[1:])  # before what an experiment needs is imported

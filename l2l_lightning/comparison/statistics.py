@@ -46,13 +46,26 @@ def diverged(losses: Tensor) -> int:
 def student_t_quantile(degrees_of_freedom: int) -> float:
     """Returns the t that a Student variable stays within, on either side of 0, with probability 0.95.
 
+    With t = √n tan ϑ that probability is a finite sum of powers of cos ϑ; bisected, to 10⁻¹¹ for n ≤ 10⁵.
+
+    Source: Abramowitz and Stegun 1964, 26.7.3 and 26.7.4.
+
     Example:
         >>> [round(student_t_quantile(n), 3) for n in (1, 2, 19)]
         [12.706, 4.303, 2.093]
     """
-    from scipy.special import stdtrit  # here: few need it, and it takes long to import
-
-    return float(stdtrit(degrees_of_freedom, 0.975))
+    n = degrees_of_freedom
+    k = 2 * torch.arange(1, max(n // 2, 1), dtype=torch.float64, device="cpu")
+    ratios = k / (k + 1) if n % 2 else (k - 1) / k  # of each term to the one before
+    low, high = 0.0, math.pi / 2
+    while low < (angle := (low + high) / 2) < high:
+        cosine = math.cos(angle)
+        terms = 1 + float((cosine**2 * ratios).cumprod(0).sum()) if n > 1 else 0.0
+        inside = math.sin(angle) * terms
+        if n % 2:
+            inside = (angle + cosine * inside) * 2 / math.pi
+        low, high = (angle, high) if inside < 0.95 else (low, angle)
+    return math.sqrt(n) * math.tan(angle)
 
 
 def mean_and_half_width(values: Tensor) -> tuple[Tensor, Tensor]:

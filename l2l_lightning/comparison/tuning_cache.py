@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,19 @@ from l2l_lightning.comparison.baselines import Baseline, Setting, TunedBaseline
 from l2l_lightning.files import write_json
 from l2l_lightning.provenance import origin, versions
 from l2l_lightning.rollout.optimizees import Optimizees
+
+_NAME, _KEYS = re.compile(r".+-[0-9a-f]{12}\.json"), {"search", "fingerprint", "origin"}
+"""What the name of a search's file is like, and what is in it beside the result."""
+
+
+def kept_searches(folder: Path) -> list[Path]:
+    """Returns the files in a folder that a TuningCache has written, and none of anybody else's."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(OSError, ValueError):
+            if _NAME.fullmatch(path.name) and json.loads(path.read_text(encoding="utf-8")).keys() >= _KEYS:
+                found.append(path)
+    return found
 
 
 class TuningCache:

@@ -13,8 +13,10 @@ from l2l_lightning.data.smiles import load_smiles
 from l2l_lightning.data.splits import ImageSplits
 from l2l_lightning.data.torchvision_sets import TORCHVISION, load_torchvision
 from l2l_lightning.errors import DataNotFoundError
+from l2l_lightning.extras import needed_by
 
 
+@needed_by("this data set")
 def load_images(name: str = "mnist", root: str | Path | None = None, download: bool = False) -> ImageSplits:
     """Loads a data set's three splits onto the CPU.
 
@@ -43,8 +45,9 @@ def load_images(name: str = "mnist", root: str | Path | None = None, download: b
 
     Raises:
         DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded
-            (without a root, there is nowhere to download it to), or scikit-learn is missing.
+            (without a root, there is nowhere to download it to).
         DataCorruptedError: Its files cannot be read as images and labels.
+        MissingPackageError: The package that reads the data set is not installed.
         ValueError: An unknown name.
 
     Example:

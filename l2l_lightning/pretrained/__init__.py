@@ -1,10 +1,11 @@
-"""Reads and writes trained rules, the package's and your own, as files of plain numbers.
+"""Reads, writes and shares trained rules, the package's and your own, as files of plain numbers.
 
 A rule is a safetensors file: φ's tensors and, as text, the rule's class, its constructor's arguments and a
 digest of all. Loading it executes nothing but this package and, if you say that you trust it, the class that
-is named. Beside each of the package's own lies a card: what it was trained on, what it
-does, where it fails. The rules in `experiments/` have none: they are an ablation's settings and early
-snapshots, for `reproduce`.
+is named. Beside it may lie a card, the JSON file of the same name: what it was trained on, what it does,
+where it fails. All of the package's own have one, but for the rules in `experiments/`, which are an
+ablation's settings and early snapshots, for `reproduce`. A repository of the Hugging Face Hub holds one rule
+and its card.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,10 @@ from safetensors.torch import save as as_safetensors
 
 from l2l_lightning.class_paths import class_config, from_class_config, is_dotted_path, without_backend
 from l2l_lightning.errors import WeightsError
-from l2l_lightning.files import write_atomically
+from l2l_lightning.files import write_atomically, write_json
+from l2l_lightning.pretrained import hub
+from l2l_lightning.pretrained.model_card import model_card
+from l2l_lightning.program import program
 from l2l_lightning.rules import (
     CoordinatewiseLSTM,
     CorrectedDirection,
@@ -55,47 +59,82 @@ def names() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.safetensors"))
 
 
-def card(name: str) -> dict[str, Any]:
-    """Returns the card of one of the package's rules: its training, results, transfer and learning curve.
+def card(name: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """Returns what is known of a trained rule: its training, results, and where it fails.
+
+    Args:
+        name: As for `load`.
+        revision: As for `load`.
 
     Raises:
-        WeightsError: The package has no rule of this name, or it is one of an experiment's, without a card.
+        WeightsError: There is no such rule, or it has no card, or none that is a JSON object.
+        HubError: As for `load`.
 
     Example:
         >>> card("lstm-mnist")["meta_training"]["seed"]
         0
     """
-    path = _package_file(name, ".json")
-    if not path.is_file():
-        raise WeightsError(f"{name} has no card: it is a setting of an experiment, see its results")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    path = _path(name, ".json", revision)
+    if not os.path.isfile(path):
+        raise WeightsError(f"{name} has no card: there is no file {path}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"the card of {name} is not a JSON object: {error}") from error
     return content
 
 
-def load(name: str | Path, trust: Sequence[str] = ()) -> Rule:
-    """Returns a trained rule on the CPU: one of the package's by its name, or a file's by its path.
+def load(name: str | Path, trust: Sequence[str] = (), revision: str | None = None) -> Rule:
+    """Returns a trained rule on the CPU: one of the package's, a file's, or one of the Hugging Face Hub.
+
+    What ends in .safetensors is a file's path, whatever slashes it has; another text with one slash is a
+    repository of the hub, also where there is a folder of that name.
 
     Args:
-        name: "lstm-mnist", or a path that ends in .safetensors.
+        name: "lstm-mnist", "FOLDER/rule.safetensors", or "USER/REPOSITORY", which is fetched once and found
+            in the hub's cache from then on, without a network too.
         trust: Modules of yours, such as "my_rules", that may be imported if the file names one of their
             classes. Nothing but this package is imported without.
+        revision: A branch, a tag or a commit of the repository; None is its main branch.
 
     Raises:
         WeightsError: There is no such rule or file; or the file is no safetensors file or of another format,
             names a class that is not trusted or cannot be made, or has a tensor too many, too few, of another
             shape or dtype, or a number that is not finite, or not the digest that it was saved with.
+        HubError: There is no such repository or revision, it is none of a rule, the hub refuses, or it cannot
+            be reached and the rule is not in the cache.
+        MissingPackageError: A rule of the hub's needs the package huggingface_hub.
+        ValueError: There is a revision of what is no repository.
 
     Example:
         >>> rule = load("lstm-mnist")
         >>> rule.spec.hidden_size
         20
     """
-    path = Path(name) if str(name).endswith(".safetensors") else _package_file(str(name), ".safetensors")
+    path = _path(name, ".safetensors", revision)
     if not os.path.isfile(path):  # a pipe would never end; Path.is_file raises where a name is too long
         raise WeightsError(f"{path} cannot be read as safetensors: there is no such file")
     # Whatever the caller computes with: a file's numbers are what they are.
     with torch.inference_mode(False), torch.device("cpu"):
         return _load(path, trust)
+
+
+def _path(name: str | Path, suffix: str, revision: str | None) -> Path:
+    """Returns where a rule's file of a suffix is, or would be."""
+    if isinstance(name, str) and hub.is_repository(name):
+        return hub.fetch(name, hub.WEIGHTS if suffix == ".safetensors" else hub.CARD, revision)
+    if revision is not None:
+        raise ValueError(f"revision must be None where the rule is not the hub's, got {revision!r}")
+    if str(name).endswith(".safetensors"):
+        return Path(name).with_suffix(suffix)
+    if str(name).endswith(".ckpt"):
+        raise WeightsError(
+            f"{name} is a checkpoint, which holds a rule and its training: `{program()} export {name} "
+            "rule.safetensors` writes the rule's own file"
+        )
+    return _package_file(str(name), suffix)
 
 
 def _load(path: Path, trust: Sequence[str]) -> Rule:
@@ -113,19 +152,72 @@ def _load(path: Path, trust: Sequence[str]) -> Rule:
     return rule
 
 
-def save(rule: Rule, path: str | Path) -> None:
+def save(rule: Rule, path: str | Path, card: Mapping[str, Any] | None = None) -> None:
     """Writes a rule so that `load(path)` gives it back; an interruption leaves the old file or the new one.
 
     A rule of yours is named by its class's dotted path, and loaded where its module is trusted.
 
+    Args:
+        rule: What is written.
+        path: Where; it ends in .safetensors.
+        card: What is to be known of the rule, as plain values: it becomes the JSON file beside it.
+
     Raises:
         ValueError: The path does not end in .safetensors, φ is not in float32, the rule's class has no dotted
-            path, or its `config()` is not of plain values.
+            path, or its `config()` or the card is not of plain values.
         TypeError: rule is no Rule.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    content = _content(rule)
+    if card is not None:  # first, as it can fail: no rule has another one's card
+        write_json(path.with_suffix(".json"), dict(card))
+    write_atomically(path, content)
+
+
+def push_to_hub(
+    rule: Rule,
+    repository: str,
+    card: Mapping[str, Any] | None = None,
+    private: bool | None = None,
+    message: str = "Upload a rule",
+) -> str:
+    """Uploads a rule to the Hugging Face Hub, where `load(repository)` finds it; returns the commit's URL.
+
+    A commit has the weights, the card as JSON, and a README.md of both, which the hub shows; nothing in it is
+    code. Who uploads, and where to, is as the hub's own variables and `hf auth login` say (HF_TOKEN,
+    HF_ENDPOINT).
+
+    Args:
+        rule: What is uploaded.
+        repository: "USER/REPOSITORY"; it is made if it is not there, and else gets another commit.
+        card: What is to be known of the rule, such as `card("rule.safetensors")`.
+        private: Whether a repository that is made is private; None is the user's own default.
+        message: The commit's.
+
+    Raises:
+        HubError: The hub cannot be reached, or refuses.
+        MissingPackageError: It needs the package huggingface_hub.
+        ValueError: repository is no such name; or as for `save`.
+        TypeError: As for `save`.
+
+    Example:
+        >>> push_to_hub(load("zero-shot"), "USER/my-rule", card("zero-shot"))  # doctest: +SKIP
+    """
+    if not hub.is_repository(str(repository)):
+        raise ValueError(f"repository must be of the form 'USER/REPOSITORY', got {repository!r}")
+    described = {"rule": {"class": type(rule).__name__}, **(card or {})}
+    files = {
+        hub.WEIGHTS: _content(rule),
+        hub.CARD: json.dumps(described, indent=2, allow_nan=False, ensure_ascii=False).encode(),
+        "README.md": model_card(repository, described, type(rule) in RULES.values()).encode(),
+    }
+    return hub.upload(repository, files, private, message)
+
+
+def _content(rule: Rule) -> bytes:
+    """Returns what a rule's file holds."""
     if not isinstance(rule, Rule):
         raise TypeError(f"rule must be a Rule, got {rule!r}")
     tensors = {key: value.detach().cpu().contiguous() for key, value in rule.state_dict().items()}
@@ -144,7 +236,7 @@ def save(rule: Rule, path: str | Path) -> None:
         raise ValueError(f"rule.config() must be of plain values: {error}") from error
     metadata = {"format": FORMAT, "rule": name, "config": text}
     metadata["sha256"] = _digest(tensors, metadata)
-    write_atomically(path, _in_order(as_safetensors(tensors, metadata)))
+    return _in_order(as_safetensors(tensors, metadata))
 
 
 def _digest(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str:
@@ -173,8 +265,8 @@ def _package_file(name: str, suffix: str) -> Path:
         return experiments / f"{name}{suffix}"
     if name not in names():
         raise WeightsError(
-            f"there is no rule {name!r}: choose one of {', '.join(names())}, "
-            "or a path that ends in .safetensors"
+            f"there is no rule {name!r}: choose one of {', '.join(names())}, a path that ends in "
+            ".safetensors, or 'USER/REPOSITORY' on the Hugging Face Hub"
         )
     return _FOLDER / f"{name}{suffix}"
 

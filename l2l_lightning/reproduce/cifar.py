@@ -92,7 +92,9 @@ def _rows(panels: Mapping[str, Panel]) -> list[Row]:
             if rule in panel.rules:
                 what, paper = f"{panel.title}, {rule}", "–" if rule == DEEPMIND else PAPER
                 ours = "{rule} ({best} {least})"
-                row = Row(key, f"{what} @100", rule, paper=paper, ours=ours, reached=words[0], missed=words[1])
+                row = Row(
+                    key, f"{what} @100", rule, paper=paper, ours=ours, reached=words[0], missed=words[1]
+                )
                 rows.append(row)
                 if rule != DEEPMIND:
                     rows.append(row._replace(what=f"{what}, sum of 100", aim="sum"))

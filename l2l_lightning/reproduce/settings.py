@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_type_hints
 
 from l2l_lightning.errors import ReproductionError
+from l2l_lightning.program import program
 
 EXPERIMENT_NAMES = (
     *("quadratic", "mnist", "epochs", "relu-to-sigmoid"),
@@ -68,7 +69,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Settings]:
     from jsonargparse import ArgumentParser  # here: settings are made without a command line, too
 
     parser = ArgumentParser(
-        prog="python -m l2l_lightning reproduce",
+        prog=f"{program()} reproduce",
         exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
         description="Regenerates the figures of the study and of the paper, and what the study left undone. "
         "Interrupted, the same command goes on where it was.",

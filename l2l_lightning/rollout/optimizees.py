@@ -170,7 +170,7 @@ class Optimizees:
         self.gathers_on_device = images is None or images.device.type == self.device.type
         self.dtype = dtype
         with _default_float32():
-            thetas, instances = zip(*(task.draw(g) for g in self.generators), strict=True)
+            thetas, instances = zip(*(task.begin(g) for g in self.generators), strict=True)
             self._instances: list[Batch] = list(instances)
             buffers = [task.buffers(instance, images, self.device) for instance in instances]
         self.theta = torch.stack(thetas).to(self.device, dtype)  # [K, N]

@@ -48,7 +48,7 @@ class Task(Configurable, ABC):
     so that every device draws the same), in this order: `init`, `instance`, then one `batch` per evaluation.
 
     A subclass sets `num_coordinates` and implements `init` and `loss`. It overrides `instance` if an
-    optimizee has constants of its own (a quadratic's W and y), `draw` if they are drawn together with θ0,
+    optimizee has constants of its own (a quadratic's W and y), `begin` if they are drawn together with θ0,
     `batch` if every evaluation has its own minibatch, `buffers` if evaluations update more than θ, `losses`
     if it can beat torch.func.vmap, `losses_and_grads` if it can beat autograd, and `config` if it does not
     keep its constructor's arguments as attributes. `gather` and `losses` must be functions of their arguments
@@ -96,7 +96,7 @@ class Task(Configurable, ABC):
         """Draws what distinguishes an optimizee besides θ0, once a rollout: CPU tensors, or ()."""
         return ()
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+    def begin(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Draws an optimizee: θ0 by `init`, and by `instance` what else distinguishes it."""
         return self.init(generator), self.instance(generator)
 

@@ -116,9 +116,9 @@ class ModuleTask(Task):
 
     def init(self, generator: torch.Generator) -> Tensor:
         """Draws θ0, [N]: by the module's own initialisation, or from N(0, init_std²)."""
-        return self.draw(generator)[0]
+        return self.begin(generator)[0]
 
-    def draw(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
+    def begin(self, generator: torch.Generator) -> tuple[Tensor, Batch]:
         """Draws θ0, and the frozen parameters and buffers, by name, that the module's build draws with it."""
         if self.init_std is None:
             theta, drawn = self.network.draw(generator)

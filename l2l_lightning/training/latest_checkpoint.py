@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from l2l_lightning.checks import check_whole_numbers
 from l2l_lightning.errors import RunStoppedError
+from l2l_lightning.program import program
 from l2l_lightning.training.data_settings import named_code
 from l2l_lightning.training.meta_learner import MetaLearner
 from l2l_lightning.training.metrics_log import MetricsLog
@@ -141,7 +142,7 @@ class LatestCheckpoint(Checkpoint):
             named += [settings["task"], settings["rule"], named_code(model.data.settings())]
         modules = foreign_modules(named)
         trust = f" --trust {','.join(modules)}" if modules else ""
-        return f"python -m l2l_lightning fit --ckpt_path {self.path}{trust}"
+        return f"{program()} fit --ckpt_path {self.path}{trust}"
 
     def _is_whole(self, trainer: Trainer) -> bool:
         # A gradient that is being accumulated would not be saved.

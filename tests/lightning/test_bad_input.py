@@ -128,8 +128,8 @@ FIT = [
 
 OTHER_COMMANDS = [
     ([], "no command was given: choose from fit, validate"),
-    (["FIT"], "there is no command FIT: choose from fit, .*, reproduce, info"),
-    (["info", "more"], "info takes no arguments, got more"),
+    (["FIT"], "there is no command FIT: choose from fit, .*, reproduce, export, info"),
+    (["info", "more"], r"unrecognized arguments: more \(.* info --help lists the options"),
     (["validate"], "validate needs a trained rule.*--ckpt_path"),
     (["compare", "--ckpt_path=SYNTAX"], "is not a checkpoint of this program.*--ckpt_path"),
     (["tune", "--config=mnist_mixture", "--data.root=FOLDER"], r"MNIST is not in .*--data\.root"),

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+import l2l_lightning
 from l2l_lightning import files, provenance
 from l2l_lightning.comparison import plots
 from l2l_lightning.comparison.baselines import BASELINES, Trial, TunedBaseline, run_baseline
@@ -346,8 +347,9 @@ def test_a_copy_that_was_never_installed_has_a_provenance(monkeypatch, tmp_path)
 
     monkeypatch.setattr(metadata, "version", missing)
     monkeypatch.setenv("PATH", str(tmp_path))  # no git
-    assert set(provenance.versions().values()) == {"not installed", platform.python_version()}
-    assert provenance.commit.__wrapped__() == "not installed"
+    others = {"not installed", platform.python_version()}
+    assert set(provenance.versions().values()) == {l2l_lightning.__version__} | others
+    assert provenance.commit.__wrapped__() == l2l_lightning.__version__
 
 
 def test_device_name():

@@ -192,10 +192,10 @@ def test_the_splits_of_the_digits_are_the_same_everywhere():
     ]
 
 
-def test_digits_without_scikit_learn_name_the_package(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DataNotFoundError, match=r"comes with scikit-learn.*pip install scikit-learn"):
-        load_images("digits")
+def test_a_data_set_names_the_package_that_reads_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ModuleNotFoundError, match=r"torchvision: pip install 'l2l-lightning\[data\]'"):
+        load_images("mnist", tmp_path)
 
 
 # The data module

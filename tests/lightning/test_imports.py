@@ -5,16 +5,25 @@ import importlib
 import inspect
 import os
 import pkgutil
+import re
 import subprocess
 import sys
 import textwrap
+import tomllib
+from importlib import metadata
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import l2l_lightning
 from l2l_lightning.errors import L2LError
+from l2l_lightning.extras import needed_by
 from l2l_lightning.reproduce import command
 from l2l_lightning.reproduce.settings import EXPERIMENT_NAMES
+
+ROOT = Path(__file__).parents[2]
 
 
 def python(code, *blocked, cwd=None):
@@ -43,33 +52,97 @@ def test_every_public_name_can_be_imported_and_is_seen_by_type_checkers():
     assert set(l2l_lightning.__all__) <= set(dir(l2l_lightning))
     with pytest.raises(AttributeError, match="'l2l_lightning' has no attribute 'Nothing'"):
         l2l_lightning.Nothing  # noqa: B018
-    tree = ast.parse(inspect.getsource(l2l_lightning))
+    (seen,) = (
+        node
+        for node in ast.parse(inspect.getsource(l2l_lightning)).body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
     visible = {
-        (node.module.removeprefix("l2l_lightning."), name.name)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and node.module.startswith("l2l_lightning.")
-        for name in node.names
+        (node.module.removeprefix("l2l_lightning."), name.name) for node in seen.body for name in node.names
     }
     lazy = {(module, name) for module, names in l2l_lightning._MODULES.items() for name in names}
     assert visible == lazy
     assert {name for _, name in lazy} == set(l2l_lightning.__all__)
 
 
-def test_the_core_does_without_lightning():
-    assert_runs(
-        """
-        from l2l_lightning import CoordinatewiseLSTM, MNISTMLP, Optimizees, Quadratic, Rollout, run_rule
-        from l2l_lightning.data import load_images
-        load_images("mnist")
-        import l2l_lightning.comparison.tuning, l2l_lightning.comparison.report
-        rule = CoordinatewiseLSTM(hidden_size=4)
-        optimizees = Optimizees(Quadratic(dim=3), None, 0, "train", range(2))
-        Rollout(rule, optimizees).window(3).meta_loss.backward()
-        run_rule(rule, optimizees, 3)
-        """,
-        *("lightning", "torchmetrics", "torchvision", "wandb", "jsonargparse", "matplotlib", "triton"),
-        *("sklearn", "PIL"),
-    )
+def not_of_the_core():
+    """The modules of all packages here that a plain installation, without extras, would not bring."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        rest = [Requirement(line).name for line in tomllib.load(file)["project"]["dependencies"]]
+    core = set()
+    while rest:
+        name = canonicalize_name(rest.pop())
+        if name not in core:
+            core.add(name)
+            needs = map(Requirement, metadata.requires(name) or ())
+            rest += [one.name for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not core & set(map(canonicalize_name, packages)) and not module.startswith(("l2l_", "_"))
+    ]
+
+
+LIGHT = """
+    import torch
+    from l2l_lightning import CoordinatewiseLSTM, LearnedOptimizer, MNISTMLP, Optimizees, Quadratic, Rollout
+    from l2l_lightning import load, run_rule
+    from l2l_lightning.comparison.statistics import Interval
+    from l2l_lightning.comparison.tuning import tune
+    from l2l_lightning.data import load_images
+    from l2l_lightning.pretrained import card, save
+
+    rule = CoordinatewiseLSTM(hidden_size=4)
+    optimizees = Optimizees(Quadratic(dim=3), None, 0, "train", range(2))
+    Rollout(rule, optimizees).window(3).meta_loss.backward()
+    Interval.of(run_rule(rule, optimizees, 3).sum(0))
+    run_rule(load("lstm-mnist"), Optimizees(MNISTMLP(), load_images("mnist").test, 0, "test", range(2)), 1)
+    save(rule, "rule.safetensors", card("lstm-mnist"))
+    parameter = torch.nn.Parameter(load_images("digits").test.pixels[:2])
+    for chosen in (None, "rule.safetensors"):
+        optimizer = LearnedOptimizer([parameter], chosen, total_steps=10)
+        parameter.square().sum().backward()
+        optimizer.step()
+
+    import l2l_lightning
+    from l2l_lightning.__main__ import main
+
+    def said(f, *arguments):
+        try:
+            f(*arguments)
+        except (ImportError, SystemExit) as error:
+            print("SAID", error)
+
+    for name in ("MetaData", "MetaLearner", "MetaTrainer", "ComparisonSettings"):
+        said(getattr, l2l_lightning, name)
+    said(load_images, "mnist", "FOLDER")
+    said(load, "user/rule")
+    main(["info"])
+    for command in ("fit", "tune", "export a.ckpt b.safetensors", "reproduce mnist"):
+        said(main, command.split())
+"""
+
+
+def test_a_plain_installation_runs_rules_and_names_the_extra_for_all_else(tmp_path):
+    done = python(LIGHT, *not_of_the_core(), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = [line.removeprefix("SAID ") for line in done.stdout.splitlines() if line.startswith("SAID")]
+    train = "pip install 'l2l-lightning[train]'"
+    for name, line in zip(
+        ("MetaData", "MetaLearner", "MetaTrainer", "ComparisonSettings"), said, strict=False
+    ):
+        assert re.fullmatch(rf"{name} needs the package \w+: {re.escape(train)}", line)
+    assert said[4] == "this data set needs the package torchvision: pip install 'l2l-lightning[data]'"
+    assert said[5].endswith("needs the package huggingface_hub: pip install 'l2l-lightning[hub]'")
+    assert said[6:] == ["1"] * 4
+    program = re.escape("error: python -m l2l_lightning")
+    for typed, line in zip(("fit", "tune", "export", "reproduce"), done.stderr.splitlines(), strict=True):
+        assert re.fullmatch(rf"{program} {typed} needs the package \w+: {re.escape(train)}", line)
+
+
+def test_another_packages_missing_module_is_not_taken_for_an_extra():
+    with pytest.raises(ModuleNotFoundError, match="No module named 'nowhere'"), needed_by("this"):
+        importlib.import_module("nowhere")
 
 
 def test_importing_the_package_loads_nothing_heavy():
@@ -159,7 +232,7 @@ FIT = """
 @pytest.mark.parametrize(
     ("missing", "mode", "said"),
     [
-        ("jsonargparse", "MODE", "pip install 'jsonargparse[signatures]'"),
+        ("jsonargparse", "MODE", "needs the package jsonargparse: pip install 'l2l-lightning[train]'"),
         ("wandb", "online", "--wandb online needs the package wandb"),
         ("wandb", "offline", "The package wandb is not installed"),
     ],

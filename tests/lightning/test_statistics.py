@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 
 from l2l_lightning.comparison.statistics import (
@@ -15,8 +16,15 @@ from l2l_lightning.comparison.statistics import (
     mean_and_half_width,
     paired_ratio,
     standing,
+    student_t_quantile,
     sum_loss,
 )
+
+
+@pytest.mark.parametrize("degrees", [*range(1, 41), 127, 999, 10_000, 100_001])
+def test_students_quantiles_are_scipys(degrees):
+    expected = pytest.approx(float(scipy.stats.t.ppf(0.975, degrees)), rel=1e-11)
+    assert student_t_quantile(degrees) == expected
 
 
 def test_interval_of_known_values():

@@ -42,6 +42,10 @@ TARGET_VARIABLE = "L2L_KERNELS_TARGET"
 """The compiler's name for another instruction set than the machine's own: x86-64-v3 is AVX2, for example."""
 
 
+_ENTRY = re.compile(r"cpu-[0-9a-f]{16}-[0-9a-f]{64}\.so")
+"""The name of compiled kernels: `_stem`, and the contents' digest."""
+
+
 class Spec(ctypes.Structure):
     """The Spec of kernels.cpp."""
 
@@ -266,20 +270,43 @@ def _run(command: list[str]) -> None:
     raise _InterruptedError(done.stderr.strip()[-200:] or f"signal {-done.returncode}")
 
 
-def _cache_directory() -> Path:
-    """Returns where compiled kernels are kept: the variable's folder, or one that nobody else can open.
+def cache_folder() -> Path:
+    """Returns where compiled kernels are kept, the variable's folder or the default one, made or not.
 
     Raises:
-        OSError: It cannot be made or written, or the default one is another user's.
+        OSError: There is no variable, and no home directory.
     """
     if given := os.environ.get(CACHE_VARIABLE):
-        Path(given).mkdir(parents=True, exist_ok=True)
         return Path(given)
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     except RuntimeError as error:  # no home directory
         raise OSError(f"{error}: there is no folder to keep compiled kernels in") from error
-    directory = home / "l2l_kernels"
+    return home / "l2l_kernels"
+
+
+def cached_kernels() -> list[Path]:
+    """Returns the files in the cache's folder that this module has written, and none of anybody else's.
+
+    They can be removed at any time: a process that has loaded one keeps it, another one compiles it anew.
+    """
+    try:
+        paths = sorted(cache_folder().iterdir())
+    except OSError:  # there is no such folder, or none that can be read
+        return []
+    return [path for path in paths if _ENTRY.fullmatch(path.name) and path.is_file()]
+
+
+def _cache_directory() -> Path:
+    """Returns the cache's folder, where the default one is one that nobody else can open.
+
+    Raises:
+        OSError: It cannot be made or written, or the default one is another user's.
+    """
+    directory = cache_folder()
+    if os.environ.get(CACHE_VARIABLE):
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(os, "getuid"):
         if directory.stat().st_uid != os.getuid():
