@@ -44,6 +44,9 @@ class Panel:
     num_optimizees: int | None = None
     with_reference: bool = False
     """Whether the baselines run at what is best on the reference task and at PyTorch's rates, too."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    tuned_on: Task | None = None
+    """What the baselines are tuned on, if not the task itself."""
 
 
 class Row(NamedTuple):
@@ -65,19 +68,21 @@ class Row(NamedTuple):
     missed: str = "Not reproduced: "
 
 
-def _requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tuple[str, str], Request]:
+def panel_requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tuple[str, str], Request]:
+    """Lists the losses of every panel's rules and baselines, by panel and curve."""
     requests = {}
     for key, panel in panels.items():
         number = store.count(panel.num_optimizees or store.settings.num_optimizees)
-        for label, name in (panel.rules | {name: name for name in BASELINES}).items():
-            requests[key, label] = Request(panel.task, name, store.steps(panel.horizon), number)
-        for name in BASELINES if panel.with_reference else ():
+        for label, name in (panel.rules | {name: name for name in panel.baselines}).items():
+            horizon = store.steps(panel.horizon)
+            requests[key, label] = Request(panel.task, name, horizon, number, tuned_on=panel.tuned_on)
+        for name in panel.baselines if panel.with_reference else ():
             requests[key, f"{name} (one for all)"] = replace(requests[key, name], tuning="reference")
             requests[key, f"{name} (default)"] = replace(requests[key, name], tuning="default")
     return requests
 
 
-def _outcome(
+def panel_outcome(
     panels: Mapping[str, Panel],
     rows: list[Row],
     note: str,
@@ -90,7 +95,7 @@ def _outcome(
     The note is a template for the final losses by panel and curve, "{panel[curve]}"; "best" is the best tuned
     baseline's, and "per_coordinate" lists them all, divided by the optimizee's number of coordinates.
     """
-    requests = _requests(panels, store)
+    requests = panel_requests(panels, store)
     found: dict[str, dict[str, Tensor]] = {key: {} for key in panels}
     results: dict[str, dict[str, Any]] = {}
     lines: list[Sequence[Any]] = []
@@ -99,7 +104,7 @@ def _outcome(
         lines += loss_rows([key, panels[key].task.describe(), label], value)
     pictures, tables, words = {}, [], {}
     for key, panel in panels.items():
-        shown = {label: found[key][label] for label in (*panel.rules, *BASELINES)}
+        shown = {label: found[key][label] for label in (*panel.rules, *panel.baselines)}
         pictures[key] = curves_picture(shown, panel.title, panel.rules)
         optimizers = {
             name: summary(value) | {"num_optimizees": value.shape[1]} | _setting(requests[key, name], store)
@@ -165,10 +170,10 @@ CLEARLY_AHEAD = "ahead of every tuned baseline, 95% intervals disjoint"
 
 def _against_all(losses: Losses, rule: str) -> str:
     """Says how a rule's final losses stand to every tuned baseline's."""
-    leads = {name: _standing(losses[rule], losses[name]) for name in BASELINES}
+    leads = {name: _standing(losses[rule], losses[name]) for name in BASELINES if name in losses}
     behind = [name for name, how in leads.items() if not how.startswith("ahead")]
     if behind:
-        values = {name: final_loss(losses[name]) for name in BASELINES}
+        values = {name: final_loss(losses[name]) for name in leads}
         best = _best(values)
         return f"not ahead of {', '.join(behind)} (best: {best}, {values[best]})"
     if all(how == "ahead, disjoint intervals" for how in leads.values()):
@@ -178,7 +183,7 @@ def _against_all(losses: Losses, rule: str) -> str:
 
 def _best(values: Mapping[str, Interval]) -> str:
     """Names the tuned baseline with the least value on the optimizees that are reported."""
-    return min(BASELINES, key=lambda name: values[name].mean)
+    return min((name for name in BASELINES if name in values), key=lambda name: values[name].mean)
 
 
 def _standing(losses: Tensor, others: Tensor) -> str:
@@ -196,8 +201,8 @@ def _load(text: str) -> dict[str, Experiment]:
         rows = [Row(**fields.get("every_row", {}) | row) for row in fields["rows"]]
         experiments[name] = Experiment(
             fields["title"],
-            partial(_requests, panels),
-            partial(_outcome, panels, rows, fields.get("note", "")),
+            partial(panel_requests, panels),
+            partial(panel_outcome, panels, rows, fields.get("note", "")),
         )
     return experiments
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from l2l_lightning.reproduce.art_tasks import HORIZON, training_task
+from l2l_lightning.reproduce.settings import Settings
+from l2l_lightning.tasks.base import Task
 
 SNAPSHOTS = {f"lstm-mnist-relu-{rollouts}": ("lstm-mnist-relu", rollouts) for rollouts in (10, 200)}
 """Rules as they were after so many rollouts of a training: the study shows its ReLU rule then, too."""
@@ -19,6 +24,8 @@ class Recipe:
     """Values that are put over the preset's, nested as they are."""
     start: str | None = None
     """The trained rule that this one goes on from."""
+    task: Callable[[Settings], Task] | None = None
+    """Makes the task of an experiment's settings, in place of the preset's."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,31 @@ ABLATIONS = [
     for inputs, output_scale, unroll in itertools.product(INPUTS, (0.1, 1.0), (20, 100))
 ]
 
+ART = {"horizon": HORIZON, "num_tasks": 1, "num_validation_optimizees": 6}
+ART_RECIPES = {
+    # The paper's: windows of 32 of 128 steps.
+    "lstm-art-windows": Recipe(
+        "mnist",
+        {
+            "model": {**ART, "unroll": 32},
+            "data": {"num_rollouts": 300},
+            "trainer": {"val_check_interval": 100},
+        },
+        task=training_task,
+    ),
+    # Whole rollouts as windows, and logarithms, to which the last steps' small differences count.
+    "lstm-art": Recipe(
+        "mnist",
+        {
+            "model": {**ART, "unroll": HORIZON, "learning_rate": 0.003, "loss_weights": "held_out"},
+            "data": {"num_rollouts": 120},
+            "trainer": {"val_check_interval": 20},
+        },
+        start="lstm-art-windows",
+        task=training_task,
+    ),
+}
+
 RECIPES: dict[str, Recipe] = {
     "lstm-quadratic": Recipe("quadratic"),
     "lstm-study-quadratic": Recipe("study_quadratic"),
@@ -85,6 +117,7 @@ RECIPES: dict[str, Recipe] = {
     "lstm-mnist-tanh": Recipe("mnist_tanh"),
     "lstm-mnist-activations": Recipe("mnist_activations"),
     "lstm-mnist-mixture": Recipe("mnist_mixture", start="lstm-mnist-activations"),
+    **ART_RECIPES,
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
 }
 """How every rule is trained, by the rule's name."""
