@@ -46,7 +46,7 @@ HEADLINES: dict[str, Task] = {
 }
 """What each rule's headline is measured on, over 100 steps."""
 
-EXPERIMENT_RULES = [*SNAPSHOTS, *(ablation.name for ablation in ABLATIONS)]
+EXPERIMENT_RULES = ["lstm-art", *SNAPSHOTS, *(ablation.name for ablation in ABLATIONS)]
 """Rules that an experiment needs and nobody else: no cards."""
 
 
@@ -144,14 +144,15 @@ def unmoved() -> str:
 
 def tuned_table(store: ResultStore, experiments: Iterable[Experiment]) -> dict[str, list[dict[str, Any]]]:
     """Every search that experiments asked for: the setting chosen, without all that was tried."""
-    table: dict[str, list[dict[str, Any]]] = {}
+    table: dict[str, dict[str, dict[str, Any]]] = {}
     for experiment in experiments:
         for request in experiment.requests(store).values():
             if request.optimizer in BASELINES and request.tuning == "tuned":
-                for horizon, found in store.tuned(request.task, request.searched).items():
-                    rows = [TunedBaseline(t.baseline, t.learning_rate, t.setting) for t in found.values()]
-                    table[tuning_key(request.task, horizon)] = [row.as_json() for row in rows]
-    return table
+                task, name = request.tuned_on or request.task, request.optimizer
+                for horizon, found in store.tuned(task, request.searched, [name]).items():
+                    row = TunedBaseline(found[name].baseline, found[name].learning_rate, found[name].setting)
+                    table.setdefault(tuning_key(task, horizon), {})[name] = row.as_json()
+    return {key: list(rows.values()) for key, rows in table.items()}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Trains the small network of style transfer, whose weights ship with the package, in about a minute of one core.
+"""Trains the small network of style transfer, whose weights ship with the package, in about a minute.
 
     python benchmarks/make_style_features.py
 

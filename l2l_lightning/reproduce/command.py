@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, ReproductionError
 from l2l_lightning.files import write_json
+from l2l_lightning.reproduce.art import ART
 from l2l_lightning.reproduce.cifar import CIFAR_EXPERIMENT
 from l2l_lightning.reproduce.curves import CURVES
 from l2l_lightning.reproduce.experiment import Experiment
@@ -22,7 +23,7 @@ from l2l_lightning.reproduce.generalise import GENERALISE
 from l2l_lightning.reproduce.graph_experiment import GRAPH
 from l2l_lightning.reproduce.preprocessing import PREPROCESSING
 from l2l_lightning.reproduce.report import write_experiment, write_report
-from l2l_lightning.reproduce.result_store import ResultStore
+from l2l_lightning.reproduce.result_store import REFERENCE_TASK, ResultStore
 from l2l_lightning.reproduce.settings import Settings
 from l2l_lightning.reproduce.zero_shot.experiment import ZERO_SHOT
 
@@ -32,6 +33,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "preprocessing": PREPROCESSING,
     "generalise": GENERALISE,
     "cifar": CIFAR_EXPERIMENT,
+    "art": ART,
     "zero-shot": ZERO_SHOT,
 }
 """Every experiment by name, in the order in which they run."""
@@ -98,8 +100,8 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
                 progress.count()
             folder.mkdir(parents=True, exist_ok=True)
             outcome = EXPERIMENTS[name].outcome(store, losses, folder)
-            datasets = {request.task.dataset for request in wanted.values()} or {"mnist"}
-            head = {"experiment": name, "title": EXPERIMENTS[name].title, **store.provenance(datasets)}
+            tasks = [request.task for request in wanted.values()] or [REFERENCE_TASK]
+            head = {"experiment": name, "title": EXPERIMENTS[name].title, **store.provenance(tasks)}
             write_experiment(head, outcome, store.out, time.perf_counter() - started)
             write_report(store.out, list(EXPERIMENTS))
             progress.count()

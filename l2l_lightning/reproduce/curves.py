@@ -45,6 +45,9 @@ class Panel:
     num_optimizees: int | None = None
     with_reference: bool = False
     """Whether the baselines run at what is best on the reference task and at PyTorch's rates, too."""
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    tuned_on: Task | None = None
+    """What the baselines are tuned on, if not the task itself."""
 
 
 class Row(NamedTuple):
@@ -71,9 +74,10 @@ def panel_requests(panels: Mapping[str, Panel], store: ResultStore) -> dict[tupl
     requests = {}
     for key, panel in panels.items():
         number = store.count(panel.num_optimizees or store.settings.num_optimizees)
-        for label, name in (panel.rules | {name: name for name in BASELINES}).items():
-            requests[key, label] = Request(panel.task, name, store.steps(panel.horizon), number)
-        for name in BASELINES if panel.with_reference else ():
+        for label, name in (panel.rules | {name: name for name in panel.baselines}).items():
+            horizon = store.steps(panel.horizon)
+            requests[key, label] = Request(panel.task, name, horizon, number, tuned_on=panel.tuned_on)
+        for name in panel.baselines if panel.with_reference else ():
             requests[key, f"{name} (one for all)"] = replace(requests[key, name], tuning="reference")
             requests[key, f"{name} (default)"] = replace(requests[key, name], tuning="default")
     return requests
@@ -101,7 +105,7 @@ def panel_outcome(
         lines += loss_rows([key, panels[key].task.describe(), label], value)
     pictures, tables, words = {}, [], {}
     for key, panel in panels.items():
-        shown = {label: found[key][label] for label in (*panel.rules, *BASELINES)}
+        shown = {label: found[key][label] for label in (*panel.rules, *panel.baselines)}
         pictures[key] = curves_picture(shown, panel.title, [next(iter(panel.rules))])
         optimizers = {
             name: summary(value) | {"num_optimizees": value.shape[1]} | _setting(requests[key, name], store)
@@ -167,10 +171,10 @@ CLEARLY_AHEAD = "ahead of every tuned baseline, 95% intervals disjoint"
 
 def _against_all(losses: Losses, rule: str) -> str:
     """Says how a rule's final losses stand to every tuned baseline's."""
-    leads = {name: _standing(losses[rule], losses[name]) for name in BASELINES}
+    leads = {name: _standing(losses[rule], losses[name]) for name in BASELINES if name in losses}
     behind = [name for name, how in leads.items() if not how.startswith("ahead")]
     if behind:
-        values = {name: final_loss(losses[name]) for name in BASELINES}
+        values = {name: final_loss(losses[name]) for name in leads}
         best = _best(values)
         return f"not ahead of {', '.join(behind)} (best: {best}, {values[best]})"
     if all(how == "ahead, disjoint intervals" for how in leads.values()):
@@ -180,7 +184,7 @@ def _against_all(losses: Losses, rule: str) -> str:
 
 def _best(values: Mapping[str, Interval]) -> str:
     """Names the tuned baseline with the least value on the optimizees that are reported."""
-    return min(BASELINES, key=lambda name: values[name].mean)
+    return min((name for name in BASELINES if name in values), key=lambda name: values[name].mean)
 
 
 def _standing(losses: Tensor, others: Tensor) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+
+from l2l_lightning.reproduce.art_tasks import HORIZON, training_task
+from l2l_lightning.reproduce.settings import Settings
+from l2l_lightning.tasks.base import Task
 
 SNAPSHOTS = {f"lstm-mnist-relu-{rollouts}": ("lstm-mnist-relu", rollouts) for rollouts in (10, 200)}
 """Rules as they were after so many rollouts of a training: the study shows its ReLU rule then, too."""
@@ -21,6 +26,8 @@ class Recipe:
     """The trained rule that this one goes on from."""
     dataset: str = "mnist"
     """The data set that the preset's task draws from, if it draws from any."""
+    task: Callable[[Settings], Task] | None = None
+    """Makes the task of an experiment's settings, in place of the preset's."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,31 @@ def _convolutional(dataset: str, preset: str, start: str) -> dict[str, Recipe]:
     }
 
 
+ART = {"horizon": HORIZON, "num_tasks": 1, "num_validation_optimizees": 6}
+ART_RECIPES = {
+    # The paper's: windows of 32 of 128 steps.
+    "lstm-art-windows": Recipe(
+        "mnist",
+        {
+            "model": {**ART, "unroll": 32},
+            "data": {"num_rollouts": 300},
+            "trainer": {"val_check_interval": 100},
+        },
+        task=training_task,
+    ),
+    # Whole rollouts as windows, and logarithms, to which the last steps' small differences count.
+    "lstm-art": Recipe(
+        "mnist",
+        {
+            "model": {**ART, "unroll": HORIZON, "learning_rate": 0.003, "loss_weights": "held_out"},
+            "data": {"num_rollouts": 120},
+            "trainer": {"val_check_interval": 20},
+        },
+        start="lstm-art-windows",
+        task=training_task,
+    ),
+}
+
 RECIPES: dict[str, Recipe] = {
     "lstm-quadratic": Recipe("quadratic"),
     "lstm-study-quadratic": Recipe("study_quadratic"),
@@ -124,6 +156,7 @@ RECIPES: dict[str, Recipe] = {
     "lstm-mnist-tanh": Recipe("mnist_tanh"),
     "lstm-mnist-activations": Recipe("mnist_activations"),
     "lstm-mnist-mixture": Recipe("mnist_mixture", start="lstm-mnist-activations"),
+    **ART_RECIPES,
     **{ablation.name: ablation.recipe for ablation in ABLATIONS},
     **_convolutional("colour-digits", "colour_digits", start="lstm-mnist-mixture"),
     **_convolutional("cifar10", "cifar", start="lstm-mnist-mixture"),

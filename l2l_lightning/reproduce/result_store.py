@@ -10,10 +10,11 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import safetensors
 from safetensors.torch import save as as_safetensors
@@ -75,11 +76,22 @@ class Request:
     """Where a baseline is tuned: on this task, on the reference task, or not: at PyTorch's default."""
     tuned_with: tuple[int, ...] = ()
     """The horizons that share the search for a baseline's setting; () is this request's alone."""
+    tuned_on: Task | None = None
+    """The task of the search for a baseline's setting; None is this request's."""
 
     @property
     def searched(self) -> tuple[int, ...]:
         """The horizons of the search for a baseline's setting."""
         return self.tuned_with or (self.horizon,)
+
+
+class Optimizer(NamedTuple):
+    """What a request runs."""
+
+    identity: dict[str, Any]
+    """All that tells it from others."""
+    run: Callable[[Optimizees, int], Tensor]
+    """(K optimizees, horizon) to the losses [horizon, K]; moves the optimizees."""
 
 
 class ResultStore:
@@ -140,6 +152,10 @@ class ResultStore:
             return "none (synthetic task)"
         return f"{dataset}, {len(splits.train):,} + {len(splits.validation):,} + {len(splits.test):,} images"
 
+    def data_source(self, task: Task) -> str:
+        """Says where a task's examples come from: its own, or its data set's images."""
+        return task.data_source or self.source(task.dataset)
+
     def rule(self, name: str) -> Rule:
         """Returns a trained rule: the package's, or one that is meta-trained here, if there is a recipe.
 
@@ -154,6 +170,8 @@ class ResultStore:
                 raise WeightsError(f"{error} (leave out --from-pretrained to train it)") from error
         recipe, folder = RECIPES[parent], self.rule_folder(parent)
         options = merged(recipe.options, {"data": {"root": self.root(recipe.dataset)}})
+        if recipe.task:
+            options = merged(options, {"model": {"task": class_config(recipe.task(self.settings))}})
         if recipe.start:
             self.rule(recipe.start)
             start = str(self.rule_folder(recipe.start) / "rule.safetensors")
@@ -171,12 +189,17 @@ class ResultStore:
 
     def rule_folder(self, name: str) -> Path:
         """Returns where a rule's meta-training is kept."""
-        quick, seed = self.settings.quick, self.settings.seed
-        kind = _digest({"quick": quick, "seed": seed, "data": self.source(RECIPES[name].dataset)})
-        return self.out / "rules" / f"{name}-{kind}"
+        quick, seed, recipe = self.settings.quick, self.settings.seed, RECIPES[name]
+        kind = {"quick": quick, "seed": seed, "data": self.source(recipe.dataset)}
+        if recipe.task:
+            task = recipe.task(self.settings)
+            kind |= {"task": class_config(task), "data": self.data_source(task)}
+        return self.out / "rules" / f"{name}-{_digest(kind)}"
 
-    def tuned(self, task: Task, horizons: tuple[int, ...]) -> dict[int, dict[str, TunedBaseline]]:
-        """Returns every baseline's best learning rate and setting on a task, by horizon and name.
+    def tuned(
+        self, task: Task, horizons: tuple[int, ...], names: Sequence[str] = tuple(BASELINES)
+    ) -> dict[int, dict[str, TunedBaseline]]:
+        """Returns baselines' best learning rates and settings on a task, by horizon and name.
 
         With `from_pretrained` they are the package's, if it has a search for this task at all the horizons.
         """
@@ -194,6 +217,7 @@ class ResultStore:
             horizons,
             self.settings.seed,
             num_optimizees=self.count(self.settings.num_tuning_optimizees),
+            baselines=[BASELINES[name] for name in names],
             cache_dir=self.out / "tuning",
             progress=lambda name, rate, score: self.report(
                 f"tuning {name} on {task.describe()}: learning rate {rate:g} gives {score:.3g}"
@@ -206,22 +230,26 @@ class ResultStore:
             return default_baselines()[request.optimizer]
         if request.tuning == "reference":
             request = Request(REFERENCE_TASK, request.optimizer, self.steps(REFERENCE_HORIZON), 0)
-        return self.tuned(request.task, request.searched)[request.horizon][request.optimizer]
+        task, name = request.tuned_on or request.task, request.optimizer
+        return self.tuned(task, request.searched, [name])[request.horizon][name]
 
-    def losses(self, request: Request) -> Tensor:
-        """Returns f_t(θ_t) of every test optimizee, [horizon, K] float32; trains or tunes what that needs."""
+    def optimizer(self, request: Request) -> Optimizer:
+        """Returns the optimizer that a request names; trains or tunes what that needs."""
         if request.optimizer in BASELINES:
             tuned = self.baseline(request)
             rate, setting = tuned.learning_rate, tuned.setting
-            optimizer = {"baseline": request.optimizer, "learning_rate": rate, "setting": setting}
-            run = functools.partial(run_baseline, tuned.baseline, rate, setting=setting)
-        else:
-            rule = self.rule(request.optimizer)
-            optimizer = {"rule": request.optimizer, "phi": _phi_digest(rule)}
-            run = functools.partial(run_rule, rule)
+            identity = {"baseline": request.optimizer, "learning_rate": rate, "setting": setting}
+            return Optimizer(identity, functools.partial(run_baseline, tuned.baseline, rate, setting=setting))
+        rule = self.rule(request.optimizer)
+        identity = {"rule": request.optimizer, "phi": _phi_digest(rule)}
+        return Optimizer(identity, functools.partial(run_rule, rule))
+
+    def losses(self, request: Request) -> Tensor:
+        """Returns f_t(θ_t) of every test optimizee, [horizon, K] float32; trains or tunes what that needs."""
+        optimizer, run = self.optimizer(request)
         identity = {
             "task": class_config(request.task),
-            "data": self.source(request.task.dataset),
+            "data": self.data_source(request.task),
             "horizon": request.horizon,
             "num_optimizees": request.num_optimizees,
             "seed": self.settings.seed,
@@ -239,12 +267,12 @@ class ResultStore:
         write_atomically(path, as_safetensors({"losses": losses}, metadata))
         return losses
 
-    def provenance(self, datasets: set[str | None]) -> dict[str, Any]:
-        """Returns what every result file says of its origin."""
+    def provenance(self, tasks: Iterable[Task]) -> dict[str, Any]:
+        """Returns what every result file says of its origin, the tasks' examples among it."""
         return {
             "seed": self.settings.seed,
             **origin("cpu"),
-            "data": sorted({self.source(name) for name in datasets}),
+            "data": sorted({self.data_source(task) for task in tasks}),
             "from_pretrained": self.settings.from_pretrained,
             "quick": self.settings.quick,
             "num_tuning_optimizees": self.count(self.settings.num_tuning_optimizees),

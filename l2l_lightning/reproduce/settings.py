@@ -12,7 +12,7 @@ from l2l_lightning.program import program
 
 EXPERIMENT_NAMES = (
     *("quadratic", "mnist", "epochs", "relu-to-sigmoid"),
-    *("graph", "preprocessing", "generalise", "cifar", "zero-shot"),
+    *("graph", "preprocessing", "generalise", "cifar", "art", "zero-shot"),
 )
 """The experiments in the order in which they run; `command.EXPERIMENTS` says what they are."""
 
@@ -44,6 +44,12 @@ class Settings:
     matrix: Literal["star", "full"] = _option(
         "star", "one thing varied at a time, or all crossed (many hours)"
     )
+    weights: str | None = _option(
+        None, "of art: VGG's, a file of torchvision's or IMAGENET1K_V1; else the package's small network"
+    )
+    contents: str | None = _option(None, "of art: folder of 6 pictures at least; else two photographs")
+    style: str | None = _option(None, "of art: the picture whose style is trained on; else a drawn one")
+    new_style: str | None = _option(None, "of art: the picture whose style is new; else two drawn ones")
     problems: tuple[str, ...] = _option((), "of zero-shot: names or patterns such as 'digits*'; all without")
     peers: tuple[str, ...] = _option((), "of zero-shot: names or patterns such as 'adamw*'; all without")
     workers: int = _option(os.cpu_count() or 1, "of zero-shot: processes of one thread each")

@@ -1,4 +1,4 @@
-"""Neural art as a task: the picture is optimised itself, to have the content of one and the style of another."""
+"""Neural art as a task: a picture is optimised itself, to have one's content and another one's style."""
 
 from __future__ import annotations
 

@@ -15,10 +15,10 @@ from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, WeightsE
 from l2l_lightning.rollout.optimizees import Optimizees, derive_generator
 from l2l_lightning.tasks import StyleTransfer, Task
 from l2l_lightning.tasks.style import networks
+from l2l_lightning.tasks.style.feature_training import train_features
 from l2l_lightning.tasks.style.networks import small_network, vgg_network
 from l2l_lightning.tasks.style.pictures import photographs, square
 from l2l_lightning.tasks.style.textures import TEXTURES
-from l2l_lightning.tasks.style.feature_training import train_features
 
 PICTURES = torch.rand(7, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 
@@ -241,8 +241,8 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG and then nothing")
     with pytest.raises(DataCorruptedError, match=r"a.png cannot be read as a picture"):
         make(styles=tmp_path / "a.png")
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataNotFoundError, match=r"no pictures \(.*\) in the folder"):
-        (tmp_path / "empty").mkdir()
         make(styles=tmp_path / "empty")
     Image.new("I;16", (20, 20)).save(tmp_path / "deep.png")
     with pytest.raises(DataCorruptedError, match="more than 8 bits a channel"):

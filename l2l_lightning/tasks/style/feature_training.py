@@ -49,7 +49,7 @@ def train_features(
         patches = torch.stack([_patch(sources[int(label)], generator) for label in labels])
         loss = F.cross_entropy(head(network(patches).mean((-2, -1))), labels)
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
         if step % max(steps // 100, 1) == 0:
@@ -71,7 +71,8 @@ def _grating(generator: torch.Generator) -> Tensor:
     along = x * math.cos(math.pi * angle) + y * math.sin(math.pi * angle)
     wave = 0.5 + 0.5 * torch.sin(2 * math.pi * (along / (3 + 21 * width) + phase))
     grating = torch.lerp(colours[0], colours[1], wave)
-    return grating + 0.2 * noise * torch.randn(grating.shape, generator=generator)
+    noisy: Tensor = grating + 0.2 * noise * torch.randn(grating.shape, generator=generator)
+    return noisy
 
 
 def _patch(picture: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,4 +82,5 @@ def _patch(picture: Tensor, generator: torch.Generator) -> Tensor:
     patch = picture[:, row : row + PATCH, column : column + PATCH]
     contrast = 0.6 + 0.8 * torch.rand(1, 1, 1, generator=generator)
     colour = 0.2 * torch.randn(3, 1, 1, generator=generator)
-    return 0.5 + contrast * (patch - 0.5) + colour
+    drawn: Tensor = 0.5 + contrast * (patch - 0.5) + colour
+    return drawn

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from l2l_lightning.errors import WeightsError
 
 SHIPPED = "features.safetensors"
-"""The file beside this module with the small network's weights, which `feature_training.train_features` makes."""
+"""The file beside this module with the small network's weights, which `feature_training` makes."""
 
 DOWNLOADED = "IMAGENET1K_V1"
 """The weights that torchvision downloads: VGG-19's, as Gatys et al.'s network is."""
@@ -136,19 +136,18 @@ def _vgg_state(weights: str) -> dict[str, Tensor]:
         ) from error
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, safetensors.SafetensorError) as error:
         how = "could not be downloaded" if weights == DOWNLOADED else "cannot be read as a state dict"
-        raise WeightsError(f"weights={weights!r} {how}: {first_line(error)}") from error
+        raise WeightsError(f"weights={weights!r} {how}: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise _no_vgg(weights, "it is no dict of tensors")
     return state
 
 
 def _no_vgg(weights: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"weights={weights!r} is no state dict of torchvision's vgg16 or vgg19: {' '.join(reason.split())[:200]}"
-    )
+    short = " ".join(reason.split())[:200]
+    return WeightsError(f"weights={weights!r} is no state dict of torchvision's vgg16 or vgg19: {short}")
 
 
-def first_line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
@@ -213,7 +212,7 @@ class LayerOutputs:
         except Exception as error:  # whatever code of the user's raises
             raise ValueError(
                 f"features cannot be computed of a picture of size {size} ({type(error).__name__}: "
-                f"{first_line(error)}): is it too small for the network's strides and pools?"
+                f"{_first_line(error)}): is it too small for the network's strides and pools?"
             ) from error
         for name, value in outputs[0].items():
             if not isinstance(value, Tensor) or value.ndim != 3:
