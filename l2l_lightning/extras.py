@@ -12,6 +12,7 @@ EXTRAS = {
     "train": ("lightning", "jsonargparse", "torchmetrics", "wandb", "rich", "matplotlib", "tensorboardX"),
     "data": ("torchvision", "PIL", "scipy"),
     "hub": ("huggingface_hub",),
+    "analysis": ("pandas",),
     "peers": ("prodigyopt", "dog", "schedulefree"),
     "reproduce": ("sklearn",),
 }

@@ -26,7 +26,8 @@ from l2l_lightning.comparison.statistics import (
     sum_losses,
     summary,
 )
-from l2l_lightning.errors import MissingPackageError, ResultsError
+from l2l_lightning.errors import ResultsError
+from l2l_lightning.extras import needed_by
 from l2l_lightning.provenance import commit, instruction_set, versions
 from l2l_lightning.tables import Column, FittingTable
 
@@ -252,10 +253,8 @@ class Comparison:
             MissingPackageError: pandas is not installed.
             ValueError: `what` is neither.
         """
-        try:
+        with needed_by("to_pandas()"):
             import pandas
-        except ImportError as error:
-            raise MissingPackageError("to_pandas() needs the package pandas: pip install pandas") from error
         if what == "table":
             return pandas.DataFrame(self.rows()).set_index("optimizer")
         if what != "losses":

@@ -288,7 +288,7 @@ class Frame:
 
 def test_to_pandas_is_the_table_or_every_loss(comparison, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingPackageError, match="pip install pandas") as missing:
+    with pytest.raises(MissingPackageError, match=r"pip install .l2l-lightning\[analysis\]") as missing:
         comparison.to_pandas()
     assert isinstance(missing.value, ImportError)
     monkeypatch.setitem(sys.modules, "pandas", SimpleNamespace(DataFrame=Frame))
