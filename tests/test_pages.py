@@ -190,7 +190,7 @@ def test_the_readme_is_short_and_names_what_a_newcomer_needs():
     assert len(PAGES[README].splitlines()) <= MOST_LINES
     for needed in (
         "git clone",
-        "pip install -e .",
+        "pip install -e '.[train]'",
         "python -m l2l_lightning fit",
         "total_steps=",
         "When it fails",

@@ -161,7 +161,7 @@ class Task(Configurable, ABC):
             self._one_by_one = {**self._one_by_one, way: one_by_one}
             return losses
         if self._one_by_one[way]:
-            return self._looped(thetas, _rows(batches, len(thetas)))
+            return self._looped(thetas, rows(batches, len(thetas)))
         losses = torch.func.vmap(self.loss)(thetas, batches)
         return losses
 
@@ -189,7 +189,7 @@ class Task(Configurable, ABC):
             if buffers:  # of which it may have updated some
                 kept = {name: value.detach().copy_(before[name]) for name, value in buffers.items()}
                 batches = batches._replace(buffers=kept)
-            losses = self._first_looped(thetas, _rows(batches, len(thetas)))  # raises the loss's own fault
+            losses = self._first_looped(thetas, rows(batches, len(thetas)))  # raises the loss's own fault
             if not any(self._one_by_one.values()):
                 reason = str(error).partition("\n")[0].partition(". ")[0]
                 message = (
@@ -248,7 +248,7 @@ class Task(Configurable, ABC):
         return f"{type(self).__name__}({arguments})"
 
 
-def _rows(batches: Batch, count: int) -> list[Batch]:
+def rows(batches: Batch, count: int) -> list[Batch]:
     """Returns batches [K, …] one by one, as views."""
     return [tree_map(lambda leaf, k=k: leaf[k], batches) for k in range(count)]
 

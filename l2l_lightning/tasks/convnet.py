@@ -15,7 +15,7 @@ from l2l_lightning.data.data_sets import DATA_SETS
 from l2l_lightning.data.examples import Examples
 from l2l_lightning.data.images import Images, need_examples
 from l2l_lightning.rules.layout import ParameterInfo
-from l2l_lightning.tasks.base import Batch, Task, split_vector
+from l2l_lightning.tasks.base import Batch, Task, rows, split_vector
 
 KERNEL = 5
 """Rows and columns of a convolution's kernel; zeros around the images keep their size."""
@@ -170,7 +170,11 @@ class ImageConvNet(Task):
 
         torch.func.vmap makes a grouped convolution of the K, which takes a CPU longer.
         """
-        return self._looped(thetas, batches) if thetas.is_cpu else super().losses(thetas, batches)
+        return (
+            self._looped(thetas, rows(batches, len(thetas)))
+            if thetas.is_cpu
+            else super().losses(thetas, batches)
+        )
 
     def loss(self, theta: Tensor, batch: Batch) -> Tensor:
         """Computes f(θ) of θ [N] on images [B, colours, H, W] and labels [B]."""

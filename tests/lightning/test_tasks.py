@@ -440,7 +440,7 @@ def test_a_loss_of_ones_own_that_is_wrong_is_blamed_itself():
         (lambda: Quadratic(variant="papers"), "variant must be one of paper, deepmind, got 'papers'"),
         (lambda: NoisyScaledSquare(scale_low=2.0), "scale_high must be at least 2.0, got 1.5"),
         (lambda: MNISTMLP(hidden_sizes=[20, 0]), r"hidden_sizes\[1\] must be at least 1, got 0"),
-        (lambda: ImageMLP("cifar"), "dataset must be one of mnist, digits, smiles, .*cifar10.*, got 'cifar'"),
+        (lambda: ImageMLP("cifar"), "dataset must be one of mnist, digits, .*cifar10.*, got 'cifar'"),
         (lambda: MNISTMLP(activation="swish"), "activation must be one of sigmoid, relu, tanh, elu, got 'sw"),
         (lambda: FunctionTask("no_such_module.f", dim=2), "f='no_such_module.f' cannot be imported .No mod"),
         (lambda: FunctionTask("f", dim=2), "f='f' cannot be imported"),
