@@ -12,7 +12,7 @@ from l2l_lightning import pretrained
 from l2l_lightning.comparison.baselines import BASELINES, run_baseline
 from l2l_lightning.comparison.plots import png
 from l2l_lightning.comparison.statistics import final_loss
-from l2l_lightning.reproduce import art, art_tasks
+from l2l_lightning.reproduce import art, art_tasks, curves
 from l2l_lightning.reproduce.art_pictures import Strip, pictures_figure, styled
 from l2l_lightning.reproduce.command import reproduce
 from l2l_lightning.reproduce.recipes import RECIPES
@@ -28,10 +28,11 @@ COMMITTED = Path(__file__).parents[2] / "benchmarks/results/reproduction/art/res
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """Pictures of 8×8 and 16×16, one baseline."""
+    """Pictures of 8×8 and 16×16, one baseline, and no drawing of curves, which other tests look at."""
     for module in (art, art_tasks):
         monkeypatch.setattr(module, "SIZE", 8)
     monkeypatch.setattr(art, "BASELINES", ("adam",))
+    monkeypatch.setattr(curves, "curves_picture", lambda *_: b"")
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from l2l_lightning.tasks.style.feature_training import train_features
 from l2l_lightning.tasks.style.networks import small_network, vgg_network
 from l2l_lightning.tasks.style.pictures import photographs, square
 from l2l_lightning.tasks.style.textures import TEXTURES
+from l2l_lightning.training.meta_learner import MetaLearner
 
 PICTURES = torch.rand(7, 3, 20, 24, generator=torch.Generator().manual_seed(0))
 
@@ -312,6 +313,19 @@ def test_weights_that_are_no_vggs_are_refused_and_nothing_in_them_is_executed(tm
         WeightsError, match="IMAGENET1K_V1' could not be downloaded: <urlopen error no network>"
     ):
         vgg_network(networks.DOWNLOADED)
+
+
+def test_fit_meta_trains_a_rule_on_it(tiny_fit, tmp_path):
+    for index, picture in enumerate((255 * PICTURES).byte()):
+        Image.fromarray(picture.movedim(0, -1).numpy()).save(tmp_path / f"{index}.png")
+    named = {"contents": tmp_path, "styles": "dots", "size": "8", "start": "content"}
+    options = [f"--model.task.{name}={value}" for name, value in named.items()]
+    folder = tiny_fit("--config=mnist", "--model.task=l2l_lightning.tasks.StyleTransfer", *options)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert f"StyleTransfer(contents={tmp_path}, styles=dots, size=8" in summary["task"]
+    learner = MetaLearner.from_checkpoint(next(folder.rglob("last.ckpt")))
+    assert isinstance(learner.task, StyleTransfer)
+    assert learner.task.start == "content"
 
 
 def test_generated_styles_are_colours_and_always_the_same():
