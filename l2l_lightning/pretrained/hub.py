@@ -44,7 +44,7 @@ def fetch(repository: str, file: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import hf_hub_download
 
-    with _explained(repository, f"load {file}", revision):
+    with _explained(repository, f"load {file}", file, revision):
         size = hf_hub_download(repository, file, revision=revision, dry_run=True).file_size
         if size > MAX_BYTES:
             raise HubError(
@@ -65,7 +65,7 @@ def upload(repository: str, files: Mapping[str, bytes], private: bool | None, me
 
     api = HfApi(library_name="l2l-lightning")
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with _explained(repository, "upload the rule", None):
+    with _explained(repository, "upload the rule"):
         api.create_repo(repository, private=private, exist_ok=True)
         return str(api.create_commit(repository, operations, commit_message=message).commit_url)
 
@@ -80,7 +80,9 @@ def cached_rules() -> list[Path]:
 
 
 @contextlib.contextmanager
-def _explained(repository: str, what: str, revision: str | None) -> Iterator[None]:
+def _explained(
+    repository: str, what: str, file: str | None = None, revision: str | None = None
+) -> Iterator[None]:
     """Says in one line what the hub's client raises, which takes many, by the name of the repository."""
     from huggingface_hub import constants, errors
 
@@ -105,7 +107,7 @@ def _explained(repository: str, what: str, revision: str | None) -> Iterator[Non
     except errors.RevisionNotFoundError as error:
         raise HubError(f"{start} has no revision {revision!r}") from error
     except errors.EntryNotFoundError as error:
-        raise HubError(f"{start} has no file to {what}: it is no rule's repository") from error
+        raise HubError(f"{start} has no file {file}: it is not a rule that push_to_hub uploaded") from error
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         hint = f": {log_in}, with a token that may write" if status in (401, 403) else ""
