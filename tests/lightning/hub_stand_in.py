@@ -63,10 +63,11 @@ class Hub:
                 if self.path == "/api/repos/create":
                     asked = json.loads(body)
                     repository = f"{asked.get('organization') or 'me'}/{asked['name']}"
+                    url = f"{hub.url}/{repository}"
                     if repository in hub.repositories:
-                        return self.answer(409, {"error": "You already created this model repo"})
+                        return self.answer(409, {"error": "You already created this model repo", "url": url})
                     hub.repositories[repository], hub.private[repository] = [], asked.get("private")
-                    return self.answer(200, {"url": f"{hub.url}/{repository}"})
+                    return self.answer(200, {"url": url})
                 repository, action = re.match(
                     r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path
                 ).groups()

@@ -162,7 +162,7 @@ def test_a_download_that_fails_or_cannot_be_is_an_error(tmp_path, downloads):
         with pytest.raises(DataNotFoundError, match=rf"{name!r} cannot be downloaded.*--data.download false"):
             load_images(name, tmp_path, download=True)
     with pytest.raises(
-        ValueError, match="unknown data set 'cifar'; available: 'mnist', 'digits', .*'cifar10'"
+        ValueError, match=r"unknown data set 'cifar'; available: 'mnist', 'digits', .*'cifar10'"
     ):
         load_images("cifar")
 

@@ -15,13 +15,12 @@ from l2l_lightning.errors import HubError, L2LError, MissingPackageError, Weight
 from l2l_lightning.pretrained import card, hub, push_to_hub
 from l2l_lightning.rules import CoordinatewiseLSTM
 
-huggingface_hub = pytest.importorskip("huggingface_hub")
+constants = pytest.importorskip("huggingface_hub.constants")
 
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     server = Hub()
-    constants = huggingface_hub.constants  # read from its variables when it is imported
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, server.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
@@ -92,7 +91,7 @@ def test_what_is_in_the_cache_needs_no_network(stand_in, rule, monkeypatch):
     assert_same(load("me/rule"), rule)
     with pytest.raises(HubError, match=r"^me/new on .*: cannot upload the rule: \w+: .*refused"):
         push_to_hub(rule, "me/new")
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert_same(load("me/rule"), rule)
     with pytest.raises(HubError, match=r"^me/other on .* cannot be reached, and .* not in the cache: "):
         load("me/other")
