@@ -46,7 +46,7 @@ def fetch(repository: str, file: str, revision: str | None = None) -> Path:
 
     with _explained(repository, f"load {file}", file, revision):
         size = hf_hub_download(repository, file, revision=revision, dry_run=True).file_size
-        if size > MAX_BYTES:
+        if size is not None and size > MAX_BYTES:
             raise HubError(
                 f"{repository}: its {file} has {size:,} bytes, and no rule has more than {MAX_BYTES:,}"
             )

@@ -66,7 +66,9 @@ class Hub:
                     url = f"{hub.url}/{repository}"
                     if repository in hub.repositories:
                         return self.answer(409, {"error": "You already created this model repo", "url": url})
-                    hub.repositories[repository], hub.private[repository] = [], asked.get("private")
+                    hub.repositories[repository] = []
+                    # Versions of the client say it in two ways.
+                    hub.private[repository] = asked.get("private", asked.get("visibility") == "private")
                     return self.answer(200, {"url": url})
                 repository, action = re.match(
                     r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main", self.path
