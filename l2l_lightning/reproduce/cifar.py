@@ -43,8 +43,7 @@ NOTE = (
     "LSTM-sub was trained on nothing but the labels that the panels of 5 and 2 leave out, "
     f"{', '.join(map(str, HELD_OUT_LABELS))}. It and the LSTM went on from the rule of the mixture of "
     "perceptrons on MNIST, which is shown as it was. With DeepMind's settings (k = 5, scale 0.01, windows of "
-    "20, rate 0.001) φ was drawn, and trained on as many rollouts as the others: a hundredth of those of "
-    "DeepMind's code."
+    "20, rate 0.001) φ was drawn, and trained on as many rollouts as the others; DeepMind's takes 10,000."
 )
 
 
