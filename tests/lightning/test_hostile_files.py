@@ -252,6 +252,27 @@ def test_what_is_no_dotted_path_is_not_imported(path, rewrite, evil, tmp_path):
     assert not evil.exists()
 
 
+OBJECT = {"class_path": POPEN, "init_args": {"args": "touch", "shell": True}}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["evil_module.f", "os.system", f"{{class_path: {POPEN}, init_args: {{args: touch}}}}", OBJECT, [OBJECT]],
+    ids=["module", "standard library", "YAML", "class", "list"],
+)
+@pytest.mark.parametrize("name", ["train", "test"])
+def test_code_that_a_checkpoint_names_as_its_data_is_not_imported(name, value, rewrite, evil, fails):
+    path = rewrite(lambda c: c["l2l_lightning"]["data"].update({name: value}))
+    for command in ("test", "fit"):
+        printed = fails(command, f"--ckpt_path={path}", "--wandb=off")
+        assert re.search(
+            r"changed\.ckpt (names .*--trust|.*cannot be used: data: .* must be a dotted)", printed
+        )
+        assert printed.count("\n") == 1
+    assert not evil.exists()
+    assert "evil_module" not in sys.modules
+
+
 def test_code_that_is_trusted_is_imported(rewrite, evil, tmp_path, capsys):
     path = rewrite(NAMED["task"])
     with pytest.raises(CheckpointError, match=r"names evil_module\.Task"):

@@ -1,6 +1,7 @@
 """Data of one's own: which split serves what, the same numbers wherever it is kept, and what is refused."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,10 +32,12 @@ from l2l_lightning.data import (
     LoadedExamples,
     Splits,
     TensorExamples,
-    load_images,
 )
+from l2l_lightning.rollout.cuda_graphs import CaptureError
+from l2l_lightning.rollout.rollout import allowed_graphs
 from l2l_lightning.training.checkpoints import CheckpointError, read
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs/data.md"
 INPUTS = torch.randn(90, 3, generator=generator())
 PAIRS = (INPUTS, INPUTS.sum(-1, keepdim=True))
 
@@ -202,6 +205,20 @@ def test_minibatches_are_found_in_any_order():
         assert torch.equal(targets, PAIRS[1][indices])
 
 
+def test_examples_that_stay_where_they_are_are_moved_minibatch_by_minibatch():
+    """Beside θ on another device, which no CUDA graph would notice."""
+    examples = TensorExamples(*PAIRS, "pairs")
+    optimizees = Optimizees(make_task(), examples, 0, "train", range(2), device="meta")
+    assert optimizees.draw(3).device.type == "cpu"
+    inputs, targets = optimizees.next_batches()
+    assert (inputs.device.type, targets.device.type) == ("meta", "meta")
+    assert optimizees.held_out_losses(examples).device.type == "meta"
+    assert allowed_graphs(None, optimizees) is False
+    with pytest.raises(CaptureError, match=r"must not be true .*\(--data\.memory_limit\)"):
+        allowed_graphs(True, optimizees)
+    assert allowed_graphs(True, Optimizees(make_task(), examples, 0, "train", [0])) is True
+
+
 def test_inputs_and_targets_may_be_trees_of_any_dtype():
     pixels = torch.arange(48, dtype=torch.uint8).view(12, 1, 2, 2)
     dataset = Items(lambda i: ({"image": pixels[i], "words": torch.arange(3) + i}, (float(i), i > 5)))
@@ -344,10 +361,22 @@ def test_a_task_and_its_data_must_be_meant_for_each_other():
     data = MetaData()
     data.load(make_task())
     assert data.source.startswith("embedded MNIST subset")  # as ever
-    splits = Splits(*(images.of_classes([4, 2]) for images in load_images("digits")))
+    splits = Splits(*(TensorExamples(*part(n, n + 30), "a third") for n in (0, 30, 60)))
     data = MetaData(train=splits)
     data.load(make_task())
     assert data.splits is splits
+
+
+def test_the_documentations_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "book.txt").write_text("to be or not to be " * 40, encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", DOCUMENTATION.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["network"]()(torch.zeros(2, 5, dtype=torch.int64)).shape == (2, 5, 8)
+    assert "classes 0, 2, 4, 6, 8 5 [0, 1, 2, 3, 4]" in capsys.readouterr().out
+    assert len(names["test"]()) == 200
 
 
 # Folders of images
