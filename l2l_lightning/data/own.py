@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,8 +91,11 @@ def recorded(value: OwnData) -> str | dict[str, str] | None:
     if isinstance(value, str | Path):
         folder = Path(value).expanduser()
         return str(folder.resolve()) if folder.is_dir() else str(value)
-    if _is_function(value) and is_dotted_path(path := dotted_path(value)):
-        return path
+    if _is_function(value):
+        path = dotted_path(value)
+        module, _, name = path.rpartition(".")
+        # A method or a nested function could not be found again.
+        return path if getattr(sys.modules.get(module), name, None) is value else {FROM_PYTHON: path}
     return {FROM_PYTHON: _described(value)}
 
 

@@ -53,6 +53,8 @@ class Mixture(Task):
             raise ValueError(f"tasks must share one data set, got {', '.join(datasets)}")
         self.dataset = datasets[0] if datasets else None
         self.accepts_own_data = all(task.accepts_own_data for task in self.tasks if task.dataset is not None)
+        sources = dict.fromkeys(task.data_source for task in self.tasks if task.data_source)
+        self.data_source = "; ".join(sources) or None
         self.num_coordinates = max(task.num_coordinates for task in self.tasks)
 
     @property

@@ -134,6 +134,7 @@ def test_a_sample_that_is_not_told_the_split_is_recorded_as_what_it_is():
     assert Optimizees(task, None, 0, "test", [0]).data_source == data.source
     drawn = [task.on_split(split).batch((), None, generator())[0] for split in Splits._fields]
     assert torch.equal(drawn[0], drawn[2])
+    assert Mixture([task, Quadratic(), task]).data_source == data.source
     told = make_task(sample=of_split)
     assert told.on_split("test") is told.on_split("test")
     assert told.on_split("test").config() == told.config()
@@ -239,6 +240,8 @@ def test_a_checkpoint_names_what_can_be_named_and_says_what_cannot(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     named = MetaData(train=train_function, validation=f"{__name__}.validation_function", test=str(folder))
+    nested = MetaData(train=lambda: PAIRS).settings()["train"]
+    assert nested.keys() == {"from_python"}
     assert [named.settings()[name] for name in Splits._fields] == [
         *(f"{__name__}.{name}_function" for name in ("train", "validation")),
         str(folder),
