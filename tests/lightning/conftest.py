@@ -1,6 +1,7 @@
 """Fixtures for tests that run the command line in this process."""
 
 import copy
+import signal
 
 import pytest
 from meta_training import cut_run
@@ -28,6 +29,14 @@ def no_data_of_the_users(monkeypatch):
     """Tests run on the embedded subset, whatever the user's shell says."""
     monkeypatch.delenv("L2L_DATA", raising=False)
     monkeypatch.delenv("L2L_SMILES", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Ctrl-C interrupts: tests that are started in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

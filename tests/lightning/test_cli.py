@@ -31,7 +31,7 @@ def load(checkpoint):
     return torch.load(checkpoint, weights_only=True)
 
 
-SLOW = ("mnist_mixture", "mnist_activations")
+SLOW = ("mnist_mixture", "mnist_activations", "cifar", "colour_digits", "deepmind_code_mnist", "mnist_tanh")
 
 
 @pytest.mark.parametrize(

@@ -80,8 +80,10 @@ ACCUMULATED = {"accumulate_grad_batches": 2, "val_check_interval": 4}
 @pytest.mark.parametrize(
     ("devices", "settings", "averaging"),
     [
-        pytest.param(2, ACCUMULATED, [], id="2, accumulated", marks=pytest.mark.slow),
-        pytest.param(4, CLIPPED, [PhiAveraging(decay=0.7)], id="4, clipped and averaged"),
+        pytest.param(2, ACCUMULATED, [], id="2, accumulated"),
+        pytest.param(
+            4, CLIPPED, [PhiAveraging(decay=0.7)], id="4, clipped and averaged", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_several_processes_give_the_phi_of_one_with_all_their_tasks(

@@ -58,14 +58,6 @@ def leaves(value, path=""):
         yield path, value.tolist() if isinstance(value, torch.Tensor) else value
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    """Ctrl-C interrupts: tests that are started in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.fixture
 def signal_at(monkeypatch):
     """Has runs receive signals as soon as they have done so many meta-steps; `signal_at(None)` ends it."""
@@ -121,7 +113,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("number", "step"), [(signal.SIGINT, 13), (signal.SIGTERM, 12), (signal.SIGTERM, 24)]
+    ("number", "step"),
+    [(signal.SIGINT, 13), (signal.SIGTERM, 24), pytest.param(signal.SIGTERM, 12, marks=pytest.mark.slow)],
 )
 def test_a_signal_stops_after_a_whole_meta_step_and_the_run_goes_on(
     tmp_path, capsys, in_peace, number, step, signal_at
@@ -192,7 +185,7 @@ def test_a_trainer_leaves_signals_as_they_were_and_takes_a_relative_root_once(tm
     assert (tmp_path / "here/checkpoints/last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("window", [7, 8])
+@pytest.mark.parametrize("window", [7, pytest.param(8, marks=pytest.mark.slow)])
 def test_a_signal_in_the_middle_of_an_accumulation_waits_for_its_end(tmp_path, capsys, monkeypatch, window):
     accumulating = [*SMALL, "--trainer.accumulate_grad_batches=2"]
     main(["fit", *accumulating, f"--trainer.default_root_dir={tmp_path / 'peace'}"])
@@ -215,7 +208,7 @@ def test_a_signal_in_the_middle_of_an_accumulation_waits_for_its_end(tmp_path, c
     assert contents(the_run(tmp_path / "cut")) == contents(the_run(tmp_path / "peace"))
 
 
-@pytest.mark.parametrize("interval", [5, 24])
+@pytest.mark.parametrize("interval", [5, pytest.param(24, marks=pytest.mark.slow)])
 def test_the_last_checkpoint_is_of_the_runs_end(tmp_path, interval):
     """Whether a validation ends the run or not."""
     options = [f"--trainer.val_check_interval={interval}", f"--trainer.default_root_dir={tmp_path}"]
