@@ -106,6 +106,8 @@ def test_a_command_runs(command, checkpoint, tmp_path, monkeypatch, capsys):
         command = command.removesuffix("--data.root FOLDER")
     arguments = shlex.split(command.replace("CHECKPOINT", str(checkpoint)).replace("FOLDER", str(tmp_path)))
     tiny = {"info": [], "reproduce": ["--quick", "--num-tuning-optimizees=1"]}.get(arguments[0], TINY)
+    if "zero-shot" in arguments:
+        tiny = [*tiny, "--problems", "logistic*"]
     main([*arguments, *tiny])
     assert capsys.readouterr().out
 

@@ -62,15 +62,18 @@ def test_a_device_holds_the_backward_in_every_precision(target, precision, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
 def test_every_alternative_compiles(target):
-    """Whether it fits is a matter of the device's limits, which `run` would meet by name."""
-    reports = list(compile_report(LSTMSpec(2, 20), [target], alternatives=True))
+    """Whether it fits is a matter of the device's limits, which `run` would meet by name.
+
+    For other devices, and for numbers of coordinates that are divisible by 16, compile_report.py does it.
+    """
+    reports = list(compile_report(LSTMSpec(2, 20), [target], divisible=(False,), alternatives=True))
     counts = {
         kernel: sum(target != "gfx942" or config.max_registers is None for config in alternatives)
         for kernel, alternatives in configs.ALTERNATIVES.items()
     }
-    assert len(reports) == 2 * (counts["step"] + 2 * counts["bptt"])
+    assert len(reports) == counts["step"] + 2 * counts["bptt"]
     assert {r.launches for r in reports} == {1, 2}
 
 
