@@ -7,6 +7,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from l2l_kernels import LSTMSpec, reference
@@ -38,6 +39,7 @@ class Corrected(LSTMRule):
         horizon_free: ZeroShot's.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        decay_facts: ZeroShot's; `start_from` takes that of the one it gets.
     """
 
     coordinatewise = False
@@ -53,15 +55,22 @@ class Corrected(LSTMRule):
         horizon_free: bool,
         forget_bias: float,
         backend: str | None,
+        decay_facts: Literal[2, 4],
     ) -> None:
         check_positive(bound=bound)
-        base = ZeroShot(orthogonal, horizon_free)
+        base = ZeroShot(orthogonal, horizon_free, decay_facts=decay_facts)
         spec = LSTMSpec(1, hidden_size, "features", output_scale=bound, width=width, output="tanh")
         super().__init__(spec, 0.0, forget_bias, backend, base.features)
         self.bound = bound
         self.orthogonal = orthogonal
         self.horizon_free = horizon_free
+        self.decay_facts = decay_facts
         self.base = _frozen(base)
+
+    def config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments, without `decay_facts` where it is as in earlier versions."""
+        arguments = super().config()
+        return {name: arguments[name] for name in arguments if name != "decay_facts" or self.decay_facts != 2}
 
     def read_by_lstm(self, inputs: Tensor) -> Tensor:
         """Returns the last `width` features."""
@@ -70,6 +79,10 @@ class Corrected(LSTMRule):
     def start_from(self, trained: Rule) -> None:
         """Takes φ from a rule of the same shape, or from a `ZeroShot` what this one corrects."""
         if isinstance(trained, ZeroShot):
+            if self.decay_facts != trained.decay_facts:
+                self.decay_facts = trained.decay_facts
+                base = ZeroShot(self.orthogonal, self.horizon_free, decay_facts=trained.decay_facts)
+                self.base = _frozen(base.to(self.base.log_step))
             self.base.load_state_dict(trained.state_dict())
         else:
             super().start_from(trained)
@@ -98,6 +111,7 @@ class CorrectedDirection(Corrected):
         horizon_free: Go without T.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        decay_facts: How many facts ZeroShot's decay of the weights follows; `start_from` sets it.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -117,10 +131,10 @@ class CorrectedDirection(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        decay_facts: Literal[2, 4] = 2,
     ) -> None:
-        super().__init__(
-            NominalFeatures.width, hidden_size, bound, orthogonal, horizon_free, forget_bias, backend
-        )
+        of_base = orthogonal, horizon_free, forget_bias, backend, decay_facts
+        super().__init__(NominalFeatures.width, hidden_size, bound, *of_base)
 
     def corrected(self, correction: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
         """−η (d + c_t) as long as −η d."""
@@ -147,6 +161,7 @@ class CorrectedStepSize(Corrected):
         horizon_free: Go without T.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        decay_facts: How many facts ZeroShot's decay of the weights follows; `start_from` sets it.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -166,8 +181,10 @@ class CorrectedStepSize(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        decay_facts: Literal[2, 4] = 2,
     ) -> None:
-        super().__init__(OF_TENSORS, hidden_size, bound, orthogonal, horizon_free, forget_bias, backend)
+        of_base = orthogonal, horizon_free, forget_bias, backend, decay_facts
+        super().__init__(OF_TENSORS, hidden_size, bound, *of_base)
 
     def population_step(
         self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor

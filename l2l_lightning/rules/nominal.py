@@ -32,6 +32,8 @@ FACTS = (
     "progress · log SNR",
 )
 """What the logarithm of a tensor's step size is linear in; the last inputs."""
+DECAY_FACTS = ("one", "log SNR", "log T", "log slow SNR")
+"""What the logarithm of the decay of weights is linear in."""
 
 SNR = FACTS.index("log SNR")
 

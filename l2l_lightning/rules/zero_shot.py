@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from l2l_lightning.checks import check_switches
 from l2l_lightning.rules.base import PopulationStep, TensorStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
-from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, SNR, NominalFeatures
+from l2l_lightning.rules.nominal import DECAY_FACTS, DIRECTIONS, FACTS, NominalFeatures
 from l2l_lightning.rules.orthogonal import is_orthogonalised, orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 from l2l_lightning.rules.zero_shot_step import ZeroShotStep
 
-LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0)
+LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0, 0.0, 0.0)
 LOG_POWER, LOG_WARM_UP = 0.0, -3.0
 """Where φ starts: NAdam's direction, one step size of 0.05, a warm-up of a twentieth, and linear decay."""
 
@@ -28,13 +28,14 @@ class ZeroShot(UpdateRule):
 
         d = N + (a₀ + a₁ x) g/√v̂ + (b₀ + b₁ x) m̂₂/√v̂                    the direction
         η = exp(w · f) · min(1, t / (ω T) + 0.01) · (1 − t/T)^p           facts, warm-up, decay of the step
-        λ = exp(l₀ + l₁ log SNR)                                          decay of the weights
+        λ = exp(l · f')                                                   decay of the weights
 
-    where d is orthogonalised for matrices with both sides of 4 and more (if `orthogonal`), and λ is 0 for all
-    other tensors. φ is w, a, b, ω, p and l. Nothing depends on the gradients' scale as long as their squares
-    are numbers (from about 1e-18 to 1e18 in float32); a coordinate whose gradient always was zero stays, in a
-    matrix that is not orthogonalised or whose row has none either; and all stays from step T on, if T is
-    known. The state that a parameter takes is three float32 statistics, 12 bytes, or 8 where it is compact.
+    with f' the first 2 or 4 of DECAY_FACTS. d is orthogonalised for matrices with both sides of 4 and more
+    (if `orthogonal`), and λ is 0 for all other tensors. φ is w, a, b, ω, p and l. Nothing depends on the
+    gradients' scale as long as their squares are numbers (from about 1e-18 to 1e18 in float32); a coordinate
+    whose gradient always was zero stays, in a matrix that is not orthogonalised or whose row has none either;
+    and all stays from step T on, if T is known. The state that a parameter takes is three float32 statistics,
+    12 bytes, or 8 where it is compact.
 
     A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
     evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs
@@ -44,9 +45,11 @@ class ZeroShot(UpdateRule):
         orthogonal: Orthogonalise the updates of matrices with both sides of 4 and more.
         horizon_free: Go without T, which the rule otherwise needs (see `NominalFeatures`).
         compact: Keep the two means of gradients in bfloat16.
+        decay_facts: How many of DECAY_FACTS the decay of the weights follows: 4, or the 2 that it had first.
 
     Raises:
-        TypeError: An argument is no switch.
+        TypeError: A switch is none.
+        ValueError: decay_facts is neither 2 nor 4.
 
     Example:
         >>> from l2l_lightning import LearnedOptimizer
@@ -59,16 +62,26 @@ class ZeroShot(UpdateRule):
     coordinatewise = False
     finishes_shards = True
 
-    def __init__(self, orthogonal: bool = True, horizon_free: bool = False, compact: bool = False) -> None:
+    def __init__(
+        self,
+        orthogonal: bool = True,
+        horizon_free: bool = False,
+        compact: bool = False,
+        decay_facts: Literal[2, 4] = 2,
+    ) -> None:
         super().__init__()
         check_switches(orthogonal=orthogonal, horizon_free=horizon_free, compact=compact)
+        if decay_facts not in (2, 4):
+            raise ValueError(f"decay_facts must be 2 or 4, got {decay_facts!r}")
         self.orthogonal = orthogonal
         self.horizon_free = horizon_free
         self.compact = compact
+        self.decay_facts = decay_facts
+        self._of_decay = [FACTS.index(name) for name in DECAY_FACTS[:decay_facts]]
         self.features = NominalFeatures(horizon_free, compact)
         self.log_step = nn.Parameter(torch.empty(len(FACTS)))
         self.mixing = nn.Parameter(torch.empty(4))
-        self.decay = nn.Parameter(torch.empty(2))
+        self.decay = nn.Parameter(torch.empty(decay_facts))
         self.log_power = nn.Parameter(torch.empty(()))
         self.log_warm_up = nn.Parameter(torch.empty(()))
         self.reset_parameters()
@@ -78,23 +91,24 @@ class ZeroShot(UpdateRule):
         """Sets φ to its start, which nothing is drawn for."""
         self.log_step.copy_(torch.tensor(LOG_STEP))
         self.mixing.copy_(torch.tensor(MIXING))
-        self.decay.copy_(torch.tensor(DECAY))
+        self.decay.copy_(torch.tensor(DECAY[: self.decay_facts]))
         self.log_power.fill_(LOG_POWER)
         self.log_warm_up.fill_(LOG_WARM_UP)
 
     def config(self) -> dict[str, Any]:
-        """Returns the constructor's arguments, without `compact` where it is at its default.
+        """Returns the constructor's arguments, without those of later versions that are at their defaults.
 
-        State dicts know a rule by a hash of these, and those of earlier versions have no `compact`.
+        State dicts know a rule by a hash of these, and those of earlier versions have no others.
         """
-        arguments = super().config()
-        return arguments if self.compact else {k: v for k, v in arguments.items() if k != "compact"}
+        later = {"compact": False, "decay_facts": 2}
+        return {k: v for k, v in super().config().items() if k not in later or v != later[k]}
 
     def compacted(self) -> ZeroShot:
         """Returns the same rule with compact statistics; a subclass, which may read them, as it is."""
         if self.compact or type(self) is not ZeroShot:
             return self
-        other = ZeroShot(self.orthogonal, self.horizon_free, compact=True).to(self.log_step)
+        arguments = {**self.config(), "compact": True}
+        other = ZeroShot(**arguments).to(self.log_step)
         other.load_state_dict(self.state_dict())
         return other
 
@@ -140,7 +154,7 @@ class ZeroShot(UpdateRule):
 
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""
-        decays_here, log_snr = inputs[len(DIRECTIONS) + 1], inputs[SNR - len(FACTS)]
-        decay = decays_here * (self.decay[0] + self.decay[1] * log_snr).exp()
+        decays_here, facts = inputs[len(DIRECTIONS) + 1], inputs[-len(FACTS) :][self._of_decay]
+        decay = decays_here * (self.decay[:, None] * facts).sum(0).exp()
         direction = orthogonalised(update, layout) if self.orthogonal else update
         return direction - self.step_size(inputs) * decay * theta

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout, Time
-from l2l_lightning.rules.nominal import FAST, SNR, decays_of_means, log_snr, shape_facts
+from l2l_lightning.rules.nominal import FAST, decays_of_means, log_snr, shape_facts
 from l2l_lightning.rules.orthogonal import orthogonalised
 
 if TYPE_CHECKING:
@@ -88,5 +88,5 @@ class ZeroShotPopulation:
         warm_up = (progress / phis["log_warm_up"].exp()[:, None] + 0.01).clamp(max=1)
         cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()[:, None]
         size = log_size.clamp(max=3).exp() * warm_up * cool_down
-        decay = (phis["decay"][:, :1] + phis["decay"][:, 1:] * facts[:, SNR]).exp() * decays_here
+        decay = (phis["decay"][..., None] * facts[:, self.rule._of_decay]).sum(1).exp() * decays_here
         return size, size * decay

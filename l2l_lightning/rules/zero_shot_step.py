@@ -12,7 +12,7 @@ from l2l_kernels import Coefficients, SizeHead, nominal_sizes, nominal_step, nom
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout
-from l2l_lightning.rules.nominal import FACTS, FAST, UNKNOWN_FROM, decays_of_means, shape_facts
+from l2l_lightning.rules.nominal import DECAY_FACTS, FACTS, FAST, UNKNOWN_FROM, decays_of_means, shape_facts
 from l2l_lightning.rules.orthogonal import is_orthogonalised, newton_schulz, with_size_of
 
 if TYPE_CHECKING:
@@ -50,10 +50,12 @@ class ZeroShotStep:
         self.of_horizon = w["log T"]
         self.of_snr = w["log SNR"], w["progress · log SNR"], w["log slow SNR"]
         self.mixing = rule.mixing.tolist()
-        log_decay, self.of_decay = rule.decay.tolist()
+        of_decay = dict(zip(DECAY_FACTS, rule.decay.tolist(), strict=False))
+        self.decay_of_horizon = of_decay.get("log T", 0.0)
+        self.decay_of_snr = of_decay["log SNR"], of_decay.get("log slow SNR", 0.0)
         self.warm_up, self.power = rule.log_warm_up.exp().item(), rule.log_power.exp().item()
         decays_here, *shape = shape_facts(layout, statistics.dtype, statistics.device)
-        self.decay = math.exp(log_decay) * decays_here
+        self.decay = math.exp(of_decay["one"]) * decays_here
         known = [fact for fact in FACTS if fact not in MOVING]
         terms = [w[name] * fact for name, fact in zip(known, shape, strict=True)]
         self.log_size = torch.stack(terms).sum(0)
@@ -146,9 +148,11 @@ class ZeroShotStep:
             of_slow=of_slow,
             limit=3 - of_horizon,
             scale=math.exp(of_horizon) * schedule * lr,
-            of_decay=self.of_decay,
+            of_decay=self.decay_of_snr[0],
+            of_decay_slow=self.decay_of_snr[1],
         )
-        return nominal_sizes(sums, self.log_size, self.decay, head)
+        decay = self.decay * (total / 300) ** self.decay_of_horizon if self.decay_of_horizon else self.decay
+        return nominal_sizes(sums, self.log_size, decay, head)
 
     def _move(
         self, thetas: list[Tensor], indices: list[int], directions: Tensor, sizes: Tensor, shrink: float

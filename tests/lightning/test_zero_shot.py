@@ -37,9 +37,9 @@ def sample(generator):
     return x, x[:, :5].argmax(-1)
 
 
-def rule(orthogonal=True, horizon_free=False):
+def rule(orthogonal=True, horizon_free=False, decay_facts=2):
     """φ off its start, so that every constant has a part."""
-    made = ZeroShot(orthogonal, horizon_free).double()
+    made = ZeroShot(orthogonal, horizon_free, decay_facts=decay_facts).double()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for phi in made.parameters():
@@ -106,20 +106,23 @@ def by_hand(made, grads, starts):
                     s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
                 new = (u * s) @ vt
                 d = (new * (d.square().mean() / new.square().mean()).sqrt()).reshape(shape)
-            theta = theta - size * d - size * wide * math.exp(decay[0] + decay[1] * snr) * theta
+            of_decay = (1.0, snr, math.log(horizon / 300), slow)
+            shrink = math.exp(sum(a * b for a, b in zip(decay, of_decay, strict=False)))
+            theta = theta - size * d - size * wide * shrink * theta
         result.append(theta)
     return result
 
 
 @pytest.mark.parametrize("horizon_free", [True, False])
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_it_is_the_formula(orthogonal, horizon_free):
+@pytest.mark.parametrize("decay_facts", [2, 4])
+def test_it_is_the_formula(decay_facts, orthogonal, horizon_free):
     shapes = [(6, 5), (7,), (4, 2, 3), (3, 8)]
     generator = torch.Generator().manual_seed(2)
     starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     grads = [torch.randn(T, *shape, generator=generator, dtype=torch.float64) for shape in shapes]
     params = [nn.Parameter(start.clone()) for start in starts]
-    made = rule(orthogonal, horizon_free)
+    made = rule(orthogonal, horizon_free, decay_facts)
     optimizer = LearnedOptimizer(params, made, total_steps=None if horizon_free else T)
     for t in range(T):
         for parameter, series in zip(params, grads, strict=True):
@@ -258,15 +261,15 @@ class Plain(ZeroShot):
     """Has no fused step: the definition is taken."""
 
 
-def pair(dtype, orthogonal, compact=False, **options):
+def pair(dtype, orthogonal, compact=False, decay_facts=4, **options):
     """LearnedOptimizers with and without the fused step, on tensors of many shapes, and their parameters."""
     shapes = [(6, 5), (7,), (), (0,), (6, 5), (4, 2, 3), (3, 8), (5, 6)]
     generator = torch.Generator().manual_seed(4)
     starts = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     optimizers = []
     for kind in (ZeroShot, Plain):
-        made = kind(orthogonal, compact=compact)
-        made.load_state_dict(rule().state_dict())
+        made = kind(orthogonal, compact=compact, decay_facts=decay_facts)
+        made.load_state_dict(rule(decay_facts=decay_facts).state_dict())
         params = [nn.Parameter(start.clone().to(dtype)) for start in starts]
         params[-1] = nn.Parameter(params[-1].detach().t())  # not contiguous
         if dtype == torch.float64:
@@ -353,7 +356,8 @@ def test_compact_statistics_are_resumed_bit_for_bit(tmp_path):
 
 def test_the_compact_rule_is_the_rule_by_its_name_and_in_groups():
     assert rule().compacted().config() == rule().config() | {"compact": True}
-    assert "compact" not in rule().config()  # as in state dicts of earlier versions
+    assert rule().config() == {"orthogonal": True, "horizon_free": False}  # as in earlier state dicts
+    assert rule(decay_facts=4).compacted().config() == rule(decay_facts=4).config() | {"compact": True}
     grouped = Grouped({"weight": rule(), "bias": CoordinatewiseLSTM(1, 3)}).compacted()
     assert [getattr(member, "compact", None) for member in grouped.members] == [True, None]
     model = network()
@@ -471,8 +475,9 @@ def test_without_a_horizon_it_says_what_it_needs():
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-def test_a_file_of_it_is_read(tmp_path, orthogonal):
-    made = ZeroShot(orthogonal)
+@pytest.mark.parametrize("decay_facts", [2, 4])
+def test_a_file_of_it_is_read(tmp_path, decay_facts, orthogonal):
+    made = ZeroShot(orthogonal, decay_facts=decay_facts)
     pretrained.save(made, tmp_path / "rule.safetensors")
     loaded = pretrained.load(tmp_path / "rule.safetensors")
     assert (type(loaded), loaded.config()) == (ZeroShot, made.config())
@@ -491,3 +496,22 @@ def test_every_shape_and_every_gradient_leaves_finite_numbers(shape, scale):
     for parameter in params:
         assert parameter.isfinite().all()
         assert not parameter.numel() or bool(parameter.any()) == (scale == 1)
+
+
+@pytest.mark.parametrize("count", [0, 3, "4", None])
+def test_the_decay_follows_two_facts_or_four(count):
+    with pytest.raises(ValueError, match="decay_facts must be 2 or 4, got"):
+        ZeroShot(decay_facts=count)
+
+
+def test_with_zeros_for_the_newer_facts_it_is_the_earlier_rule():
+    """The same θ, bit for bit."""
+    two, four = rule(), rule(decay_facts=4)
+    state = two.state_dict()
+    state["decay"] = torch.cat([state["decay"], torch.zeros(2, dtype=torch.float64)])
+    four.load_state_dict(state)
+    thetas = []
+    for made in (two, four):
+        model = network().double()
+        thetas.append(train(model, LearnedOptimizer(model.parameters(), made, total_steps=T)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*thetas, strict=True))
