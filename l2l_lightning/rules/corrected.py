@@ -7,6 +7,7 @@ import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from l2l_kernels import LSTMSpec, reference
@@ -38,6 +39,7 @@ class Corrected(LSTMRule):
         horizon_free: ZeroShot's.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
     """
 
     coordinatewise = False
@@ -53,10 +55,11 @@ class Corrected(LSTMRule):
         horizon_free: bool,
         forget_bias: float,
         backend: str | None,
+        precision: Literal["bf16"] | None,
     ) -> None:
         check_positive(bound=bound)
         base = ZeroShot(orthogonal, horizon_free)
-        spec = LSTMSpec(1, hidden_size, "features", output_scale=bound, width=width, output="tanh")
+        spec = LSTMSpec(1, hidden_size, "features", 10.0, bound, width, "tanh", precision)
         super().__init__(spec, 0.0, forget_bias, backend, base.features)
         self.bound = bound
         self.orthogonal = orthogonal
@@ -98,6 +101,7 @@ class CorrectedDirection(Corrected):
         horizon_free: Go without T.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -117,10 +121,10 @@ class CorrectedDirection(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        super().__init__(
-            NominalFeatures.width, hidden_size, bound, orthogonal, horizon_free, forget_bias, backend
-        )
+        settings = bound, orthogonal, horizon_free, forget_bias, backend, precision
+        super().__init__(NominalFeatures.width, hidden_size, *settings)
 
     def corrected(self, correction: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
         """−η (d + c_t) as long as −η d."""
@@ -147,6 +151,7 @@ class CorrectedStepSize(Corrected):
         horizon_free: Go without T.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -166,8 +171,10 @@ class CorrectedStepSize(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        super().__init__(OF_TENSORS, hidden_size, bound, orthogonal, horizon_free, forget_bias, backend)
+        settings = bound, orthogonal, horizon_free, forget_bias, backend, precision
+        super().__init__(OF_TENSORS, hidden_size, *settings)
 
     def population_step(
         self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor
