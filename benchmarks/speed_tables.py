@@ -15,6 +15,7 @@ Document = dict[str, Any]
 PROGRAMS = {"ours": "ours", "jax": "JAX", "jax_float32": "JAX", "plain": "plain", "autograd": "tuned"}
 PROGRAMS["ours_eager"] = "ours, without CUDA graphs"
 """The programs of meta_step.py, as they are called in a table."""
+PRECISION_NAMES = ("float32", "bf16")
 
 
 def meta_step(document: Document) -> Table:
@@ -144,6 +145,64 @@ def rounded_products(document: Document) -> Table:
         if row["steps"] == steps
     ]
     return Table(columns, rows)
+
+
+def rounded_kernels(document: Document) -> Table:
+    """What do products rounded to bfloat16 gain and cost in the CPU's kernels?"""
+    columns = ["LSTM", "step, float32", "bf16", "ratio", "bptt, float32", "bf16", "ratio"]
+    columns += ["error of states", "of d_φ"]
+    rows = []
+    for row in document["cells"]:
+        if row["inputs"] != row["layers"]:  # the JSON has the others
+            continue
+        cells = [f"{row['layers']}×{row['units']}, {counted(row['inputs'], 'input')}"]
+        for kernel in ("step", "bptt"):
+            cells += [f"{row[kernel]['ns'][name]:.3g} ns" for name in PRECISION_NAMES]
+            cells.append(f"{row[kernel]['ratio']:.2f}")
+        rows.append([*cells, *(power(row["errors"]["bf16"][key]) for key in ("state", "d_phi"))])
+    return Table(columns, rows)
+
+
+def rounded_meta_steps(document: Document) -> Table:
+    """What do products rounded to bfloat16 gain in a meta-step on the CPU?"""
+    rows = []
+    for row in document["meta_steps"]:
+        times = [f"{row['ms'][name]:.0f} ms" for name in PRECISION_NAMES]
+        rows.append([row["unroll"], *times, f"{row['ratio']:.2f}"])
+    return Table(["inner steps", *PRECISION_NAMES, "ratio"], rows)
+
+
+def rounded_meta_gradients(document: Document) -> Table:
+    """How far do whole windows' meta-losses and meta-gradients differ where products are rounded?"""
+    rows = [
+        [
+            row["rule"],
+            row["unroll"],
+            *(power(row[key]) for key in ("meta_loss", "meta_gradient")),
+            f"{row['cosine']:.5f}",
+        ]
+        for row in document["meta_gradients"]
+    ]
+    return Table(["rule", "inner steps", "meta-loss", "meta-gradient", "cosine"], rows)
+
+
+def rounded_quality(document: Document) -> Table:
+    """Is the loss the same where products are rounded: of a trained rule, and of what is trained so?"""
+    quality = document["quality"]
+    what = f"`{quality['rule']}`, final loss of {quality['optimizees']} networks"
+    rows = [[what, *_in_both(quality["final_loss"], quality["difference"], 4)]]
+    for run in document["training"]:
+        what = (
+            f"after {run['meta_steps']} meta-steps, seed {run['seed']}: sum of losses of {run['optimizees']}"
+        )
+        rows.append([what, *_in_both(run["sum_of_losses"], run["difference"], 2)])
+    return Table(["", *PRECISION_NAMES, "bf16 − float32"], rows)
+
+
+def _in_both(means: Document, difference: Document, digits: int) -> list[str]:
+    found = [f"{one['mean']:.{digits}f} ± {one['half_width']:.{digits}f}" for one in means.values()]
+    mean, low, high = (f"{difference[key]:.{digits}f}" for key in ("mean", "low", "high"))
+    return [*found, f"{mean} ({low} to {high})"]
 
 
 def spills(document: Document) -> Table:
