@@ -209,11 +209,11 @@ def _check_target(path: Path) -> None:
         "library, spec = ctypes.CDLL(sys.argv[1]), struct.pack('5q2d', 1, 4, 1, 1, 1, 10.0, 0.1)\n"
         "memory = [(ctypes.c_double * 20000)() for _ in range(7)]\n"
         "one, size = ctypes.c_int64(1), ctypes.c_int64(64)\n"
-        "for kind in sys.argv[2:]:\n"
+        "for kind in filter(lambda kind: hasattr(library, 'step_' + kind), sys.argv[2:]):\n"
         "    getattr(library, 'step_' + kind)(one, spec, size, *memory[:5])\n"
         "    getattr(library, 'bptt_' + kind)(one, spec, size, one, *memory)\n"
     )
-    command = [sys.executable, "-c", program, str(path), *variants(ctypes.CDLL(str(path)))]
+    command = [sys.executable, "-c", program, str(path), *VARIANTS, *ROUNDED_VARIANTS]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         raise BackendUnavailableError(
             f"{TARGET_VARIABLE}={target} is not what this processor can run: unset it, or name an "
