@@ -7,8 +7,7 @@ float32's time over bf16's. They are a thread's own, without those in which anot
 `step` and `bptt` by units, layers and inputs, and of a meta-step as meta_step.py has it, on one thread.
 Errors ‖a − b‖ / ‖b‖ are against the float64 reference, of one step and of a window's meta-gradient; those of
 bf16 are beside float32's own. Of whole windows, in which rounded updates lead elsewhere, the two precisions'
-meta-gradients are compared, for a fresh rule and a trained one. Quality: `lstm-mnist` on test optimizees, and
-rules that are meta-trained in each precision, from the same φ.
+meta-gradients are compared, for a fresh rule and a trained one. Quality: `lstm-mnist` on test optimizees.
 """
 
 from __future__ import annotations
@@ -34,13 +33,7 @@ from l2l_kernels import LSTMSpec, cpu, reference
 from l2l_kernels.cpu import library
 from measuring import print_table, start_log, write_json
 
-from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained, run_rule
-from l2l_lightning.comparison.statistics import (
-    final_losses,
-    mean_and_half_width,
-    paired_difference,
-    sum_losses,
-)
+from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained
 from l2l_lightning.data import load_images
 from l2l_lightning.provenance import origin
 from l2l_lightning.rollout.rollout import Rollout
@@ -50,8 +43,6 @@ UNITS, LAYERS, INPUTS = (4, 8, 20, 32), (1, 2), (1, 2, 4)
 STEPS = 10
 TURN_S = 4e-3
 """The least that a turn takes, of as many calls as that needs."""
-LEARNING_RATE = 5e-3
-"""Of meta-training, as the preset's."""
 CHECKED = 1031
 """Coordinates of the errors: no multiple of a vector's."""
 
@@ -175,52 +166,6 @@ def measure_meta_gradient(trained: bool, unroll: int, seed: int) -> dict[str, An
     }
 
 
-def measure_training(seed: int, rollouts: int, number: int) -> dict[str, Any]:
-    """Sums of validation losses of a rule that is meta-trained in each precision, by windows of 20 steps."""
-    task, images, sums = MNISTMLP(), load_images("mnist"), {}
-    for name, precision in PRECISIONS.items():
-        torch.manual_seed(seed)
-        rule = CoordinatewiseLSTM(precision=precision)
-        adam = torch.optim.Adam(rule.parameters(), lr=LEARNING_RATE)
-        for index in range(rollouts):
-            rollout = Rollout(rule, Optimizees(task, images.train, seed, "train", [index]))
-            for _ in range(5):
-                adam.zero_grad()
-                rollout.window(20).meta_loss.backward()
-                torch.nn.utils.clip_grad_norm_(rule.parameters(), 1.0)
-                adam.step()
-        ones = Optimizees(task, images.validation, seed, "validation", range(number))
-        sums[name] = sum_losses(run_rule(rule, ones, 100))
-    means = {name: mean_and_half_width(values) for name, values in sums.items()}
-    return {
-        "seed": seed,
-        "meta_steps": 5 * rollouts,
-        "optimizees": number,
-        "sum_of_losses": {name: {"mean": float(m), "half_width": float(w)} for name, (m, w) in means.items()},
-        "difference": paired_difference(sums["bf16"], sums["float32"])._asdict(),
-    }
-
-
-def measure_quality(number: int, horizon: int, seed: int) -> dict[str, Any]:
-    """Final losses of a trained rule on test optimizees, the same ones in both precisions."""
-    rule, images = pretrained.load("lstm-mnist"), load_images("mnist").test
-    final = {}
-    for name, precision in PRECISIONS.items():
-        rule.precision = precision
-        ones = Optimizees(MNISTMLP(), images, seed, "test", range(number))
-        final[name] = final_losses(run_rule(rule, ones, horizon).double())
-    means = {name: mean_and_half_width(losses) for name, losses in final.items()}
-    difference = paired_difference(final["bf16"], final["float32"])
-    return {
-        "rule": "lstm-mnist",
-        "optimizees": number,
-        "horizon": horizon,
-        "data": "the subset of MNIST in the package, its test images",
-        "final_loss": {name: {"mean": float(m), "half_width": float(w)} for name, (m, w) in means.items()},
-        "difference": difference._asdict(),
-    }
-
-
 def main() -> None:
     """Prints the tables, and writes the JSON asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -229,8 +174,6 @@ def main() -> None:
     parser.add_argument("--unroll", type=int, nargs="+", default=[20, 100])
     parser.add_argument("--optimizees", type=int, default=64)
     parser.add_argument("--horizon", type=int, default=100)
-    parser.add_argument("--training-seeds", type=int, default=3)
-    parser.add_argument("--rollouts", type=int, default=30, help="of meta-training")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -248,14 +191,11 @@ def main() -> None:
         write_json(args.json, document)
     for unroll in args.unroll:
         document["meta_steps"].append(measure_meta_step(unroll, 1, args.turns))
+        write_json(args.json, document)
     torch.set_num_threads(threads)
     cases = product((False, True), (1, *args.unroll))
     document["meta_gradients"] = [measure_meta_gradient(*case, args.seed) for case in cases]
     document["quality"] = measure_quality(args.optimizees, args.horizon, args.seed)
-    document["training"] = []
-    for seed in range(args.seed, args.seed + args.training_seeds):
-        document["training"].append(measure_training(seed, args.rollouts, args.optimizees // 4))
-        write_json(args.json, document)
     write_json(args.json, document)
     for table in ("kernels", "meta_steps", "meta_gradients", "quality"):
         print_table(getattr(speed_tables, f"rounded_{table}")(document))

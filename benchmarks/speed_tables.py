@@ -187,22 +187,24 @@ def rounded_meta_gradients(document: Document) -> Table:
 
 
 def rounded_quality(document: Document) -> Table:
-    """Is the loss the same where products are rounded: of a trained rule, and of what is trained so?"""
+    """Does a trained rule reach the same loss where products are rounded?"""
     quality = document["quality"]
-    what = f"`{quality['rule']}`, final loss of {quality['optimizees']} networks"
-    rows = [[what, *_in_both(quality["final_loss"], quality["difference"], 4)]]
-    for run in document["training"]:
-        what = (
-            f"after {run['meta_steps']} meta-steps, seed {run['seed']}: sum of losses of {run['optimizees']}"
-        )
-        rows.append([what, *_in_both(run["sum_of_losses"], run["difference"], 2)])
-    return Table(["", *PRECISION_NAMES, "bf16 − float32"], rows)
+    found = [_mean(one, 4) for one in quality["final_loss"].values()]
+    mean, low, high = (f"{quality['difference'][key]:.4f}" for key in ("mean", "low", "high"))
+    columns = [f"final loss of {quality['optimizees']} networks", *PRECISION_NAMES, "bf16 − float32"]
+    return Table(columns, [[f"`{quality['rule']}`", *found, f"{mean} ({low} to {high})"]])
 
 
-def _in_both(means: Document, difference: Document, digits: int) -> list[str]:
-    found = [f"{one['mean']:.{digits}f} ± {one['half_width']:.{digits}f}" for one in means.values()]
-    mean, low, high = (f"{difference[key]:.{digits}f}" for key in ("mean", "low", "high"))
-    return [*found, f"{mean} ({low} to {high})"]
+def rounded_training(document: Document) -> Table:
+    """Is a rule as good that is meta-trained with rounded products?"""
+    rows = [
+        [row["seed"], *(_mean(one, 1) for one in row["sum_of_losses"].values())] for row in document["rows"]
+    ]
+    return Table(["seed", *document["rows"][0]["sum_of_losses"]], rows)
+
+
+def _mean(interval: Document, digits: int) -> str:
+    return f"{interval['mean']:.{digits}f} ± {interval['half_width']:.{digits}f}"
 
 
 def spills(document: Document) -> Table:
