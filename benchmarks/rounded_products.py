@@ -33,7 +33,8 @@ from l2l_kernels import LSTMSpec, cpu, reference
 from l2l_kernels.cpu import library
 from measuring import print_table, start_log, write_json
 
-from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained
+from l2l_lightning import MNISTMLP, CoordinatewiseLSTM, Optimizees, pretrained, run_rule
+from l2l_lightning.comparison.statistics import final_losses, mean_and_half_width, paired_difference
 from l2l_lightning.data import load_images
 from l2l_lightning.provenance import origin
 from l2l_lightning.rollout.rollout import Rollout
@@ -163,6 +164,26 @@ def measure_meta_gradient(trained: bool, unroll: int, seed: int) -> dict[str, An
         "meta_loss": abs(losses["bf16"] / losses["float32"] - 1),
         "meta_gradient": float((rounded - exact).norm() / exact.norm()),
         "cosine": float(torch.cosine_similarity(rounded, exact, dim=0)),
+    }
+
+
+def measure_quality(number: int, horizon: int, seed: int) -> dict[str, Any]:
+    """Final losses of a trained rule on test optimizees, the same ones in both precisions."""
+    rule, images = pretrained.load("lstm-mnist"), load_images("mnist").test
+    final = {}
+    for name, precision in PRECISIONS.items():
+        rule.precision = precision
+        ones = Optimizees(MNISTMLP(), images, seed, "test", range(number))
+        final[name] = final_losses(run_rule(rule, ones, horizon).double())
+    means = {name: mean_and_half_width(losses) for name, losses in final.items()}
+    difference = paired_difference(final["bf16"], final["float32"])
+    return {
+        "rule": "lstm-mnist",
+        "optimizees": number,
+        "horizon": horizon,
+        "data": "the subset of MNIST in the package, its test images",
+        "final_loss": {name: {"mean": float(m), "half_width": float(w)} for name, (m, w) in means.items()},
+        "difference": difference._asdict(),
     }
 
 

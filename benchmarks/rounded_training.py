@@ -2,9 +2,9 @@
 
     python benchmarks/rounded_training.py [--seeds 3] [--json FILE]
 
-From each seed's φ a rule is trained in float32, with precision "bf16", and in float32 from a φ that differs by
-10⁻⁴ of itself: what trainings that differ by nearly nothing end apart. All meet the same networks and minibatches,
-in windows of 20 of 100 steps, and are validated on the same ones.
+From each seed's φ a rule is trained in float32, with precision "bf16", and in float32 from a φ that differs
+by 10⁻⁴ of itself: how far apart trainings end that differ by nearly nothing. All meet the same networks and
+minibatches, in windows of 20 of 100 steps, and are validated on the same ones.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def train(seed: int, rollouts: int, precision: Any, perturbation: float) -> Coor
         rollout = Rollout(rule, Optimizees(task, images, seed, "train", [index]))
         for _ in range(HORIZON // UNROLL):
             adam.zero_grad()
-            rollout.window(UNROLL).meta_loss.backward()
+            torch.autograd.backward(rollout.window(UNROLL).meta_loss)
             torch.nn.utils.clip_grad_norm_(rule.parameters(), 1.0)
             adam.step()
     return rule
