@@ -157,7 +157,7 @@ def rounded_kernels(document: Document) -> Table:
             continue
         cells = [f"{row['layers']}×{row['units']}, {counted(row['inputs'], 'input')}"]
         for kernel in ("step", "bptt"):
-            cells += [f"{row[kernel]['ns'][name]:.3g} ns" for name in PRECISION_NAMES]
+            cells += [f"{row[kernel]['ns'][name]:,.1f} ns" for name in PRECISION_NAMES]
             cells.append(f"{row[kernel]['ratio']:.2f}")
         rows.append([*cells, *(power(row["errors"]["bf16"][key]) for key in ("state", "d_phi"))])
     return Table(columns, rows)
@@ -178,7 +178,7 @@ def rounded_meta_gradients(document: Document) -> Table:
         [
             row["rule"],
             row["unroll"],
-            *(power(row[key]) for key in ("meta_loss", "meta_gradient")),
+            *(power(row[key]) if row[key] else "0" for key in ("meta_loss", "meta_gradient")),
             f"{row['cosine']:.5f}",
         ]
         for row in document["meta_gradients"]
