@@ -15,6 +15,7 @@ Document = dict[str, Any]
 PROGRAMS = {"ours": "ours", "jax": "JAX", "jax_float32": "JAX", "plain": "plain", "autograd": "tuned"}
 PROGRAMS["ours_eager"] = "ours, without CUDA graphs"
 """The programs of meta_step.py, as they are called in a table."""
+PRECISION_NAMES = ("float32", "bf16")
 
 
 def meta_step(document: Document) -> Table:
@@ -144,6 +145,66 @@ def rounded_products(document: Document) -> Table:
         if row["steps"] == steps
     ]
     return Table(columns, rows)
+
+
+def rounded_kernels(document: Document) -> Table:
+    """What do products rounded to bfloat16 gain and cost in the CPU's kernels?"""
+    columns = ["LSTM", "step, float32", "bf16", "ratio", "bptt, float32", "bf16", "ratio"]
+    columns += ["error of states", "of d_φ"]
+    rows = []
+    for row in document["cells"]:
+        if row["inputs"] != row["layers"]:  # the JSON has the others
+            continue
+        cells = [f"{row['layers']}×{row['units']}, {counted(row['inputs'], 'input')}"]
+        for kernel in ("step", "bptt"):
+            cells += [f"{row[kernel]['ns'][name]:,.1f} ns" for name in PRECISION_NAMES]
+            cells.append(f"{row[kernel]['ratio']:.2f}")
+        rows.append([*cells, *(power(row["errors"]["bf16"][key]) for key in ("state", "d_phi"))])
+    return Table(columns, rows)
+
+
+def rounded_meta_steps(document: Document) -> Table:
+    """What do products rounded to bfloat16 gain in a meta-step on the CPU?"""
+    rows = []
+    for row in document["meta_steps"]:
+        times = [f"{row['ms'][name]:.0f} ms" for name in PRECISION_NAMES]
+        rows.append([row["unroll"], *times, f"{row['ratio']:.2f}"])
+    return Table(["inner steps", *PRECISION_NAMES, "ratio"], rows)
+
+
+def rounded_meta_gradients(document: Document) -> Table:
+    """How far do whole windows' meta-losses and meta-gradients differ where products are rounded?"""
+    rows = [
+        [
+            row["rule"],
+            row["unroll"],
+            *(power(row[key]) if row[key] else "0" for key in ("meta_loss", "meta_gradient")),
+            f"{row['cosine']:.5f}",
+        ]
+        for row in document["meta_gradients"]
+    ]
+    return Table(["rule", "inner steps", "meta-loss", "meta-gradient", "cosine"], rows)
+
+
+def rounded_quality(document: Document) -> Table:
+    """Does a trained rule reach the same loss where products are rounded?"""
+    quality = document["quality"]
+    found = [_mean(one, 4) for one in quality["final_loss"].values()]
+    mean, low, high = (f"{quality['difference'][key]:.4f}" for key in ("mean", "low", "high"))
+    columns = [f"final loss of {quality['optimizees']} networks", *PRECISION_NAMES, "bf16 − float32"]
+    return Table(columns, [[f"`{quality['rule']}`", *found, f"{mean} ({low} to {high})"]])
+
+
+def rounded_training(document: Document) -> Table:
+    """Is a rule as good that is meta-trained with rounded products?"""
+    rows = [
+        [row["seed"], *(_mean(one, 1) for one in row["sum_of_losses"].values())] for row in document["rows"]
+    ]
+    return Table(["seed", *document["rows"][0]["sum_of_losses"]], rows)
+
+
+def _mean(interval: Document, digits: int) -> str:
+    return f"{interval['mean']:.{digits}f} ± {interval['half_width']:.{digits}f}"
 
 
 def spills(document: Document) -> Table:

@@ -105,13 +105,14 @@ def is_dotted_path(text: str) -> bool:
     return all(part.isidentifier() for part in text.split("."))
 
 
-def without_backend(config: Any) -> Any:
-    """A configuration without what differs from machine to machine, a rule's choice of kernel backend.
+def without_kernel_options(config: Any) -> Any:
+    """A configuration without what differs from machine to machine: a rule's kernel backend and precision.
 
     Example:
-        >>> without_backend({"rules": {"conv": {"init_args": {"p": 10.0, "backend": "cpu"}}}})
+        >>> without_kernel_options({"rules": {"conv": {"init_args": {"p": 10.0, "backend": "cpu"}}}})
         {'rules': {'conv': {'init_args': {'p': 10.0}}}}
     """
     if isinstance(config, dict):
-        return {key: without_backend(value) for key, value in config.items() if key != "backend"}
+        kept = {key: value for key, value in config.items() if key not in ("backend", "precision")}
+        return {key: without_kernel_options(value) for key, value in kept.items()}
     return config

@@ -35,9 +35,10 @@ class GivenMLP(MNISTMLP):
         return pixels.view(*batches.shape, -1), self.labels[batches]
 
 
-def prepare(problem, options):
+def prepare(problem, options, precision=None):
     device = options.device
-    rule = CoordinatewiseLSTM(2, HIDDEN, "log_sign", P_THRESHOLD, OUTPUT_SCALE).to(device)
+    shape = 2, HIDDEN, "log_sign", P_THRESHOLD, OUTPUT_SCALE
+    rule = CoordinatewiseLSTM(*shape, precision=precision).to(device)
     parameters = list(rule.parameters())
     torch.nn.utils.vector_to_parameters(torch.from_numpy(problem["phi"]).to(device), parameters)
     adam = torch.optim.Adam(parameters, lr=META_LR)

@@ -9,11 +9,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from l2l_kernels.spec import Coefficients, LSTMSpec, SizeHead, Weights
+
+
+class _ToBFloat16(torch.autograd.Function):
+    """Rounds to bfloat16 and back; a derivative passes as it is, where a cast's would be rounded."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.bfloat16().to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        """Keeps nothing."""
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0]
+
+
+def rounded(x: Tensor, spec: LSTMSpec) -> Tensor:
+    """Returns an operand of a product with a layer's weight, rounded as the spec's precision says.
+
+    Example:
+        >>> x = torch.tensor([1.0, 1.001, 1.006])
+        >>> rounded(x, LSTMSpec(precision="bf16")), rounded(x, LSTMSpec()) is x
+        (tensor([1.0000, 1.0000, 1.0078]), True)
+    """
+    if spec.precision is None:
+        return x
+    result: Tensor = _ToBFloat16.apply(x)
+    return result
 
 
 def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
@@ -33,7 +66,7 @@ def preprocess(inputs: Tensor, spec: LSTMSpec) -> Tensor:
 
 
 def lstm_cell(
-    weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor
+    weight: Tensor, bias: Tensor, x: Tensor, h: Tensor, c: Tensor, spec: LSTMSpec
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Computes one layer's new h and c and its activated gates (i, f, g, o), each [H, N].
 
@@ -43,8 +76,9 @@ def lstm_cell(
         x: The layer's inputs, [K, N].
         h: Its output at the step before, [H, N].
         c: Its cell at the step before, [H, N].
+        spec: Says how the product's operands are rounded.
     """
-    z = weight @ torch.cat([x, h]) + bias[:, None]  # [4H, N]
+    z = rounded(weight, spec) @ rounded(torch.cat([x, h]), spec) + bias[:, None]  # [4H, N]
     i, f, g, o = z.chunk(4)
     i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
     c = f * c + i * g
@@ -78,7 +112,7 @@ def step(theta: Tensor, inputs: Tensor, state: Tensor, phi: Tensor, spec: LSTMSp
     x = preprocess(inputs.to(phi.dtype), spec)
     new_state = []
     for (weight, bias), layer_state in zip(weights.layers, state.to(phi.dtype), strict=True):
-        h, c, _ = lstm_cell(weight, bias, x, layer_state[0], layer_state[1])
+        h, c, _ = lstm_cell(weight, bias, x, layer_state[0], layer_state[1], spec)
         new_state.append(torch.stack([h, c]))
         x = h
     update = spec.output_scale * head(weights, x, spec)
@@ -136,7 +170,7 @@ def bptt(
             weight, bias = weights.layers[layer]
             x = preprocess(inputs[t].to(dtype), spec) if layer == 0 else after[layer - 1, 0]
             h, c = before[layer]
-            _, c_new, (i, f, g, o) = lstm_cell(weight, bias, x, h, c)
+            _, c_new, (i, f, g, o) = lstm_cell(weight, bias, x, h, c, spec)
             tanh_c = c_new.tanh()
             d_h = d_state[layer, 0] + d_from_above
             d_c = d_state[layer, 1] + d_h * o * (1 - tanh_c * tanh_c)
@@ -148,10 +182,11 @@ def bptt(
                     d_h * tanh_c * o * (1 - o),
                 ]
             )  # [4H, N]
+            d_z = rounded(d_z, spec)
             d_weight, d_bias = d_weights.layers[layer]
-            d_weight.add_(d_z @ torch.cat([x, h]).T)
+            d_weight.add_(d_z @ rounded(torch.cat([x, h]), spec).T)
             d_bias.add_(d_z.sum(1))
-            d_input = weight.T @ d_z  # [K, N]
+            d_input = rounded(weight, spec).T @ d_z  # [K, N]
             d_state[layer, 0] = d_input[-H:]
             d_state[layer, 1] = d_c * f
             d_from_above = d_input[:-H]

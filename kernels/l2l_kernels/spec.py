@@ -10,6 +10,7 @@ from torch import Tensor
 
 Preprocessing = Literal["log_sign", "identity", "features"]
 Output = Literal["linear", "tanh"]
+Precision = Literal["bf16"]
 
 MAX_LAYERS = 3
 MAX_HIDDEN_SIZE = 64
@@ -46,6 +47,10 @@ class LSTMSpec:
         output_scale: Multiplies the head's output (paper: 0.1 on MNIST).
         width: Features per coordinate, 1 to 32, with preprocessing "features"; else 1, the gradient.
         output: out, "linear" or "tanh" (which bounds updates by output_scale; Lv et al. 2017).
+        precision: How products with the layers' weights round their operands, in a step and in the backward.
+            "bf16": to bfloat16's 8 bits; sums and all else are float32, and so are, on a GPU, a step's
+            products with the first layer's inputs. None: as a backend does by itself, which is not at all but
+            on a GPU (see `triton.configs.Precisions`).
 
     Raises:
         ValueError: A value is out of its range; the message names it.
@@ -65,6 +70,7 @@ class LSTMSpec:
     output_scale: float = 0.1
     width: int = 1
     output: Output = "linear"
+    precision: Precision | None = None
 
     def __post_init__(self) -> None:
         largest = {"num_layers": MAX_LAYERS, "hidden_size": MAX_HIDDEN_SIZE, "width": MAX_WIDTH}
@@ -77,6 +83,8 @@ class LSTMSpec:
         for name, choices in (("preprocessing", get_args(Preprocessing)), ("output", get_args(Output))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        if self.precision not in (None, *get_args(Precision)):
+            raise ValueError(f'precision must be None or "bf16", got {self.precision!r}')
         if not 0 < self.p < 80:
             raise ValueError(f"p must be in (0, 80) so that e^p is a float32, got {self.p}")
         if self.output_scale <= 0:
@@ -94,7 +102,8 @@ class LSTMSpec:
         """
         preprocessing = get_args(Preprocessing).index(self.preprocessing)
         output = get_args(Output).index(self.output)
-        whole = [self.num_layers, self.hidden_size, preprocessing, self.width, output]
+        precision = (None, *get_args(Precision)).index(self.precision)
+        whole = [self.num_layers, self.hidden_size, preprocessing, self.width, output, precision]
         return whole, [float(self.p), float(self.output_scale)]
 
     @classmethod
@@ -105,12 +114,13 @@ class LSTMSpec:
             ValueError: A list has another length, or a value is out of its range.
         """
         try:
-            num_layers, hidden_size, preprocessing, width, output = whole
+            num_layers, hidden_size, preprocessing, width, output, precision = whole
             p, output_scale = floating
             kinds = get_args(Preprocessing)[preprocessing], get_args(Output)[output]
+            rounding = (None, *get_args(Precision))[precision]
         except (IndexError, ValueError) as error:
             raise ValueError(f"no LSTMSpec has the fields {list(whole)} and {list(floating)}") from error
-        return cls(num_layers, hidden_size, kinds[0], p, output_scale, width, kinds[1])
+        return cls(num_layers, hidden_size, kinds[0], p, output_scale, width, kinds[1], rounding)
 
     @property
     def num_inputs(self) -> int:

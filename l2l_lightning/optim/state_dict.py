@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from l2l_lightning.class_paths import without_backend
+from l2l_lightning.class_paths import without_kernel_options
 from l2l_lightning.errors import RuleError
 from l2l_lightning.optim.checks import check_options, name_of
 from l2l_lightning.optim.pack import carried_shapes
@@ -156,7 +156,7 @@ def digest_of(rule: Rule) -> str:
     Raises:
         RuleError: The rule's arguments cannot be written down.
     """
-    config = without_backend(rule.config())
+    config = without_kernel_options(rule.config())
     try:
         text = json.dumps([type(rule).__name__, config], sort_keys=True)
     except (TypeError, ValueError) as error:

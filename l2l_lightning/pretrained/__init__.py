@@ -22,7 +22,7 @@ import safetensors
 import torch
 from safetensors.torch import save as as_safetensors
 
-from l2l_lightning.class_paths import class_config, from_class_config, is_dotted_path, without_backend
+from l2l_lightning.class_paths import class_config, from_class_config, is_dotted_path, without_kernel_options
 from l2l_lightning.errors import WeightsError
 from l2l_lightning.files import write_atomically, write_json
 from l2l_lightning.pretrained import hub
@@ -231,7 +231,7 @@ def _content(rule: Rule) -> bytes:
             raise ValueError(f"rule must be of a class at a module's top level, which {name} is not")
     try:
         # Which machine runs it is not the rule's.
-        text = json.dumps(without_backend(config["init_args"]))
+        text = json.dumps(without_kernel_options(config["init_args"]))
     except (TypeError, ValueError) as error:
         raise ValueError(f"rule.config() must be of plain values: {error}") from error
     metadata = {"format": FORMAT, "rule": name, "config": text}

@@ -40,6 +40,7 @@ class Corrected(LSTMRule):
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
         decay_facts: ZeroShot's; `start_from` takes that of the one it gets.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
     """
 
     coordinatewise = False
@@ -56,10 +57,11 @@ class Corrected(LSTMRule):
         forget_bias: float,
         backend: str | None,
         decay_facts: Literal[2, 4],
+        precision: Literal["bf16"] | None,
     ) -> None:
         check_positive(bound=bound)
         base = ZeroShot(orthogonal, horizon_free, decay_facts=decay_facts)
-        spec = LSTMSpec(1, hidden_size, "features", output_scale=bound, width=width, output="tanh")
+        spec = LSTMSpec(1, hidden_size, "features", 10.0, bound, width, "tanh", precision)
         super().__init__(spec, 0.0, forget_bias, backend, base.features)
         self.bound = bound
         self.orthogonal = orthogonal
@@ -112,6 +114,7 @@ class CorrectedDirection(Corrected):
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
         decay_facts: How many facts ZeroShot's decay of the weights follows; `start_from` sets it.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -132,9 +135,10 @@ class CorrectedDirection(Corrected):
         forget_bias: float = 1.0,
         backend: str | None = None,
         decay_facts: Literal[2, 4] = 2,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        of_base = orthogonal, horizon_free, forget_bias, backend, decay_facts
-        super().__init__(NominalFeatures.width, hidden_size, bound, *of_base)
+        settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision
+        super().__init__(NominalFeatures.width, hidden_size, *settings)
 
     def corrected(self, correction: Tensor, inputs: Tensor, layout: Layout) -> Tensor:
         """−η (d + c_t) as long as −η d."""
@@ -162,6 +166,7 @@ class CorrectedStepSize(Corrected):
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
         decay_facts: How many facts ZeroShot's decay of the weights follows; `start_from` sets it.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
 
     Raises:
         ValueError: A value is out of its range, or the backend is unknown.
@@ -182,9 +187,10 @@ class CorrectedStepSize(Corrected):
         forget_bias: float = 1.0,
         backend: str | None = None,
         decay_facts: Literal[2, 4] = 2,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        of_base = orthogonal, horizon_free, forget_bias, backend, decay_facts
-        super().__init__(OF_TENSORS, hidden_size, bound, *of_base)
+        settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision
+        super().__init__(OF_TENSORS, hidden_size, *settings)
 
     def population_step(
         self, phis: Mapping[str, Tensor], layout: Layout, statistics: Tensor, state: Tensor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Literal
 
 import torch
-from l2l_kernels import BACKENDS, LSTMSpec, bptt, reference, step_
+from l2l_kernels import BACKENDS, LSTMSpec, bptt, choose, cpu, reference, step_
 from torch import Tensor, nn
 
 from l2l_lightning.checks import check_choice, check_finite, check_positive
@@ -64,6 +65,26 @@ class LSTMRule(UpdateRule):
         self.head_weight = nn.Parameter(torch.empty(H))
         self.head_bias = nn.Parameter(torch.empty(()))
         self.reset_parameters()
+
+    @property
+    def precision(self) -> Literal["bf16"] | None:
+        """How the kernels round the operands of products with the layers' weights: the spec's; settable."""
+        return self.spec.precision
+
+    @precision.setter
+    def precision(self, precision: Literal["bf16"] | None) -> None:
+        self.spec = dataclasses.replace(self.spec, precision=precision)
+
+    def kernels_on(self, device: torch.device) -> str:
+        """Returns the name of the backend that runs on a device.
+
+        Raises:
+            BackendUnavailableError: The one asked for cannot run there, or not with this precision.
+        """
+        name = choose(device, self.backend)
+        if name == "cpu":
+            cpu.check_precision(self.spec, self.head_bias.dtype)
+        return name
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -129,6 +150,9 @@ class CoordinatewiseLSTM(LSTMRule):
         forget_bias: Added to the forget gates' initial biases: the rule starts with a longer memory.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
         gradient_scale: Multiplies gradients before anything else.
+        precision: "bf16" rounds the operands of products with the layers' weights to bfloat16, which is
+            faster on processors with AVX512_BF16 (see `l2l_kernels.LSTMSpec`); None does as the backend does
+            by itself.
 
     Raises:
         ValueError: A value is out of its range (see LSTMSpec) or not finite, gradient_scale is not positive,
@@ -153,11 +177,12 @@ class CoordinatewiseLSTM(LSTMRule):
         forget_bias: float = 1.0,
         backend: str | None = None,
         gradient_scale: float = 1.0,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
         check_choice(["log_sign", "identity"], preprocessing=preprocessing)
         check_finite(output_scale=output_scale)
         check_positive(gradient_scale=gradient_scale)
-        spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale)
+        spec = LSTMSpec(num_layers, hidden_size, preprocessing, p, output_scale, precision=precision)
         super().__init__(spec, head_init_scale, forget_bias, backend)
         self.preprocessing = preprocessing
         self.p = p

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from l2l_kernels import LSTMSpec
 
 from l2l_lightning.rules.features import NormalisedMoments
@@ -22,6 +24,7 @@ class RNNprop(LSTMRule):
         head_init_scale: Multiplies the output head's initial weights; its bias starts at 0.
         forget_bias: Added to the forget gates' initial biases.
         backend: Kernel backend ("triton", "cpu", "reference"); None chooses by device.
+        precision: "bf16" or None, as CoordinatewiseLSTM's.
 
     Raises:
         ValueError: A value is out of its range or not finite, or the backend is unknown.
@@ -44,7 +47,8 @@ class RNNprop(LSTMRule):
         head_init_scale: float = 0.1,
         forget_bias: float = 1.0,
         backend: str | None = None,
+        precision: Literal["bf16"] | None = None,
     ) -> None:
-        spec = LSTMSpec(num_layers, hidden_size, "features", 10.0, output_scale, width=2, output="tanh")
+        spec = LSTMSpec(num_layers, hidden_size, "features", 10.0, output_scale, 2, "tanh", precision)
         super().__init__(spec, head_init_scale, forget_bias, backend, NormalisedMoments(beta))
         self.beta = beta

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from l2l_kernels import choose
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
@@ -288,7 +287,7 @@ class MetaLearner(LightningModule):
         # Before a checkpoint is restored, which Lightning would round to float32.
         self.trainer.precision_plugin.convert_module(self)
         device = self.trainer.strategy.root_device
-        backends = [choose(device, one.backend) for one in self.rule.members if isinstance(one, LSTMRule)]
+        backends = [one.kernels_on(device) for one in self.rule.members if isinstance(one, LSTMRule)]
         if self._dtype_of_optimizees == torch.float64 and "triton" in backends:
             raise MisconfigurationException(
                 f"--trainer.precision 64-true on {device} needs --model.rule.backend reference: the Triton "

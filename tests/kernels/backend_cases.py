@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 from l2l_kernels import Coefficients, LSTMSpec, bptt, nominal_step, nominal_sums, reference, step_
-from l2l_kernels.spec import Output, Preprocessing
+from l2l_kernels.spec import Output, Precision, Preprocessing
 from torch import Tensor
 
 
@@ -36,6 +36,7 @@ class Case(NamedTuple):
     output: Output = "linear"
     p: float = 10.0
     output_scale: float = 0.1
+    precision: Precision | None = None
     launched: str = ""
     """One of LAUNCHED, for the Triton kernels; "" as the device's family has it."""
 
@@ -44,12 +45,13 @@ class Case(NamedTuple):
         flags = ["final"] * self.final + ["strided"] * (not self.contiguous)
         shape = [f"{self.num_layers}x{self.hidden_size}", self.preprocessing, f"N{self.N}", f"T{self.T}"]
         shape += [f"width{self.width}"] * (self.width > 1) + ["tanh"] * (self.output == "tanh")
+        shape += [self.precision] * bool(self.precision)
         return "-".join([*shape, *dict.fromkeys(dtypes), *flags, *[self.launched] * bool(self.launched)])
 
     @property
     def spec(self) -> LSTMSpec:
         shape = self.num_layers, self.hidden_size, self.preprocessing, self.p, self.output_scale
-        return LSTMSpec(*shape, self.width, self.output)
+        return LSTMSpec(*shape, self.width, self.output, self.precision)
 
 
 class Inputs(NamedTuple):
@@ -97,6 +99,20 @@ WIDE = [
     Case(3, 64, "log_sign", N=31, T=20, final=False),
 ]
 CASES = QUICK + LONG
+# Odd and even numbers of columns, of inputs and of units: they are multiplied two at a time.
+ROUNDED = [
+    Case(1, 4, "identity", N=37, T=3, precision="bf16"),
+    Case(1, 5, "features", N=1100, T=2, width=4, precision="bf16", output="tanh"),
+    Case(1, 8, "features", N=131, T=5, width=3, precision="bf16", final=False),
+    Case(2, 4, "log_sign", N=1100, T=3, precision="bf16"),
+    Case(2, 8, "identity", N=70, T=20, precision="bf16"),
+    Case(2, 20, "log_sign", N=1, T=2, precision="bf16"),
+    Case(2, 20, "log_sign", N=1100, T=3, precision="bf16", contiguous=False),
+    Case(2, 20, "log_sign", N=31, T=2, precision="bf16", state_dtype=torch.bfloat16),
+    Case(3, 33, "features", N=515, T=2, width=7, precision="bf16"),
+    Case(2, 20, "log_sign", N=31, T=0, precision="bf16"),
+    Case(2, 20, "identity", N=0, T=2, precision="bf16"),
+]
 # Configurations that a sweep times beside the tables' own.
 LAUNCHED = {
     "lanes": ("step_config", {"block": 64, "num_warps": 4, "lanes": True}),
@@ -185,13 +201,13 @@ def run_extremes(backend: str, device: str = "cpu") -> dict[str, Tensor]:
 DIVERGED = Case(2, 20, "log_sign", N=31, T=3)
 
 
-def run_diverged(backend: str, device: str = "cpu") -> dict[str, Tensor]:
+def run_diverged(backend: str, device: str = "cpu", case: Case = DIVERGED) -> dict[str, Tensor]:
     """A step and the d_initial_state of a window, before and after four coordinates of it have diverged."""
-    x, results = inputs(DIVERGED, device), {}
+    x, results = inputs(case, device), {}
     for name in ("finite", "diverged"):
         theta, state = x.theta.clone(), x.state.clone()
-        step_(theta, x.inputs[1], state, state, x.phi, DIVERGED.spec, backend)
-        _, d_state = bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, DIVERGED.spec, backend)
+        step_(theta, x.inputs[1], state, state, x.phi, case.spec, backend)
+        _, d_state = bptt(x.inputs, x.history, x.d_updates, x.d_final_state, x.phi, case.spec, backend)
         results |= {f"{name} theta": theta, f"{name} state": state, f"{name} d_state": d_state}
         x.inputs[1, :3] = torch.tensor([torch.inf, -torch.inf, torch.nan])
         x.history[2:, ..., 2] = torch.nan  # as the step left it

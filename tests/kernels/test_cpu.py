@@ -6,10 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from backend_cases import NOMINAL_WIDE, Case, NominalCase, inputs, run, run_nominal
+from backend_cases import (
+    DIVERGED,
+    NOMINAL_WIDE,
+    ROUNDED,
+    Case,
+    NominalCase,
+    inputs,
+    run,
+    run_diverged,
+    run_nominal,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from l2l_kernels import LSTMSpec, cpu, reference
+from l2l_kernels import BackendUnavailableError, LSTMSpec, cpu, reference
 from l2l_kernels.cpu import library
 from test_backend_contract import BACKENDS, assert_the_references, relative_error
 
@@ -21,6 +31,13 @@ DTYPES = [("float64", "float64"), ("float32", "float32"), ("float32", "bfloat16"
 
 def assert_case(case):
     assert_the_references(BACKENDS["cpu"], case, run(case, "cpu"))
+
+
+@pytest.fixture
+def rounded():
+    """Skips where the compiled kernels have no products of bfloat16."""
+    if not set(library.ROUNDED_VARIANTS) <= set(library.variants(library.load())):
+        pytest.skip(f"no AVX512_BF16, which rounded products need ({library.describe()})")
 
 
 @settings(max_examples=60, deadline=None)
@@ -110,15 +127,19 @@ def test_a_half_precision_phi_is_computed_with_in_float32():
     assert all(map(torch.equal, *results))
 
 
-def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads():
-    x = inputs(Case(2, 20, "log_sign", N=70_000, T=3))  # more than MAX_SLICES * MIN_SLICE: slices grow
+@pytest.mark.parametrize("precision", [None, "bf16"])
+def test_results_are_bit_identical_from_run_to_run_and_for_any_number_of_threads(precision, request):
+    if precision:
+        request.getfixturevalue("rounded")
+    case = Case(2, 20, "log_sign", N=70_000, T=3, precision=precision)
+    x, spec = inputs(case), case.spec  # more than MAX_SLICES * MIN_SLICE: slices grow
 
     def results(threads):
         torch.set_num_threads(threads)
         theta, new_state = x.theta.clone(), torch.empty_like(x.state)
-        cpu.step_(theta, x.inputs[0], x.state, new_state, x.phi, SPEC)
+        cpu.step_(theta, x.inputs[0], x.state, new_state, x.phi, spec)
         nominal = run_nominal(NominalCase(((300, 301), (5,), (40_000,))), "cpu")
-        lstm = cpu.bptt(x.inputs, x.history, x.d_updates, None, x.phi, SPEC)
+        lstm = cpu.bptt(x.inputs, x.history, x.d_updates, None, x.phi, spec)
         return theta, new_state, *lstm, *nominal.values()
 
     before = torch.get_num_threads()
@@ -172,3 +193,104 @@ def test_a_gate_that_is_all_but_closed_keeps_its_digits():
     exact = reference.bptt(*(tensor.double() for tensor in window), None, x.phi.double(), SPEC)[1]
     assert 0 < d_cell.abs().max() < 1e-15
     assert relative_error(d_cell, exact[:, 1]) < 3e-5
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("case", ROUNDED, ids=str)
+def test_rounded_products_are_those_of_the_reference(case):
+    assert_case(case)
+
+
+@pytest.mark.usefixtures("rounded")
+@settings(max_examples=40, deadline=None)
+@given(
+    num_layers=st.integers(1, 3),
+    hidden_size=st.integers(1, 64),
+    width=st.integers(1, 9),
+    output=st.sampled_from(["linear", "tanh"]),
+    N=st.integers(100, 600),
+    T=st.integers(1, 4),
+    final=st.booleans(),
+    state_dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)
+def test_rounded_products_at_random_shapes(**shape):
+    """By the median error, as a search may find the one number beside a tie that is most of a norm."""
+    case = Case(preprocessing="features", precision="bf16", **shape)
+    assert_the_references(BACKENDS["cpu"]._replace(error=median_error), case, run(case, "cpu"))
+
+
+def median_error(actual, expected):
+    """The median of |a − b|, relative to b's root mean square."""
+    return float((actual.double() - expected).abs().median() / expected.square().mean().sqrt())
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("units", [4, 8, 20])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_where_nothing_is_near_a_tie_rounded_products_are_exact_to_float32(units, width):
+    """One layer's step rounds its arguments alone, which are the same numbers in float64."""
+    case = Case(1, units, "features", N=131, T=1, width=width, precision="bf16")
+    x, actual = inputs(case), run(case, "cpu")
+    exact = (tensor.double() for tensor in (x.theta, x.inputs[0], x.state, x.phi))
+    theta, state = reference.step(*exact, case.spec)
+    assert relative_error(actual["theta"], theta) < 1e-6
+    assert relative_error(actual["new_state"], state) < 1e-6
+
+
+@pytest.mark.usefixtures("rounded")
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("units", [4, 8, 20])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_what_rounding_products_costs_is_bounded_by_bfloat16s_roundoff(layers, units, width):
+    """Two operands of a product err by 2^-8 each at most: a bound for every number of a step.
+
+    sigmoid's slope is at most 1/4 and tanh's 1, and neither exceeds 1. Of a meta-gradient, whose every number
+    is a sum of products, errors of either sign cancel: its norm errs by less than one product can.
+    """
+    case = Case(layers, units, "features", N=131, T=3, width=width, precision="bf16")
+    exact_case = case._replace(precision=None)
+    x, actual = inputs(case), run(case, "cpu")
+    theta, features, state, phi = (t.double() for t in (x.theta, x.inputs[0], x.state, x.phi))
+    expected_theta, expected = reference.step(theta, features, state, phi, exact_case.spec)
+    weights = case.spec.unpack(phi)
+    below, d_below = features, torch.zeros_like(features)
+    for layer, (weight, _) in enumerate(weights.layers):
+        old_h, old_c = state[layer]
+        operand = torch.cat([below, old_h]).abs()
+        d_operand = torch.cat([d_below, torch.zeros_like(old_h)])
+        d_z = weight.abs() @ (2 * 2**-8 * 1.01 * (operand + d_operand) + d_operand)
+        d_i, d_f, d_g, d_o = d_z.chunk(4)
+        d_c = d_f / 4 * old_c.abs() + d_i / 4 + d_g
+        d_h = d_o / 4 + d_c
+        d_state = torch.stack([d_h, d_c])
+        assert ((actual["new_state"][layer] - expected[layer]).abs() <= d_state + 1e-6).all()
+        below, d_below = expected[layer, 0], d_h
+    d_theta = case.output_scale * (weights.head_weight.abs() @ d_below)
+    assert ((actual["theta"] - expected_theta).abs() <= d_theta + 1e-6).all()
+    window = (t.double() for t in (x.inputs, x.history, x.d_updates, x.d_final_state, x.phi))
+    d_phi, d_initial = reference.bptt(*window, exact_case.spec)
+    for name, gradient in (("d_phi", d_phi), ("d_state", d_initial)):
+        assert 1e-4 < relative_error(actual[name], gradient) < 2 * 2**-8
+
+
+@pytest.mark.usefixtures("rounded")
+def test_a_diverged_coordinate_leaves_rounded_products_of_others_alone():
+    results = run_diverged("cpu", case=DIVERGED._replace(precision="bf16"))
+    for what in ("theta", "state", "d_state"):
+        assert torch.equal(results[f"diverged {what}"][..., 4:], results[f"finite {what}"][..., 4:])
+        assert results[f"finite {what}"].isfinite().all()
+        assert results[f"diverged {what}"][..., 2].isnan().any()
+
+
+@pytest.mark.parametrize(("target", "name"), instruction_sets())
+def test_rounded_products_are_refused_where_the_processor_has_none(target, name, monkeypatch):
+    monkeypatch.setenv(library.TARGET_VARIABLE, target)
+    monkeypatch.setattr(library, "load", functools.cache(library.load.__wrapped__))
+    with pytest.raises(BackendUnavailableError, match=rf"precision='bf16' needs AVX512_BF16.*\({name}"):
+        run(Case(2, 20, "log_sign", N=31, T=1, precision="bf16"), "cpu")
+
+
+def test_rounded_products_of_float64_are_refused():
+    case = Case(2, 20, "log_sign", N=31, T=1, dtype=torch.float64, precision="bf16")
+    with pytest.raises(BackendUnavailableError, match="precision='bf16' is for φ in float32"):
+        run(case, "cpu")

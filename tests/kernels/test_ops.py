@@ -75,10 +75,12 @@ def test_a_spec_out_of_range_is_refused_by_name():
         {"width": 33, "preprocessing": "features"},
         {"width": 2},
         {"output": "relu"},
+        {"precision": "tf32"},
     ):
         with pytest.raises(ValueError, match=f"{next(iter(arguments))} must be"):
             LSTMSpec(**arguments)
-    for lists in (([2, 20, 0, 1], [10.0, 0.1]), ([2, 20, 3, 1, 0], [10.0, 0.1]), ([2, 20, 0, 1, 0], [10.0])):
+    good = [2, 20, 0, 1, 0, 0]
+    for lists in ((good[:-1], [10.0, 0.1]), ([2, 20, 3, 1, 0, 0], [10.0, 0.1]), (good, [10.0])):
         with pytest.raises(ValueError, match="no LSTMSpec has the fields"):
             LSTMSpec.from_lists(*lists)
 

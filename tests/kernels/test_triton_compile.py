@@ -94,6 +94,17 @@ def test_a_device_with_little_shared_memory_keeps_no_exact_weights_there(monkeyp
     assert [family for family, resident in residents.items() if not resident] == ["sm_86"]
 
 
+@pytest.mark.parametrize("hidden_size", [4, 20, 64])
+@pytest.mark.parametrize("family", TARGETS)
+def test_a_specs_precision_goes_before_the_process(family, hidden_size):
+    """And a step that is asked to round is not computed in lanes, which do not."""
+    spec = LSTMSpec(2, hidden_size, precision="bf16")
+    assert configs.step_config(spec, family)[0]["PRECISION"] == "bf16"
+    assert configs.bptt_config(spec, 1, family)[0]["PRECISION"] == "bf16"
+    usual = configs.bptt_config(LSTMSpec(2, hidden_size), 1, family)[0]["PRECISION"]
+    assert usual == configs.dot_precision(configs.precisions.bptt, family)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ FIT = [
     (["--model.rule.hidden_size=65"], "hidden_size must be 1 to 64, got 65"),
     (["--model.rule.backend=cuda"], "backend must be one of triton, cpu, reference, got 'cuda'"),
     (["--model.rule.backend=triton", "--trainer.accelerator=cpu"], "'triton' cannot run on cpu"),
+    (["--model.rule.precision=tf32"], r"precision.*Expected a typing\.Literal\['bf16'\].*tf32"),
+    (["--model.rule.precision=bf16", "--trainer.precision=64-true"], r"precision='bf16' is for φ in float32"),
     (["--data.num_rollouts=0"], "num_rollouts must be at least 1, got 0"),
     (["--config=mnist", "--data.root=FOLDER"], r"MNIST is not in .*--data\.root.*--data\.download true"),
     (["--config=mnist", "--data.download=true"], r"--data\.download true needs a folder.*--data\.root"),

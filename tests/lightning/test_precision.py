@@ -5,12 +5,16 @@ import math
 
 import pytest
 import torch
+from l2l_kernels import BackendUnavailableError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import HalfPrecision, MixedPrecision
 from meta_training import fit, make_rule
 
 from l2l_lightning import CoordinatewiseLSTM, MetaLearner, Optimizees, Quadratic, Rollout, pretrained
+from l2l_lightning.errors import CheckpointMismatchError
+from l2l_lightning.optim.state_dict import digest_of
+from l2l_lightning.rules import CorrectedDirection, CorrectedStepSize, RNNprop
 from l2l_lightning.training.callbacks import CollapseGuard, MetaTrainingError, PhiAveraging
 
 MIXED = {
@@ -29,9 +33,19 @@ def float16():
     return MixedPrecision("16-mixed", "cpu")
 
 
-def make_model(task=None, **arguments):
+def make_model(task=None, rule=None, **arguments):
     settings = {"horizon": 6, "unroll": 4, "num_tasks": 3, "num_validation_optimizees": 2, "seed": 5}
-    return MetaLearner(task or Quadratic(dim=3), make_rule(), **{**settings, **arguments})
+    return MetaLearner(task or Quadratic(dim=3), rule or make_rule(), **{**settings, **arguments})
+
+
+def rounding_rule(precision="bf16"):
+    """A rule whose products are rounded: by the compiled kernels where they can, else by the reference."""
+    rule = make_rule(precision=precision)
+    try:
+        rule.kernels_on(torch.device("cpu"))
+    except BackendUnavailableError:
+        rule.backend = "reference"
+    return rule
 
 
 @pytest.mark.parametrize(
@@ -164,3 +178,58 @@ def test_a_trainer_that_logs_nothing_leaves_nothing_to_guard(tmp_path):
     fit(make_model(), tmp_path, **bare)
     with pytest.raises(MisconfigurationException, match=r"CollapseGuard.*barebones=True"):
         fit(make_model(), tmp_path, CollapseGuard(), **bare)
+
+
+def window(rule):
+    """The meta-loss and the meta-gradient of a rule's window."""
+    rollout = Rollout(rule, Optimizees(Quadratic(dim=3), None, 0, "train", range(20), "cpu"))
+    loss = rollout.window(10).meta_loss
+    loss.backward()
+    return loss.item(), torch.cat([parameter.grad.reshape(-1) for parameter in rule.parameters()])
+
+
+def test_a_rules_precision_rounds_its_windows_products_and_nothing_else():
+    """By bfloat16's roundoff, 2^-8, for each of two operands at most; and can be set to what it was."""
+    loss, gradient = window(make_rule())
+    rounding = rounding_rule()
+    assert rounding.precision == rounding.spec.precision == rounding.config()["precision"] == "bf16"
+    rounded_loss, rounded_gradient = window(rounding)
+    assert 0 < abs(rounded_loss / loss - 1) < 2 * 2**-8
+    assert 1e-5 < float((rounded_gradient - gradient).norm() / gradient.norm()) < 2 * 2**-8
+    assert rounded_gradient.dtype == torch.float32
+    rounding = rounding_rule()
+    rounding.precision = None
+    again = window(rounding)
+    if rounding.backend is None:
+        assert again[0] == loss
+        assert torch.equal(again[1], gradient)
+    with pytest.raises(ValueError, match="precision must be None or"):
+        rounding.precision = "tf32"
+
+
+def test_a_run_of_rounded_products_resumes_bit_for_bit_and_in_no_other_precision(tmp_path):
+    def model(precision="bf16"):
+        return make_model(rule=rounding_rule(precision))
+
+    whole, resumed = model(), model()
+    settings = {"num_rollouts": 4, "limit_val_batches": 0}
+    every = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=3, save_top_k=-1)
+    fit(whole, tmp_path, PhiAveraging(), every, **settings)
+    path = tmp_path / "step=3.ckpt"
+    fit(resumed, tmp_path, PhiAveraging(), ckpt_path=path, **settings)
+    assert torch.equal(resumed.rule.phi(), whole.rule.phi())
+    assert MetaLearner.from_checkpoint(path).rule.precision == "bf16"
+    with pytest.raises(CheckpointMismatchError, match=r"--model\.rule\.precision is None.*'?bf16"):
+        fit(model(None), tmp_path, PhiAveraging(), ckpt_path=path, **settings)
+
+
+def test_a_state_of_one_precision_goes_on_in_the_other():
+    """It is a machine's choice, as the backend is: a rule's name does not depend on it."""
+    assert digest_of(rounding_rule()) == digest_of(make_rule())
+
+
+@pytest.mark.parametrize("make", [RNNprop, CorrectedDirection, CorrectedStepSize])
+def test_every_rule_on_the_fused_lstm_has_the_precision(make):
+    rule = make(hidden_size=3, precision="bf16")
+    assert rule.spec.precision == rule.config()["precision"] == "bf16"
+    assert make(hidden_size=3).spec.precision is None

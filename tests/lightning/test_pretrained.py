@@ -113,7 +113,7 @@ def test_names_that_are_none_list_those_that_are(tmp_path):
     ("make", "trust"),
     [
         (lambda: CoordinatewiseLSTM(1, 3, p=7.0, output_scale=0.3, backend="reference"), []),
-        (lambda: RNNprop(1, 3, beta=0.8, backend="reference"), []),
+        (lambda: RNNprop(1, 3, beta=0.8, backend="reference", precision="bf16"), []),
         (lambda: ZeroShot(orthogonal=False), []),
         (lambda: Grouped({"conv.weight|fc": RNNprop(1, 2), "": CoordinatewiseLSTM(1, 3)}), []),
         (lambda: Grouped({"a": CoordinatewiseLSTM(1, 3), "b|c": LearnedMomentum()}), ["learned_momentum"]),
@@ -131,7 +131,7 @@ def test_any_rule_is_saved_and_comes_back_where_it_is_trusted(make, trust, tmp_p
     loaded = pretrained.load(path, trust=trust)
     assert torch.equal(torch.get_rng_state(), before)
     assert type(loaded) is type(rule)
-    assert loaded.config() == config | ({"backend": None} if "backend" in config else {})
+    assert loaded.config() == config | {name: None for name in ("backend", "precision") if name in config}
     for name, value in rule.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value)
     if trust:
@@ -325,6 +325,7 @@ ARGUMENTS = {
     "preprocessing": ['"x"', "{}"],
     "output_scale": ["null", "-1", "Infinity"],
     "backend": ['"x"', '["cpu"]'],
+    "precision": ['"tf32"', "1"],
     "gradient_scale": ["0"],
     "forget_bias": ['"x"'],
     "head_init_scale": ["NaN"],

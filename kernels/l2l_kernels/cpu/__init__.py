@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from l2l_kernels import reference
+from l2l_kernels.backends import BackendUnavailableError
 from l2l_kernels.cpu import library
 from l2l_kernels.spec import Coefficients, LSTMSpec, SizeHead
 
@@ -36,7 +37,7 @@ def step_(
     fits = new_state.dtype == stored and new_state.is_contiguous()
     target = new_state if fits else torch.empty(new_state.shape, dtype=stored)
     pointers = [tensor.data_ptr() for tensor in (updated, inputs, source, target, phi)]
-    kernel = getattr(kernels, _variant("step", dtype, stored))
+    kernel = getattr(kernels, _variant("step", dtype, stored, spec))
     kernel(torch.get_num_threads(), _constants(spec), theta.shape[0], *pointers)
     if updated is not theta:
         theta.copy_(updated)
@@ -63,10 +64,30 @@ def bptt(
     d_phi, d_initial_state = torch.empty_like(weights), torch.empty(history.shape[1:], dtype=dtype)
     tensors = (inputs, history, d_updates, d_final, weights, d_phi, d_initial_state)
     pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
-    kernel = getattr(kernels, _variant("bptt", dtype, stored))
+    kernel = getattr(kernels, _variant("bptt", dtype, stored, spec))
     T, N = d_updates.shape
     kernel(torch.get_num_threads(), _constants(spec), N, T, *pointers)
     return d_phi.to(phi.dtype), d_initial_state.to(phi.dtype)
+
+
+def check_precision(spec: LSTMSpec, dtype: torch.dtype = torch.float32) -> None:
+    """Tells whether products can be rounded as the spec's precision says, in this dtype of φ.
+
+    Raises:
+        BackendUnavailableError: They cannot; the message names the option.
+    """
+    if spec.precision is None or (kernels := library.load()) is None:
+        return
+    reason = None
+    if dtype == torch.float64:
+        reason = "is for φ in float32, which is in float64 here"
+    elif not set(library.ROUNDED_VARIANTS) <= set(library.variants(kernels)):
+        reason = f"needs AVX512_BF16, which the CPU kernels do not have here ({library.describe()})"
+    if reason:
+        raise BackendUnavailableError(
+            f"precision={spec.precision!r} {reason}: leave precision out, or take the backend 'reference', "
+            "which rounds likewise, but is slower than float32"
+        )
 
 
 def nominal_step(
@@ -159,8 +180,12 @@ def _dtypes(phi: Tensor, state: Tensor) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.bfloat16 if bfloat16 else dtype
 
 
-def _variant(name: str, dtype: torch.dtype, stored: torch.dtype) -> str:
-    return f"{name}_{dtype}_{stored}".replace("torch.", "")
+def _variant(name: str, dtype: torch.dtype, stored: torch.dtype, spec: LSTMSpec) -> str:
+    variant = f"{name}_{dtype}_{stored}".replace("torch.", "")
+    if spec.precision is None:
+        return variant
+    check_precision(spec, dtype)
+    return f"{variant}_{spec.precision}"
 
 
 @lru_cache

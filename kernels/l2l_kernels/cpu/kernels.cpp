@@ -202,20 +202,21 @@ template <class T, class S> INLINE void store_tile(const Tile<T>& tile, S* to, i
 }
 
 // A chunk of `rows` quantities, tile by tile, zero at first; as much of one as N coordinates need.
-template <class T> class Matrix {
+template <class T, int VECTORS = TILE_VECTORS> class Matrix {
+    using Row = Vector<T>[VECTORS];  // of one tile
     struct Free { void operator()(void* p) const { std::free(p); } };
     int64_t rows, capacity;  // in tiles
-    std::unique_ptr<Tile<T>[], Free> data;
+    std::unique_ptr<Row[], Free> data;
 
   public:
     Matrix(int64_t rows, int64_t N) : rows(rows), capacity(tiles<T>(std::min<int64_t>(N, CHUNK))) {
-        const size_t bytes = capacity * rows * sizeof(Tile<T>);
-        data.reset((Tile<T>*)std::aligned_alloc(VECTOR_BYTES, bytes));
+        const size_t bytes = capacity * rows * sizeof(Row);
+        data.reset((Row*)std::aligned_alloc(VECTOR_BYTES, bytes));
         std::memset((void*)data.get(), 0, bytes);
     }
 
     // Rows row, row + 1, ... of one tile.
-    Tile<T>* at(int64_t tile, int64_t row) { return data.get() + tile * rows + row; }
+    Row* at(int64_t tile, int64_t row) { return data.get() + tile * rows + row; }
 
     // n coordinates of a row from memory, zeros after them.
     template <class S> void load(int64_t row, const S* from, int64_t n) {
@@ -265,6 +266,7 @@ struct Spec {
 
     int64_t inputs(int64_t layer) const { return layer ? hidden : log_sign ? 2 : width; }
     int64_t columns(int64_t layer) const { return inputs(layer) + hidden; }
+    int64_t most_columns() const { return std::max(columns(0), 2 * hidden); }
     int64_t offset(int64_t layer) const {  // of its weight [4H, K], which its bias [4H] follows, in phi
         int64_t count = 0;
         for (int64_t l = 0; l < layer; ++l) count += 4 * hidden * (columns(l) + 1);
@@ -276,6 +278,92 @@ struct Spec {
     int64_t state_row(int64_t layer, bool cell) const { return (2 * layer + cell) * hidden; }
     int64_t state_rows() const { return 2 * layers * hidden; }
 };
+
+// How products are formed: Exact multiplies numbers as they are, Rounded rounds both operands to bfloat16 and adds
+// two of their products at a time in float32. What is two at a time: in W x two columns of W with two rows of x,
+// in W^T dZ two rows of W with the same two of dZ, and in dZ x^T two coordinates. TERMS says how many.
+template <class T> struct Exact {
+    static constexpr int TERMS = 1;
+    using Weight = T;  // of one multiply-add
+
+    class Weights {
+        const Spec& spec;
+        const T* phi;
+
+      public:
+        Weights(const Spec& spec, const T* phi) : spec(spec), phi(phi) {}
+        const T* of_inputs(int64_t layer) const { return phi + spec.offset(layer); }      // [4H, K], for W x
+        const T* of_cotangents(int64_t layer) const { return phi + spec.offset(layer); }  // [4H, K], for W^T dZ
+    };
+
+    static INLINE Vector<T> add(Vector<T> sum, T weight, Vector<T> x) { return sum + weight * x; }
+    static INLINE Vector<T> add(Vector<T> sum, Vector<T> x, Vector<T> y) { return sum + x * y; }
+};
+
+#if defined(__AVX512BF16__)
+struct Rounded {
+    static constexpr int TERMS = 2;
+    using Weight = uint32_t;  // two bfloat16, the first in the lower half
+
+    class Weights {
+        std::vector<Weight> packed;
+        std::vector<int64_t> inputs, cotangents;  // per layer: where its weights start
+
+        static Weight pair(float first, float second) {
+            BFloat16 low, high;
+            assign(low, first), assign(high, second);
+            return low.bits | Weight(high.bits) << 16;
+        }
+
+      public:
+        Weights(const Spec& spec, const float* phi) {
+            const int64_t H = spec.hidden;
+            for (int64_t l = 0; l < spec.layers; ++l) {
+                const int64_t K = spec.columns(l);
+                const float* weight = phi + spec.offset(l);
+                inputs.push_back(packed.size());
+                for (int64_t r = 0; r < 4 * H; ++r)
+                    for (int64_t k = 0; k < K; k += 2)
+                        packed.push_back(pair(weight[r * K + k], k + 1 < K ? weight[r * K + k + 1] : 0.0f));
+                cotangents.push_back(packed.size());
+                for (int64_t first : {int64_t(0), 2 * H})  // of gates i and f, of g and o
+                    for (int64_t r = first; r < first + H; ++r)
+                        for (int64_t k = 0; k < K; ++k)
+                            packed.push_back(pair(weight[r * K + k], weight[(r + H) * K + k]));
+            }
+            packed.resize(packed.size() + 3);  // Bptt::inputs reads on past the end
+        }
+        const Weight* of_inputs(int64_t layer) const { return &packed[inputs[layer]]; }          // [4H, K / 2]
+        const Weight* of_cotangents(int64_t layer) const { return &packed[cotangents[layer]]; }  // [2H, K]
+    };
+
+    static INLINE Vector<float> add(Vector<float> sum, Vector<float> x, Vector<float> y) {
+        return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)y);
+    }
+    static INLINE Vector<float> add(Vector<float> sum, Weight weight, Vector<float> x) {
+        return add(sum, (Vector<float>)_mm512_set1_epi32(weight), x);
+    }
+
+    // Two vectors rounded to nearest, ties to even, in one: one after the other, so that a lane has neighbours ...
+    static INLINE Vector<float> neighbours(Vector<float> first, Vector<float> second) {
+        return (Vector<float>)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    }
+    // ... or side by side, so that a lane has both of one coordinate.
+    static INLINE Vector<float> pairs(Vector<float> first, Vector<float> second) {
+        alignas(64) static constexpr uint16_t ORDER[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                           8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+        const __m512i both = (__m512i)neighbours(first, second);
+        return (Vector<float>)_mm512_permutexvar_epi16(_mm512_load_si512(ORDER), both);
+    }
+
+    // Rows 2k and 2k + 1 of K become row k of `to`; the last one of an odd number is paired with zeros.
+    KERNEL static void pair_rows(const Tile<float>* rows, int64_t K, Tile<float>* to) {
+        for (int64_t k = 0; k < K; k += 2)
+            for (int v = 0; v < TILE_VECTORS; ++v)
+                to[k / 2][v] = pairs(rows[k][v], k + 1 < K ? rows[k + 1][v] : Vector<float>{});
+    }
+};
+#endif
 
 // log x for 2^-126 <= x; infinity and NaN stay. x = 2^n (1 + f) with 1/sqrt(2) <= 1 + f < sqrt(2), and
 // log(1 + f) = f - f^2/2 + f^3 P(f), to 3e-8 of itself.
@@ -323,19 +411,22 @@ template <class T> INLINE void hyperbolic_tangent(Tile<T>& x) {
     for (auto& v : x) v = tanh_by<T>(T(1) + v);
 }
 
-// The new cell and the activated gates i, f, g, o of hidden unit j, for one tile with operand rows [x; h].
-template <class T> struct Cell {
+// The new cell and the activated gates i, f, g, o of hidden unit j, for one tile with operand rows [x; h], or pairs
+// of them.
+template <class T, class P> struct Cell {
     Tile<T> gate[4], c, tanh_c;
 
-    KERNEL Cell(const Spec& spec, int64_t layer, const T* phi, const Tile<T>* operand, const Tile<T>& old_c,
-                int64_t j) {
-        const int64_t H = spec.hidden, K = spec.columns(layer);
-        const T *weight = phi + spec.offset(layer) + j * K, *bias = phi + spec.bias_offset(layer) + j;
+    KERNEL Cell(const Spec& spec, int64_t layer, const T* phi, const typename P::Weights& weights,
+                const Tile<T>* operand, const Tile<T>& old_c, int64_t j) {
+        const int64_t H = spec.hidden, K = (spec.columns(layer) + P::TERMS - 1) / P::TERMS;
+        const typename P::Weight* weight = weights.of_inputs(layer) + j * K;
+        const T* bias = phi + spec.bias_offset(layer) + j;
         for (int q = 0; q < 4; ++q)
             for (int v = 0; v < TILE_VECTORS; ++v) gate[q][v] = Vector<T>{} + bias[q * H];
         for (int64_t k = 0; k < K; ++k)
             for (int q = 0; q < 4; ++q)
-                for (int v = 0; v < TILE_VECTORS; ++v) gate[q][v] += weight[q * H * K + k] * operand[k][v];
+                for (int v = 0; v < TILE_VECTORS; ++v)
+                    gate[q][v] = P::add(gate[q][v], weight[q * H * K + k], operand[k][v]);
         activate(old_c);
     }
 
@@ -427,8 +518,9 @@ template <class Worker, class Arguments> void for_slices(int64_t threads, const 
 
 // -------------------------------------------------------------------------------------------------- step
 
-template <class T, class S> struct StepArguments {
+template <class T, class S, class P> struct StepArguments {
     const Spec& spec;
+    const typename P::Weights& weights;
     int64_t N;
     T* theta;
     const T* inputs;  // [N], or [width, N]
@@ -437,17 +529,19 @@ template <class T, class S> struct StepArguments {
     const T* phi;
 };
 
-template <class T, class S> class Step {
-    const StepArguments<T, S>& a;
+template <class T, class S, class P> class Step {
+    const StepArguments<T, S, P>& a;
     const Spec& spec = a.spec;
     Matrix<T> even, odd;  // rows [x; h] of a layer, and of the one above it
+    Matrix<T> pairs;      // of a tile's rows [x; h]
     Ahead<S> old_ahead, new_ahead;
 
   public:
-    explicit Step(const StepArguments<T, S>& arguments)
+    explicit Step(const StepArguments<T, S, P>& arguments)
         : a(arguments),
           even(spec.hidden + std::max(spec.hidden, spec.inputs(0)), a.N),
-          odd(2 * spec.hidden, a.N) {}
+          odd(2 * spec.hidden, a.N),
+          pairs(P::TERMS == 1 ? 0 : spec.most_columns(), 1) {}
 
     void run(const Slice& slice) {
         for (int64_t start = slice.start, next; start < slice.end; start = next) {
@@ -470,12 +564,17 @@ template <class T, class S> class Step {
             look_ahead(last ? 0 : l + 1, last ? next : start, n);
             for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
                 const int64_t first = tile * TILE<T>;
+                const Tile<T>* rows = operand->at(tile, 0);
+                if constexpr (P::TERMS == 2) {
+                    P::pair_rows(rows, spec.columns(l), pairs.at(0, 0));
+                    rows = pairs.at(0, 0);
+                }
                 for (int64_t j = 0; j < H; ++j) {
                     old_ahead.template fetch<0>();
                     new_ahead.template fetch<1>();
                     Tile<T> c, &h = *above->at(tile, j);
                     load_tile<T>(c, a.state + c_offset + j * a.N + first, n - first);
-                    const Cell<T> updated(spec, l, a.phi, operand->at(tile, 0), c, j);
+                    const Cell<T, P> updated(spec, l, a.phi, a.weights, rows, c, j);
                     for (int v = 0; v < TILE_VECTORS; ++v) h[v] = updated.gate[3][v] * updated.tanh_c[v];
                     store_tile<T>(h, a.new_state + h_offset + j * a.N + first, n - first);
                     store_tile<T>(updated.c, a.new_state + c_offset + j * a.N + first, n - first);
@@ -507,8 +606,9 @@ template <class T, class S> class Step {
 
 // -------------------------------------------------------------------------------------------------- bptt
 
-template <class T, class S> struct BpttArguments {
+template <class T, class S, class P> struct BpttArguments {
     const Spec& spec;
+    const typename P::Weights& weights;
     int64_t N, steps;
     const T* inputs;  // [T, N], or [T, width, N]
     const S* history;
@@ -525,7 +625,7 @@ template <class T> T total(Vector<T> x) {
 // dZ [x; h; 1]^T of one layer, summed over steps and chunks: a vector of partial sums per element, reduced
 // once per slice, so that neither operand is ever transposed. Kept in blocks whose sums fit in registers; a
 // block's left rows stay in L1 cache while all right rows pass, so blocks are higher than wide.
-template <class T> class OuterSum {
+template <class T, class P> class OuterSum {
     static constexpr int ROWS = VECTOR_BYTES == 64 ? 8 : 4, COLUMNS = VECTOR_BYTES == 64 ? 3 : TILE_VECTORS;
     static int64_t pad(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
     std::vector<Vector<T>> sums;
@@ -540,7 +640,9 @@ template <class T> class OuterSum {
 
     void clear() { std::fill(sums.begin(), sums.end(), Vector<T>{}); }
 
-    KERNEL void add(Matrix<T>& left, Matrix<T>& right, int64_t tiles) {
+    // Of rows as they are, or, Rounded, of neighbours in a row.
+    static constexpr int VECTORS = TILE_VECTORS / P::TERMS;
+    KERNEL void add(Matrix<T, VECTORS>& left, Matrix<T, VECTORS>& right, int64_t tiles) {
         Vector<T>* block = sums.data();
         for (int64_t r = 0; r < rows; r += ROWS)
             for (int64_t c = 0; c < columns; c += COLUMNS, block += ROWS * COLUMNS) {
@@ -548,13 +650,14 @@ template <class T> class OuterSum {
 #pragma GCC unroll 32
                 for (int i = 0; i < ROWS * COLUMNS; ++i) sum[i] = block[i];
                 for (int64_t tile = 0; tile < tiles; ++tile) {
-                    const Tile<T>*x = left.at(tile, r), *y = right.at(tile, c);
-                    for (int v = 0; v < TILE_VECTORS; ++v) {
+                    const auto *x = left.at(tile, r), *y = right.at(tile, c);
+                    for (int v = 0; v < VECTORS; ++v) {
                         Vector<T> right_v[COLUMNS];
                         for (int k = 0; k < COLUMNS; ++k) right_v[k] = in_register<T>(y[k][v]);
                         for (int i = 0; i < ROWS; ++i) {
                             const Vector<T> left_v = in_register<T>(x[i][v]);
-                            for (int k = 0; k < COLUMNS; ++k) sum[i * COLUMNS + k] += left_v * right_v[k];
+                            for (int k = 0; k < COLUMNS; ++k)
+                                sum[i * COLUMNS + k] = P::add(sum[i * COLUMNS + k], left_v, right_v[k]);
                         }
                     }
                 }
@@ -569,25 +672,36 @@ template <class T> class OuterSum {
     }
 };
 
-template <class T, class S> class Bptt {
-    const BpttArguments<T, S>& a;
+template <class T, class S, class P> class Bptt {
+    using Sum = OuterSum<T, P>;
+    using Rows = Matrix<T, Sum::VECTORS>;
+    const BpttArguments<T, S, P>& a;
     const Spec& spec = a.spec;
     const int64_t H = spec.hidden;
-    std::vector<OuterSum<T>> d_weight;    // per layer: [4H, K + 1], the last column for the bias
-    std::vector<Vector<T>> d_head;        // [H + 1]
-    std::vector<Matrix<T>> operand;       // per layer: rows [x; h; 1]
-    std::vector<Matrix<T>> d_h, d_c;      // per layer: cotangents of its state
-    Matrix<T> d_z;                        // rows i, f, g, o of one layer
-    Matrix<T> d_above, d_update;          // d_above: what reaches h from the layer above or the head
+    std::vector<Sum> d_weight;        // per layer: [4H, K + 1], the last column for the bias
+    std::vector<Vector<T>> d_head;    // [H + 1]
+    std::vector<Matrix<T>> operand;   // per layer: rows [x; h; 1]
+    std::vector<Matrix<T>> d_h, d_c;  // per layer: cotangents of its state
+    Rows d_z;                         // rows i, f, g, o of one layer
+    Matrix<T> d_above, d_update;      // d_above: what reaches h from the layer above or the head
+    Matrix<T> pairs, d_pairs;         // Rounded: of a tile's rows [x; h], of its i and f, g and o
+    std::vector<Rows> neighbours;     // Rounded, per layer: rows [x; h; 1]
     Ahead<S> ahead;
 
   public:
-    explicit Bptt(const BpttArguments<T, S>& arguments)
-        : a(arguments), d_head(H + 1), d_z(OuterSum<T>(4 * H, 1).rows, a.N), d_above(H, a.N), d_update(1, a.N) {
+    explicit Bptt(const BpttArguments<T, S, P>& arguments)
+        : a(arguments),
+          d_head(H + 1),
+          d_z(Sum(4 * H, 1).rows, a.N),
+          d_above(H, a.N),
+          d_update(1, a.N),
+          pairs(P::TERMS == 1 ? 0 : spec.most_columns(), 1),
+          d_pairs(P::TERMS == 1 ? 0 : 2 * H, 1) {
         for (int64_t l = 0; l < spec.layers; ++l) {
             const int64_t K = spec.columns(l);
             d_weight.emplace_back(4 * H, K + 1);
             operand.emplace_back(d_weight.back().columns, a.N).fill(K, 1);
+            if (P::TERMS == 2) neighbours.emplace_back(d_weight.back().columns, a.N);
             d_h.emplace_back(H, a.N);
             d_c.emplace_back(H, a.N);
         }
@@ -689,21 +803,34 @@ template <class T, class S> class Bptt {
     // From d_above, d_h and d_c of layer l after a step to those before it, and to d_above of the layer below.
     void layer(int64_t l, const S* old_c, int64_t n) {
         for (int64_t tile = 0; tile < tiles<T>(n); ++tile) {
+            const Tile<T>* rows = operand[l].at(tile, 0);
+            if constexpr (P::TERMS == 2) {
+                const int64_t K = spec.columns(l);
+                for (int64_t k = 0; k <= K; ++k)
+                    for (int v = 0; v < Sum::VECTORS; ++v)
+                        (*neighbours[l].at(tile, k))[v] = P::neighbours(rows[k][2 * v], rows[k][2 * v + 1]);
+                P::pair_rows(rows, K, pairs.at(0, 0));
+                rows = pairs.at(0, 0);
+            }
             for (int64_t j = 0; j < H; ++j) {
                 Tile<T> c;
                 load_tile<T>(c, old_c + j * a.N + tile * TILE<T>, n - tile * TILE<T>);
-                unit(l, tile, j, c);
+                unit(l, tile, rows, j, c);
             }
             inputs(l, tile);
         }
-        d_weight[l].add(d_z, operand[l], tiles<T>(n));
+        if constexpr (P::TERMS == 2) d_weight[l].add(d_z, neighbours[l], tiles<T>(n));
+        else d_weight[l].add(d_z, operand[l], tiles<T>(n));
     }
 
-    void unit(int64_t l, int64_t tile, int64_t j, const Tile<T>& old_c) {
+    void unit(int64_t l, int64_t tile, const Tile<T>* rows, int64_t j, const Tile<T>& old_c) {
         ahead.template fetch<0>();
-        Tile<T>* d_gate[4];
-        for (int q = 0; q < 4; ++q) d_gate[q] = d_z.at(tile, q * H + j);
-        const Cell<T> cell(spec, l, a.phi, operand[l].at(tile, 0), old_c, j);
+        Tile<T> unrounded[4], *d_gate[4];
+        for (int q = 0; q < 4; ++q) {
+            if constexpr (P::TERMS == 2) d_gate[q] = &unrounded[q];
+            else d_gate[q] = d_z.at(tile, q * H + j);
+        }
+        const Cell<T, P> cell(spec, l, a.phi, a.weights, rows, old_c, j);
         for (int v = 0; v < TILE_VECTORS; ++v) {
             const Vector<T> i = cell.gate[0][v], f = cell.gate[1][v], g = cell.gate[2][v], o = cell.gate[3][v];
             const Vector<T> tanh_c = cell.tanh_c[v];
@@ -715,18 +842,29 @@ template <class T, class S> class Bptt {
             (*d_gate[3])[v] = dh * tanh_c * o * (T(1) - o);
             (*d_c[l].at(tile, j))[v] = dc * f;
         }
+        if constexpr (P::TERMS == 2) {
+            for (int q = 0; q < 4; ++q)
+                for (int v = 0; v < Sum::VECTORS; ++v)
+                    (*d_z.at(tile, q * H + j))[v] = P::neighbours(unrounded[q][2 * v], unrounded[q][2 * v + 1]);
+            for (int q = 0; q < 4; q += 2)
+                for (int v = 0; v < TILE_VECTORS; ++v)
+                    (*d_pairs.at(0, q / 2 * H + j))[v] = P::pairs(unrounded[q][v], unrounded[q + 1][v]);
+        }
     }
 
     // W^T dZ, four columns of W at a time. The first layer's inputs are constants.
     KERNEL void inputs(int64_t l, int64_t tile) {
         const int64_t K = spec.columns(l), first_h = spec.inputs(l);
-        const T* weight = a.phi + spec.offset(l);
-        const Tile<T>* d_gates = d_z.at(tile, 0);
+        const typename P::Weight* weight = a.weights.of_cotangents(l);
+        const Tile<T>* d_gates;
+        if constexpr (P::TERMS == 2) d_gates = d_pairs.at(0, 0);
+        else d_gates = d_z.at(tile, 0);
         for (int64_t k = l ? 0 : first_h; k < K; k += 4) {
             Tile<T> sum[4] = {};  // past the last column this reads on (a bias follows), and drops the result
-            for (int64_t r = 0; r < 4 * H; ++r)
+            for (int64_t r = 0; r < 4 * H / P::TERMS; ++r)
                 for (int q = 0; q < 4; ++q)
-                    for (int v = 0; v < TILE_VECTORS; ++v) sum[q][v] += weight[r * K + k + q] * d_gates[r][v];
+                    for (int v = 0; v < TILE_VECTORS; ++v)
+                        sum[q][v] = P::add(sum[q][v], weight[r * K + k + q], d_gates[r][v]);
             for (int q = 0; q < 4 && k + q < K; ++q) {
                 Tile<T>& to = k + q < first_h ? *d_above.at(tile, k + q) : *d_h[l].at(tile, k + q - first_h);
                 for (int v = 0; v < TILE_VECTORS; ++v) to[v] = sum[q][v];
@@ -735,29 +873,41 @@ template <class T, class S> class Bptt {
     }
 };
 
-template <class T, class S> void bptt(int64_t threads, BpttArguments<T, S> arguments, T* d_phi) {
-    const int64_t P = arguments.spec.parameters(), slices = Slices(arguments.N).count;
-    std::vector<T> partials(slices * P);
-    arguments.partials = partials.data();
-    for_slices<Bptt<T, S>>(threads, arguments);
-    std::fill_n(d_phi, P, T(0));
+template <class P, class T, class S>
+void step(int64_t threads, const Spec& spec, int64_t N, T* theta, const T* inputs, const S* state, S* new_state,
+          const T* phi) {
+    const typename P::Weights weights(spec, phi);
+    for_slices<Step<T, S, P>>(threads,
+                              StepArguments<T, S, P>{spec, weights, N, theta, inputs, state, new_state, phi});
+}
+
+template <class P, class T, class S>
+void bptt(int64_t threads, const Spec& spec, int64_t N, int64_t steps, const T* inputs, const S* history,
+          const T* d_updates, const T* d_final_state, const T* phi, T* d_phi, T* d_initial_state) {
+    const int64_t parameters = spec.parameters(), slices = Slices(N).count;
+    std::vector<T> partials(slices * parameters);
+    const typename P::Weights weights(spec, phi);
+    for_slices<Bptt<T, S, P>>(
+        threads, BpttArguments<T, S, P>{spec, weights, N, steps, inputs, history, d_updates, d_final_state, phi,
+                                        partials.data(), d_initial_state});
+    std::fill_n(d_phi, parameters, T(0));
     for (int64_t i = 0; i < slices; ++i)
-        for (int64_t k = 0; k < P; ++k) d_phi[k] += partials[i * P + k];
+        for (int64_t k = 0; k < parameters; ++k) d_phi[k] += partials[i * parameters + k];
 }
 
 }  // namespace
 
 // clang-format off
-#define EXPORT(name, T, S)                                                                                    \
+#define EXPORT(name, P, T, S)                                                                                 \
     extern "C" void step_##name(int64_t threads, const Spec* spec, int64_t N, T* theta, const T* inputs,      \
                                 const S* state, S* new_state, const T* phi) {                                 \
-        for_slices<Step<T, S>>(threads, StepArguments<T, S>{*spec, N, theta, inputs, state, new_state, phi});   \
+        step<P>(threads, *spec, N, theta, inputs, state, new_state, phi);                                     \
     }                                                                                                         \
     extern "C" void bptt_##name(int64_t threads, const Spec* spec, int64_t N, int64_t steps, const T* inputs, \
                                 const S* history, const T* d_updates, const T* d_final_state, const T* phi,   \
                                 T* d_phi, T* d_initial_state) {                                               \
-        bptt<T, S>(threads, {*spec, N, steps, inputs, history, d_updates, d_final_state, phi, nullptr,         \
-                             d_initial_state}, d_phi);                                                        \
+        bptt<P>(threads, *spec, N, steps, inputs, history, d_updates, d_final_state, phi, d_phi,              \
+                d_initial_state);                                                                             \
     }
 // clang-format on
 
@@ -770,6 +920,10 @@ extern "C" int has_openmp() {
 #endif
 }
 
-EXPORT(float32_float32, float, float)
-EXPORT(float32_bfloat16, float, BFloat16)
-EXPORT(float64_float64, double, double)
+EXPORT(float32_float32, Exact<float>, float, float)
+EXPORT(float32_bfloat16, Exact<float>, float, BFloat16)
+EXPORT(float64_float64, Exact<double>, double, double)
+#if defined(__AVX512BF16__)
+EXPORT(float32_float32_bf16, Rounded, float, float)
+EXPORT(float32_bfloat16_bf16, Rounded, float, BFloat16)
+#endif

@@ -59,6 +59,8 @@ STEP_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), ctypes.c_int64, *[ctypes
 BPTT_ARGUMENTS = (ctypes.c_int64, ctypes.POINTER(Spec), *[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 7)
 VARIANTS = ("float32_float32", "float32_bfloat16", "float64_float64")
 """The dtype of the arithmetic, then that of the stored state."""
+ROUNDED_VARIANTS = ("float32_float32_bf16", "float32_bfloat16_bf16")
+"""Of products whose operands are rounded to bfloat16: compiled where the processor has AVX512_BF16."""
 NOMINAL_ARGUMENTS = (*[ctypes.c_int64] * 2, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 2)
 NOMINAL_ARGUMENTS += (*[ctypes.c_void_p] * 2,)
 NOMINAL_ARGUMENTS += (ctypes.c_double, ctypes.c_void_p)
@@ -181,7 +183,7 @@ def _open_copy(content: bytes) -> ctypes.CDLL:
 def _open(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.instruction_set.restype = ctypes.c_char_p
-    for variant in VARIANTS:
+    for variant in variants(library):
         for name, arguments in (("step", STEP_ARGUMENTS), ("bptt", BPTT_ARGUMENTS)):
             function = getattr(library, f"{name}_{variant}")
             function.argtypes, function.restype = arguments, None
@@ -190,6 +192,11 @@ def _open(path: Path) -> ctypes.CDLL:
             function = getattr(library, f"{name}_{variant}")
             function.argtypes, function.restype = arguments, None
     return library
+
+
+def variants(library: ctypes.CDLL) -> tuple[str, ...]:
+    """Returns what ends the names of the kernels that a library has."""
+    return VARIANTS + tuple(name for name in ROUNDED_VARIANTS if hasattr(library, f"step_{name}"))
 
 
 def _check_target(path: Path) -> None:
@@ -202,11 +209,11 @@ def _check_target(path: Path) -> None:
         "library, spec = ctypes.CDLL(sys.argv[1]), struct.pack('5q2d', 1, 4, 1, 1, 1, 10.0, 0.1)\n"
         "memory = [(ctypes.c_double * 20000)() for _ in range(7)]\n"
         "one, size = ctypes.c_int64(1), ctypes.c_int64(64)\n"
-        "for kind in sys.argv[2:]:\n"
+        "for kind in filter(lambda kind: hasattr(library, 'step_' + kind), sys.argv[2:]):\n"
         "    getattr(library, 'step_' + kind)(one, spec, size, *memory[:5])\n"
         "    getattr(library, 'bptt_' + kind)(one, spec, size, one, *memory)\n"
     )
-    command = [sys.executable, "-c", program, str(path), *VARIANTS]
+    command = [sys.executable, "-c", program, str(path), *VARIANTS, *ROUNDED_VARIANTS]
     if subprocess.run(command, capture_output=True, check=False).returncode:
         raise BackendUnavailableError(
             f"{TARGET_VARIABLE}={target} is not what this processor can run: unset it, or name an "

@@ -46,7 +46,7 @@ class Precisions:
 
 
 precisions = Precisions()
-"""The setting in force, for the whole process."""
+"""The setting in force, for the whole process, where a spec has no precision of its own."""
 
 
 class Config(NamedTuple):
@@ -192,7 +192,8 @@ def num_programs(spec: LSTMSpec, layer: int, N: int, device: torch.device) -> in
 def programs_at_once(spec: LSTMSpec, layer: int, family: Family) -> int:
     """Returns how many programs of a layer's backward a multiprocessor holds at once."""
     HP = pad(spec.hidden_size)
-    first, others = PROGRAMS.get((family, HP, precisions.bptt)) or PROGRAMS.get((family, HP), (1, 1))
+    precision = spec.precision or precisions.bptt
+    first, others = PROGRAMS.get((family, HP, precision)) or PROGRAMS.get((family, HP), (1, 1))
     return first if layer == 0 else others
 
 
@@ -204,6 +205,8 @@ def step_config(
     if config is None and spec.hidden_size <= LARGEST_IN_LANES:
         config = LANES
     config = config or STEP_OF.get(family, {}).get(HP, STEP[HP])
+    if config.lanes and spec.precision is not None:
+        config = STEP[HP]  # lanes multiply in float32, whatever is asked for
     constants = _shape(spec) | {"BLOCK": config.block}
     if config.lanes:
         return constants, _options(config)
@@ -211,7 +214,7 @@ def step_config(
         "HP": HP,
         "LATE_C": HP == 32 and family in ("sm_80", "sm_86"),
         "LOOP": HP == 64,
-        "PRECISION": dot_precision(precisions.step, family),
+        "PRECISION": dot_precision(spec.precision or precisions.step, family),
     }
     return constants, _options(config)
 
@@ -225,7 +228,7 @@ def bptt_config(
     """
     HP = pad(spec.hidden_size)
     config = config or BPTT_OF.get(family, {}).get(HP, BPTT[HP])
-    PRECISION = dot_precision(precisions.bptt, family)
+    PRECISION = dot_precision(spec.precision or precisions.bptt, family)
     constants = _shape(spec) | {
         "FIRST": layer == 0,
         "TOP": layer == spec.num_layers - 1,
