@@ -18,7 +18,7 @@ from l2l_lightning.extras import EXTRAS
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-NOT_IN_THE_SDIST = re.compile(r"^\.(git|pre-commit)|^dist/")
+NOT_IN_THE_SDIST = re.compile(r"^\.git|^dist/")
 
 
 def tracked(*folders):
