@@ -30,6 +30,24 @@ class Configurable:
         values = {name: getattr(self, name) for name in names}
         return {name: dotted_path(value) if callable(value) else value for name, value in values.items()}
 
+    def __repr__(self) -> str:
+        """Says the class, and the arguments that are not at their defaults."""
+        try:
+            config, parameters = self.config(), inspect.signature(type(self).__init__).parameters
+        except Exception:  # a class of the user's that keeps none, or not constructed yet: shown all the same
+            return f"{type(self).__name__}(…)"
+        given = [
+            f"{name}={value!r}"
+            for name, value in config.items()
+            if name not in parameters or not _is_plainly(value, parameters[name].default)
+        ]
+        return f"{type(self).__name__}({', '.join(given)})"
+
+
+def _is_plainly(value: Any, default: Any) -> bool:
+    """Whether a value is the default, of which a tuple may have become a list."""
+    return bool((list(default) if isinstance(default, tuple) else default) == value)
+
 
 def class_config(instance: Configurable) -> dict[str, Any]:
     """Returns {"class_path", "init_args"}, jsonargparse's form of an object."""

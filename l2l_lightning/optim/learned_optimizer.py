@@ -184,6 +184,21 @@ class LearnedOptimizer(Optimizer):
         if self._has_a_rate(group) and (habit := habit_of(group)):
             self._tell(habit.partition("=")[0], habit, UserWarning)
 
+    def __repr__(self) -> str:
+        tensors = [parameter for group in self.param_groups for parameter in group["params"]]
+        lines = [
+            f"LearnedOptimizer of {sum(map(Tensor.numel, tensors)):,} coordinates in {len(tensors)} tensors"
+        ]
+        for index, group in enumerate(self.param_groups):
+            total = group["total_steps"]
+            parts = [f"rule {group['rule'].partition('@')[0]}", f"step {group['step']}"]
+            parts[1] += "" if total is None else f" of {total}"
+            # What is not said is as it is by default.
+            usual = {"lr": 1.0, "weight_decay": 0.0, "maximize": False}
+            parts += [f"{name} {group[name]}" for name, value in usual.items() if group[name] != value]
+            lines.append(f"  group {index}: {', '.join(parts)}")
+        return "\n".join(lines)
+
     @property
     def state_bytes(self) -> int:
         """The state takes this many bytes here, once every parameter that requires a gradient has one.

@@ -178,6 +178,10 @@ class Optimizees:
         self._batches_are_constant = type(task).batch is Task.batch
         self._constant_batches = self._stack([self._instances], None) if self._batches_are_constant else None
 
+    def __repr__(self) -> str:
+        count, n = self.theta.shape
+        return f"{count} Optimizees of {self.task!r}, each of {n:,} coordinates, on {self.theta.device}"
+
     def __len__(self) -> int:
         return len(self.generators)
 

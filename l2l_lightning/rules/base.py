@@ -86,6 +86,10 @@ class Rule(Configurable, nn.Module, ABC):
             raise ValueError(f"is a rule of another shape: {trained.config()}")
         self.load_state_dict(trained.state_dict())
 
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        return f"{super().__repr__()} with {count:,} numbers in φ"
+
     def compacted(self) -> Rule:
         """Returns the rule with statistics that take fewer bytes, if it has a way; else itself."""
         return self

@@ -119,6 +119,9 @@ class Grouped(Rule):
         rules = zip(self.keys, (member.compacted() for member in self.members), strict=True)
         return Grouped(dict(rules), self.by)  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        return f"Grouped({dict(zip(self.keys, self.members, strict=True))!r})"
+
     def config(self) -> dict[str, Any]:
         """Returns the constructor's arguments, a function by its dotted path."""
         rules = {key: class_config(rule) for key, rule in zip(self.keys, self.members, strict=True)}

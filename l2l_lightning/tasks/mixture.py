@@ -57,6 +57,9 @@ class Mixture(Task):
         self.data_source = "; ".join(sources) or None
         self.num_coordinates = max(task.num_coordinates for task in self.tasks)
 
+    def __repr__(self) -> str:
+        return f"Mixture({self.tasks!r})"
+
     @property
     def members(self) -> list[Task]:
         """The distinct tasks, in the order given."""

@@ -179,6 +179,14 @@ class MetaData(LightningDataModule):
         self._loaded_root = root
         self._on_device: dict[tuple[str, torch.device], Examples] = {}
 
+    def __repr__(self) -> str:
+        if self.splits is None:
+            return f"MetaData(num_rollouts={self.num_rollouts}), nothing loaded"
+        sizes = " + ".join(f"{len(split):,}" for split in self.splits)
+        return f"MetaData(num_rollouts={self.num_rollouts}), {sizes} examples: {self.source}"
+
+    __str__ = __repr__  # in place of Lightning's, which makes the dataloaders to print their lengths
+
     @property
     def has_own(self) -> bool:
         """Whether there is data of the user's own."""
