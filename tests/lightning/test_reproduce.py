@@ -199,7 +199,7 @@ def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
     requests = [request for e in EXPERIMENTS.values() for request in e.requests(store).values()]
     asked = {request.optimizer for request in requests}
     # What others start from is asked for by their recipes; CIFAR-10's rules, where there is a copy of it.
-    unasked = {"lstm-mnist-activations", "lstm-art-windows"}
+    unasked = {"lstm-mnist-activations"}
     unasked |= {"lstm-cifar10", "lstm-cifar10-sub", "lstm-cifar10-deepmind"}
     assert {*RECIPES, *SNAPSHOTS, *BASELINES} - asked == unasked
     assert asked - {*RECIPES, *SNAPSHOTS, *BASELINES} == {"zero-shot"}  # the package's, always

@@ -85,6 +85,9 @@ def test_panels_are_the_papers(tmp_path):
     assert all(request.tuned_on.styles == request.task.styles for request in requests.values())
     trained_on = RECIPES["lstm-art"].task(store.settings)
     assert trained_on.describe() == tasks["style_64"].describe()
+    # The shipped rule is of the paper's training: windows of 32 of 128 steps, from no other rule.
+    model = RECIPES["lstm-art"].options["model"]
+    assert (model["horizon"], model["unroll"], RECIPES["lstm-art"].start) == (128, 32, None)
 
 
 def test_a_rule_is_trained_on_what_the_settings_name(folder, tmp_path):
