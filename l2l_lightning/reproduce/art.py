@@ -77,7 +77,7 @@ def _outcome(store: ResultStore, losses: Mapping[tuple[str, str], Tensor], folde
         content, style, results = styled(store, {name: requests[key, name] for name in SHOWN})
         title = panel.title.removeprefix("Neural art, ").replace(" at ", "\n")
         strips.append(Strip(title, {"content": content, "style": style, **results}))
-    outcome.pictures["pictures"] = png(pictures_figure(strips), dpi=110)
+    outcome.pictures["pictures"] = png(pictures_figure(strips), dpi=72)
     return outcome
 
 
