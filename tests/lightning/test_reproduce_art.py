@@ -62,6 +62,9 @@ def test_a_tiny_run_on_ones_own_pictures_leaves_curves_pictures_and_lines(tiny, 
     assert at[0] == at[1]  # tuned once, at the size that is trained at
     assert "pictures.png" in document["pictures"]
     assert report.count("| art | ") == 4
+    # The paper has no figure of a new style at 64×64, nor of its own at 128×128.
+    of_the_papers = [not finding["verdict"].startswith("New: ") for finding in document["findings"]]
+    assert of_the_papers == [True, False, False, True]
     assert "zero-shot" in report
     with pytest.raises(Exception, match=r"contents .*, not .*: name another folder with --out"):
         reproduce(
