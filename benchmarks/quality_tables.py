@@ -11,6 +11,7 @@ from measuring import Table
 
 from l2l_lightning.comparison.baselines import setting_text
 from l2l_lightning.comparison.statistics import Interval
+from l2l_lightning.reproduce.report import FINDING_COLUMNS, finding_rows
 
 Document = dict[str, Any]
 
@@ -146,13 +147,7 @@ def mnist(document: Document) -> Table:
 
 def findings(documents: list[Document]) -> Table:
     """What of the study and the paper was reproduced?"""
-    keys = ("what", "study", "paper", "ours", "verdict")
-    rows = [
-        [document["experiment"], *(finding[key] for key in keys)]
-        for document in documents
-        for finding in document["findings"]
-    ]
-    return Table(["experiment", "what", "study", "paper", "ours", ""], rows)
+    return Table(FINDING_COLUMNS, finding_rows(documents))
 
 
 def corrections(document: Document) -> Table:

@@ -53,6 +53,7 @@ def load_torchvision(name: str, root: Path | None, download: bool) -> ImageSplit
     Raises:
         DataNotFoundError: The data set is not under `root`, and was not to be or could not be downloaded.
         DataCorruptedError: Its files cannot be read as images and labels.
+        MemoryError: The machine's memory does not hold it.
     """
     title, reader, inner, files = TORCHVISION[name]
     option = f"--data.root (or the variable {DATA_SETS[name].root_variable})"
@@ -95,6 +96,8 @@ def load_torchvision(name: str, root: Path | None, download: bool) -> ImageSplit
             raise DataNotFoundError(
                 f"{error.filename} may not be read ({option}): {error.strerror}"
             ) from error
+        except MemoryError:
+            raise  # it says nothing of the files
         # What torchvision's readers raise depends on which byte is wrong.
         except Exception as error:
             raise DataCorruptedError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from l2l_lightning.comparison.plots import png
-from l2l_lightning.reproduce.art_pictures import Strip, pictures_figure, styled
+from l2l_lightning.reproduce.art_pictures import Strip, in_a_palette, pictures_figure, styled
 from l2l_lightning.reproduce.art_tasks import HORIZON, SIZE, style_task
 from l2l_lightning.reproduce.curves import Panel, Row, panel_outcome, panel_requests
 from l2l_lightning.reproduce.experiment import Experiment, Outcome
@@ -54,12 +54,14 @@ def _panels(settings: Settings) -> dict[str, Panel]:
 
 def _rows(panels: Mapping[str, Panel]) -> list[Row]:
     shown = "learned {learned}, zero-shot {zero-shot}, Adam {adam}"
-    # The paper shows its own style at 64×64 and a new one at 128×128.
-    ours = ("new_styles_64", "style_128")
-    return [
-        Row(key, panel.title.removeprefix("Neural art, "), ours=shown, paper="–" if key in ours else PAPER)
-        for key, panel in panels.items()
-    ]
+    rows = []
+    for key, panel in panels.items():
+        row = Row(key, panel.title.removeprefix("Neural art, "), ours=shown, paper=PAPER)
+        # The paper shows its own style at 64×64 and a new one at 128×128.
+        if key in (f"new_styles_{SIZE}", f"style_{2 * SIZE}"):
+            row = row._replace(paper="–", reached="New: ", missed="New: ")
+        rows.append(row)
+    return rows
 
 
 def _requests(store: ResultStore) -> dict[tuple[str, str], Request]:
@@ -77,7 +79,7 @@ def _outcome(store: ResultStore, losses: Mapping[tuple[str, str], Tensor], folde
         content, style, results = styled(store, {name: requests[key, name] for name in SHOWN})
         title = panel.title.removeprefix("Neural art, ").replace(" at ", "\n")
         strips.append(Strip(title, {"content": content, "style": style, **results}))
-    outcome.pictures["pictures"] = png(pictures_figure(strips), dpi=110)
+    outcome.pictures["pictures"] = in_a_palette(png(pictures_figure(strips), dpi=72))
     return outcome
 
 

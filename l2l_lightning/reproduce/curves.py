@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -134,14 +135,15 @@ def _setting(request: Request, store: ResultStore) -> dict[str, Any]:
 def _table(panel: Panel, losses: Losses, optimizers: Mapping[str, dict[str, Any]]) -> str:
     first = next(iter(panel.rules))
     rows = []
-    for name, value in sorted(losses.items(), key=lambda item: final_loss(item[1]).mean):
+    for name, value in sorted(losses.items(), key=lambda item: _rank(final_loss(item[1]))):
         rate = setting = ""
         if "setting" in optimizers[name]:
             rate = f"{optimizers[name]['learning_rate']:g}"
             setting = setting_text(optimizers[name]["setting"])
         rate += f" ({setting})" if setting else ""
         label = f"**{name}**" if name in panel.rules else name
-        versus = "" if name == first else _standing(losses[first], value)
+        # A mean that does not exist is neither ahead nor level; the column before says how often it diverged.
+        versus = "" if name == first else _standing(losses[first], value) if _exists(value) else "–"
         rows.append([label, final_loss(value), sum_loss(value), diverged(value), rate, versus])
     head = ["optimizer", "final loss", "sum of losses", "diverged", "learning rate", f"{first} against it"]
     return f"{panel.title}:\n\n{markdown_table(head, rows)}"
@@ -170,21 +172,37 @@ CLEARLY_AHEAD = "ahead of every tuned baseline, 95% intervals disjoint"
 
 
 def _against_all(losses: Losses, rule: str) -> str:
-    """Says how a rule's final losses stand to every tuned baseline's."""
-    leads = {name: _standing(losses[rule], losses[name]) for name in BASELINES if name in losses}
+    """Says how a rule's final losses stand to every tuned baseline's; one without a mean is told apart."""
+    tuned = [name for name in BASELINES if name in losses]
+    leads = {name: _standing(losses[rule], losses[name]) for name in tuned if _exists(losses[name])}
+    apart = "".join(
+        f"; {name}, whose final loss is not finite, diverged on {diverged(losses[name])} of "
+        f"{losses[name].shape[1]}"
+        for name in tuned
+        if name not in leads
+    )
     behind = [name for name, how in leads.items() if not how.startswith("ahead")]
-    if behind:
-        values = {name: final_loss(losses[name]) for name in leads}
+    if behind or not leads:
+        values = {name: final_loss(losses[name]) for name in tuned}
         best = _best(values)
-        return f"not ahead of {', '.join(behind)} (best: {best}, {values[best]})"
+        return f"not ahead of {', '.join(behind or tuned)} (best: {best}, {values[best]}){apart}"
     if all(how == "ahead, disjoint intervals" for how in leads.values()):
-        return CLEARLY_AHEAD
-    return "ahead of every tuned baseline, some only in the paired difference"
+        return f"{CLEARLY_AHEAD}{apart}"
+    return f"ahead of every tuned baseline, some only in the paired difference{apart}"
 
 
 def _best(values: Mapping[str, Interval]) -> str:
     """Names the tuned baseline with the least value on the optimizees that are reported."""
-    return min((name for name in BASELINES if name in values), key=lambda name: values[name].mean)
+    return min((name for name in BASELINES if name in values), key=lambda name: _rank(values[name]))
+
+
+def _rank(value: Interval) -> float:
+    """Orders values by their means, those without one last: NaN itself has no order."""
+    return value.mean if math.isfinite(value.mean) else math.inf
+
+
+def _exists(losses: Tensor) -> bool:
+    return math.isfinite(final_loss(losses).mean)
 
 
 def _standing(losses: Tensor, others: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,26 @@ def write_report(out: Path, order: list[str]) -> Path:
     return path
 
 
+FINDING_COLUMNS = ("experiment", "what", "study", "paper", "ours", "")
+"""The heading of `finding_rows`."""
+
+
+def finding_rows(documents: Iterable[dict[str, Any]]) -> list[list[str]]:
+    """Returns a row of every finding in experiments' results.json, in their order, under FINDING_COLUMNS.
+
+    Example:
+        >>> finding = {"what": "x² @100", "study": "–", "paper": "0.1", "ours": "0.2", "verdict": "New: so."}
+        >>> finding_rows([{"experiment": "quadratic", "findings": [finding]}])
+        [['quadratic', 'x² @100', '–', '0.1', '0.2', 'New: so.']]
+    """
+    keys = ("what", "study", "paper", "ours", "verdict")
+    return [
+        [document["experiment"], *(finding[key] for key in keys)]
+        for document in documents
+        for finding in document["findings"]
+    ]
+
+
 def _origin(documents: list[dict[str, Any]]) -> str:
     def distinct(key: str) -> str:
         return ", ".join(sorted({str(document[key]) for document in documents}))
@@ -67,13 +88,7 @@ def _origin(documents: list[dict[str, Any]]) -> str:
 
 
 def _overview(documents: list[dict[str, Any]]) -> str:
-    keys = ("what", "study", "paper", "ours", "verdict")
-    rows = [
-        [document["experiment"], *(finding[key] for key in keys)]
-        for document in documents
-        for finding in document["findings"]
-    ]
-    return markdown_table(["experiment", "what", "study", "paper", "ours", ""], rows)
+    return markdown_table(FINDING_COLUMNS, finding_rows(documents))
 
 
 def _section(document: dict[str, Any]) -> list[str]:

@@ -12,10 +12,12 @@ import torch
 from l2l_lightning import pretrained
 from l2l_lightning.cli import main
 from l2l_lightning.comparison.baselines import BASELINES
+from l2l_lightning.comparison.statistics import final_loss
 from l2l_lightning.configs import presets
 from l2l_lightning.errors import ReproductionError, WeightsError
 from l2l_lightning.reproduce import result_store
 from l2l_lightning.reproduce.command import EXPERIMENTS, ProgressBar, reproduce
+from l2l_lightning.reproduce.curves import Panel, Row, panel_outcome
 from l2l_lightning.reproduce.generalise import GENERALISE, cells
 from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
 from l2l_lightning.reproduce.result_store import Request, ResultStore
@@ -148,6 +150,33 @@ def test_a_presets_training_is_the_command_lines(tiny_fit, tmp_path):
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
 
+def test_a_baseline_that_diverges_is_neither_the_best_nor_level(tmp_path):
+    """Of sgd one optimizee is not finite; adam is ahead of the rule or behind it."""
+    panels = {"x": Panel("x²", Quadratic(dim=3), {"learned": "lstm-quadratic"}, baselines=("sgd", "adam"))}
+    store = ResultStore(settings(tmp_path, from_pretrained=True))
+    (tmp_path / "x").mkdir()
+    noise = 0.01 * torch.rand(100, 4, generator=torch.Generator().manual_seed(0)).sort(0, descending=True)[0]
+    sgd = torch.where(torch.arange(4) == 1, torch.nan, 0.5 + noise)
+    apart = "; sgd, whose final loss is not finite, diverged on 1 of 4."
+    for adam, said in (
+        (2.0, f"Reproduced: ahead of every tuned baseline, 95% intervals disjoint{apart}"),
+        (0.1, f"Not reproduced: not ahead of adam (best: adam, {final_loss(0.1 + noise)}){apart}"),
+    ):
+        losses = {("x", "learned"): 1 + noise, ("x", "sgd"): sgd, ("x", "adam"): adam + noise}
+        outcome = panel_outcome(panels, [Row("x", "x² @100")], "", store, losses, tmp_path)
+        assert outcome.findings[0].verdict == said
+        rows = [line.strip("| ").split(" | ") for line in outcome.tables[0].splitlines()[4:]]
+        order = ["**learned**", "adam", "sgd"] if adam > 1 else ["adam", "**learned**", "sgd"]
+        assert [row[0] for row in rows] == order
+        assert rows[-1][1] == "not finite"
+        assert rows[-1][-1] == "–"
+    diverged = {("x", "learned"): 1 + noise, ("x", "sgd"): sgd, ("x", "adam"): sgd}
+    (finding,) = panel_outcome(panels, [Row("x", "x² @100")], "", store, diverged, tmp_path).findings
+    assert finding.verdict.startswith(
+        "Not reproduced: not ahead of sgd, adam (best: sgd, not finite); sgd, whose"
+    )
+
+
 def test_losses_are_kept_by_what_determines_them(tmp_path):
     store = ResultStore(settings(tmp_path))
     request = Request(Quadratic(dim=3), "sgd", 4, 2, tuning="default")
@@ -199,7 +228,7 @@ def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
     requests = [request for e in EXPERIMENTS.values() for request in e.requests(store).values()]
     asked = {request.optimizer for request in requests}
     # What others start from is asked for by their recipes; CIFAR-10's rules, where there is a copy of it.
-    unasked = {"lstm-mnist-activations", "lstm-art-windows"}
+    unasked = {"lstm-mnist-activations"}
     unasked |= {"lstm-cifar10", "lstm-cifar10-sub", "lstm-cifar10-deepmind"}
     assert {*RECIPES, *SNAPSHOTS, *BASELINES} - asked == unasked
     assert asked - {*RECIPES, *SNAPSHOTS, *BASELINES} == {"zero-shot"}  # the package's, always

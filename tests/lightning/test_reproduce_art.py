@@ -62,6 +62,9 @@ def test_a_tiny_run_on_ones_own_pictures_leaves_curves_pictures_and_lines(tiny, 
     assert at[0] == at[1]  # tuned once, at the size that is trained at
     assert "pictures.png" in document["pictures"]
     assert report.count("| art | ") == 4
+    # The paper has no figure of a new style at 64×64, nor of its own at 128×128.
+    of_the_papers = [not finding["verdict"].startswith("New: ") for finding in document["findings"]]
+    assert of_the_papers == [True, False, False, True]
     assert "zero-shot" in report
     with pytest.raises(Exception, match=r"contents .*, not .*: name another folder with --out"):
         reproduce(
@@ -85,6 +88,9 @@ def test_panels_are_the_papers(tmp_path):
     assert all(request.tuned_on.styles == request.task.styles for request in requests.values())
     trained_on = RECIPES["lstm-art"].task(store.settings)
     assert trained_on.describe() == tasks["style_64"].describe()
+    # The shipped rule is of the paper's training: windows of 32 of 128 steps, from no other rule.
+    model = RECIPES["lstm-art"].options["model"]
+    assert (model["horizon"], model["unroll"], RECIPES["lstm-art"].start) == (128, 32, None)
 
 
 def test_a_rule_is_trained_on_what_the_settings_name(folder, tmp_path):

@@ -179,6 +179,15 @@ def test_damaged_files_are_an_error_of_one_line(made, damage):
     assert "\n" not in str(caught.value)
 
 
+def test_too_little_memory_is_not_taken_for_damaged_files(made, monkeypatch):
+    def read(self, root, **part):
+        raise MemoryError("cannot allocate 150 MiB")
+
+    monkeypatch.setattr(getattr(torchvision.datasets, CLASSES[made.name][0]), "__init__", read)
+    with pytest.raises(MemoryError, match="cannot allocate 150 MiB"):
+        load_images(made.name, made.root)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
