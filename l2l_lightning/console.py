@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-
 from rich.console import Console
 
-WIDTH = 80
-"""Characters of a line where the output is a file or a pipe; the variable COLUMNS says otherwise."""
+WIDTH = 140
+"""Characters of a line where the output is a file or a pipe, for which rich would take 80 and cut tables."""
 
 
 def make_console() -> Console:
-    """Returns a console as wide as the terminal, or where there is none as COLUMNS says, or WIDTH."""
+    """Returns a console as wide as the terminal, or WIDTH where there is none."""
     console = Console()
-    return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=WIDTH)
+    return console if console.is_terminal else Console(width=WIDTH)

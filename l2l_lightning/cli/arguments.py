@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,6 @@ COMMANDS = LIGHTNING_COMMANDS | {
 """Every command, with what it does."""
 
 DEFAULT_PRESET = "quadratic"
-QUICK_COMPARISON = {"num_optimizees": 8, "num_tuning_optimizees": 2, "baselines": ["adam"]}
-QUICK: dict[str, dict[str, Any]] = {
-    "fit": {
-        "data": {"num_rollouts": 4},
-        "model": {"num_validation_optimizees": 8},
-        "comparison": QUICK_COMPARISON,
-    },
-    "tune": {"comparison": QUICK_COMPARISON},
-    "compare": {"comparison": QUICK_COMPARISON},
-}
-"""What --quick puts over a preset; the options that are typed beside it hold."""
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
 
 
@@ -64,12 +53,7 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
     if arguments[0] not in LIGHTNING_COMMANDS:
         return arguments, "run"
     subcommand, *rest = arguments
-    quick = "--quick" in rest
-    if quick:
-        rest.remove("--quick")
-        if subcommand not in QUICK:
-            raise CommandLineError(f"--quick shortens {', '.join(QUICK)} and reproduce, and not {subcommand}")
-    files, typed, configs = _expand_configs(rest)
+    expanded, configs = _expand_configs(rest)
     options = dict(_given_options(rest))
     checkpoint, folder = options.get("--ckpt_path"), options.get("--run_folder")
     interrupted = last_checkpoint(Path(folder)) if folder and subcommand == "fit" else None
@@ -77,31 +61,21 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
         checkpoint, configs = str(interrupted), configs or [DEFAULT_PRESET]
     base: list[str] = []
     if checkpoint is not None:
-        trust = [*filter(None, options.get("--trust", "").split(",")), *_named_code([*files, *typed])]
+        trust = [*filter(None, options.get("--trust", "").split(",")), *_named_code(expanded)]
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
     elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help"} & {*rest}:
         runs = ", or begin with the folders of finished runs" if subcommand == "compare" else ""
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path{runs}")
     elif not configs:
-        base, _, configs = _expand_configs(["--config", DEFAULT_PRESET])
-    if quick:
-        files += ["--config", json.dumps(QUICK[subcommand])]
+        base, configs = _expand_configs(["--config", DEFAULT_PRESET])
     name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
-    return [subcommand, *base, *files, *typed], "-".join([name, *_other_parts(options), *["quick"] * quick])
+    return [subcommand, *base, *expanded], name
 
 
-def _other_parts(options: Mapping[str, str]) -> Iterator[str]:
-    """The names of a task, rule or estimator that are typed beside a preset, which is another run then."""
-    for option in ("--model.task", "--model.rule", "--model.estimator"):
-        part = options.get(option, "").rpartition(".")[2]
-        if part.isidentifier():
-            yield part
+def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The arguments with every preset and file of options replaced by its contents, and their names.
 
-
-def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str], list[str]]:
-    """Every preset and file of options as its contents, the other options, and the files' names.
-
-    The files are to come first: a typed option holds wherever it stands, as a sweep puts it anywhere.
+    The files come first: an option that is typed holds wherever it stands, as a sweep puts it anywhere.
     """
     shipped, files, options, configs = presets(), [], [], []
     rest = iter(arguments)
@@ -121,7 +95,7 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str], list[st
         configs.append(config)
         # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
         files += ["--config", json.dumps(_read_yaml(path, f"--config {config}"), default=str)]
-    return files, options, configs
+    return [*files, *options], configs
 
 
 def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:

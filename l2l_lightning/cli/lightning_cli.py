@@ -12,13 +12,11 @@ import torch
 from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from l2l_lightning.cli.arguments import LIGHTNING_COMMANDS
-from l2l_lightning.cli.help import HelpAll, shorten
 from l2l_lightning.cli.loggers import (
     add_wandb_options,
     given_loggers,
@@ -28,8 +26,6 @@ from l2l_lightning.cli.loggers import (
 )
 from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint, missing, new_run_folder
 from l2l_lightning.comparison.settings import plain
-from l2l_lightning.configs import presets
-from l2l_lightning.console import make_console
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.program import program
@@ -39,7 +35,6 @@ from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.training.meta_learner import MetaLearner, check_precision
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.training.presets import CALLBACK_DEFAULTS, CALLBACKS, TRAINER_DEFAULTS
-from l2l_lightning.training.progress import MetaStepBar, MetaStepLines
 from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
@@ -64,18 +59,8 @@ class RunConfig(SaveConfigCallback):
 class _Parser(LightningArgumentParser):
     """Lightning's parser, which never reads an object from a file that an option of its type happens to name.
 
-    A checkpoint's task could name one. Files of options are given with --config. Its help has the project's
-    options first, and all of Lightning's with --help-all.
+    A checkpoint's task could name one. Files of options are given with --config.
     """
-
-    whole_help = False
-
-    def format_help(self, *arguments: Any, **options: Any) -> str:
-        command = self.prog.split()[-1]
-        if command in LIGHTNING_COMMANDS and not self.whole_help:
-            shorten(self, f"{program()} {command}", LIGHTNING_COMMANDS[command], list(presets()))
-        text: str = super().format_help(*arguments, **options)
-        return text
 
     def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> Any:
         added = super().add_class_arguments(theclass, *arguments, **{**options, "sub_configs": False})
@@ -120,7 +105,6 @@ class MetaLearningCLI(LightningCLI):
         return {"fit": loaders, "validate": loaders, "test": loaders, "tune": ours, "compare": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        HelpAll.add_to(parser)
         add_wandb_options(parser)
         parser.add_argument(
             "--run_folder",
@@ -198,11 +182,7 @@ class MetaLearningCLI(LightningCLI):
             kwargs["logger"] = loggers or False
         self.trainer_defaults["callbacks"] = []
         if config.trainer.enable_progress_bar is not False:
-            if make_console().is_terminal:
-                self.trainer_defaults["callbacks"].append(MetaStepBar(leave=True))
-            else:
-                self.trainer_defaults["callbacks"].append(MetaStepLines())
-                kwargs["enable_progress_bar"] = False  # or Lightning would add its own
+            self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
         if kwargs.get("logger"):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:

@@ -6,23 +6,15 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from l2l_lightning.console import make_console
 from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, ReproductionError
 from l2l_lightning.files import write_json
-from l2l_lightning.progress import ProgressLines
 from l2l_lightning.reproduce.art import ART
 from l2l_lightning.reproduce.cifar import CIFAR_EXPERIMENT
 from l2l_lightning.reproduce.curves import CURVES
@@ -46,24 +38,26 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 """Every experiment by name, in the order in which they run."""
 
+LINE_EVERY = 30.0
+"""Seconds from one line to the next where there is no terminal to draw a bar on."""
+
 
 class ProgressBar(Progress):
     """A bar over N pieces of work; where the output is no terminal, a line now and then."""
 
-    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
-        console = make_console()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        super().__init__(*columns, *times, console=console, disable=not console.is_terminal)
+    def __init__(self, total: int) -> None:
+        console = Console()
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        super().__init__(*columns, console=console, disable=not console.is_terminal)
         self._work = self.add_task("", total=total)
-        self._lines = ProgressLines(first=0, clock=clock)
+        self._next_line = 0.0
 
     def report(self, text: str) -> None:
         """Says what is being computed."""
         self.update(self._work, description=text)
-        done, total = self.tasks[0].completed, self.tasks[0].total or 0
-        if self.disable:
-            self._lines.report(lambda: f"{done:.0f} of {total:.0f} done; {text}", done, total)
+        if self.disable and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + LINE_EVERY
+            print(f"{self.tasks[0].completed:.0f} of {self.tasks[0].total:.0f}: {text}", flush=True)
 
     def count(self) -> None:
         """Counts one piece of work as done."""

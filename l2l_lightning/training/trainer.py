@@ -20,7 +20,6 @@ from l2l_lightning.comparison.report import write_comparison
 from l2l_lightning.comparison.result import LEARNED, Comparison
 from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.console import make_console
-from l2l_lightning.progress import ProgressLines
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tables import Column, FittingTable
@@ -90,15 +89,11 @@ class MetaTrainer(Trainer):
         task = _one_kind(task or model.task)
         datamodule.load(task)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        console, lines = make_console(), ProgressLines()
-        with Progress(*columns, transient=True, console=console, disable=not console.is_terminal) as progress:
+        with Progress(*columns, transient=True) as progress:
             bar = progress.add_task("Tuning the baselines", total=None)
 
             def report(name: str, rate: float, score: float) -> None:
-                text = f"Tuning {name}: learning rate {rate:g} gives {score:.4g}"
-                progress.update(bar, description=text)
-                if progress.disable:
-                    lines.report(lambda: text)
+                progress.update(bar, description=f"Tuning {name}: learning rate {rate:g} gives {score:.4g}")
 
             horizon = comparison.horizon or model.horizon
             tuned = tune(
@@ -112,7 +107,7 @@ class MetaTrainer(Trainer):
                 device=self.strategy.root_device,
                 progress=report,
             )[horizon]
-        console.print(tuning_table(tuned.values(), task.describe()))
+        make_console().print(tuning_table(tuned.values(), task.describe()))
         return tuned
 
     def compare(
