@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from datetime import datetime
@@ -11,8 +12,8 @@ from typing import Any
 import torch
 from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -26,15 +27,18 @@ from l2l_lightning.cli.loggers import (
 )
 from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint, missing, new_run_folder
 from l2l_lightning.comparison.settings import plain
+from l2l_lightning.console import is_drawn_on, make_console
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.program import program
+from l2l_lightning.progress import LINE_EVERY
 from l2l_lightning.rollout.cuda_graphs import check_available
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.training.meta_learner import MetaLearner, check_precision
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.training.presets import CALLBACK_DEFAULTS, CALLBACKS, TRAINER_DEFAULTS
+from l2l_lightning.training.progress import MetaStepBar, ProgressLines
 from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
@@ -181,8 +185,12 @@ class MetaLearningCLI(LightningCLI):
                 loggers = [MetricsLog(self.run_folder), *loggers]
             kwargs["logger"] = loggers or False
         self.trainer_defaults["callbacks"] = []
-        if config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
+        shows_progress = config.trainer.enable_progress_bar is not False
+        if shows_progress:
+            drawn = is_drawn_on(make_console())
+            kwargs["enable_progress_bar"] = drawn  # where it is not, Lightning would draw one of its own
+            progress: list[Callback] = [ProgressLines(math.inf if drawn else LINE_EVERY)]
+            self.trainer_defaults["callbacks"] += [*progress, *([MetaStepBar(leave=True)] if drawn else [])]
         if kwargs.get("logger"):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:
@@ -192,6 +200,7 @@ class MetaLearningCLI(LightningCLI):
             named = [key for key in vars(config.trainer) if key in words]
             named = named or [key for key in OFTEN_UNNAMED if config.trainer[key] not in (None, "auto")]
             raise CommandLineError(f"{error} ({', '.join(f'--trainer.{key}' for key in named)})") from error
+        trainer.shows_progress = shows_progress  # type: ignore[attr-defined]
         self._dump_config()
         trainer.options = plain(self.config_dump)  # type: ignore[attr-defined]
         return trainer
