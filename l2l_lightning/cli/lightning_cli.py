@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ActionFail
 from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +19,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from l2l_lightning.cli.arguments import QUICK_NOTE, QUICK_OPTIONS
+from l2l_lightning.cli.help import ShowAllHelp, short_help
 from l2l_lightning.cli.loggers import (
     add_wandb_options,
     given_loggers,
@@ -63,8 +66,16 @@ class RunConfig(SaveConfigCallback):
 class _Parser(LightningArgumentParser):
     """Lightning's parser, which never reads an object from a file that an option of its type happens to name.
 
-    A checkpoint's task could name one. Files of options are given with --config.
+    A checkpoint's task could name one. Files of options are given with --config. Its help is the short one,
+    unless all of it is asked for.
     """
+
+    shows_all = False
+
+    def format_help(self, *arguments: Any) -> str:
+        is_command = "--help-all" in self._option_string_actions
+        short = is_command and not self.shows_all
+        return short_help(self) if short else super().format_help(*arguments)
 
     def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> Any:
         added = super().add_class_arguments(theclass, *arguments, **{**options, "sub_configs": False})
@@ -109,6 +120,9 @@ class MetaLearningCLI(LightningCLI):
         return {"fit": loaders, "validate": loaders, "test": loaders, "tune": ours, "compare": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--help-all", action=ShowAllHelp)
+        # `prepare` puts the values in its place.
+        parser.add_argument("--quick", action=ActionFail(message="--quick takes no value"))
         add_wandb_options(parser)
         parser.add_argument(
             "--run_folder",
@@ -335,6 +349,8 @@ def _check_trainer_options(config: Any) -> None:
 def run(arguments: list[str], name: str) -> None:
     """Runs one of LIGHTNING_COMMANDS, with the arguments and the run's name that `prepare` gave."""
     MetaLearningCLI.run_name = name
+    if QUICK_OPTIONS in arguments:
+        rank_zero_only(print)(QUICK_NOTE)
     try:
         MetaLearningCLI.build(arguments)
     finally:
