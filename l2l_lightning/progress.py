@@ -71,7 +71,8 @@ class WorkProgress(Progress):
         self.update(self._work, description=text)
         if self._lines and self._clock() >= self._next_line:
             self._next_line = self._clock() + LINE_EVERY
-            print(f"{self._done:,} of {self._total:,} {self._unit}: {text}{self._left()}", flush=True)
+            left = self.at_this_pace(self._total - self._done, " left")
+            print(f"{self._done:,} of {self._total:,} {self._unit}: {text}{left}", flush=True)
 
     def count(self) -> None:
         """Counts one piece of work as done."""
@@ -81,6 +82,13 @@ class WorkProgress(Progress):
         """Says how many pieces are left."""
         self.update(self._work, total=self._done + rest)
 
+    def at_this_pace(self, pieces: int, end: str = "") -> str:
+        """Says how long so many pieces will take, as part of a sentence; "" where none is done yet."""
+        if not self._done:
+            return ""
+        seconds = (self._clock() - self._begun) / self._done * pieces
+        return f"; at this pace {duration(seconds)}{end}"
+
     @property
     def _done(self) -> int:
         return int(self.tasks[0].completed)
@@ -88,9 +96,3 @@ class WorkProgress(Progress):
     @property
     def _total(self) -> int:
         return int(self.tasks[0].total or 0)
-
-    def _left(self) -> str:
-        if not self._done:
-            return ""
-        seconds = (self._clock() - self._begun) / self._done * (self._total - self._done)
-        return f"; at this pace {duration(seconds)} left"

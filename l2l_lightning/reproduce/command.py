@@ -67,6 +67,8 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
     with WorkProgress(sum(map(len, requests.values())) + len(requests), "pieces of work") as progress:
         for name, wanted in requests.items():
             store.report = lambda text, name=name: progress.report(f"{name}: {text}")  # type: ignore[misc]
+            pieces = len(wanted) + 1  # its losses, and what is made of them
+            print(f"{name}: {pieces} pieces of work{progress.at_this_pace(pieces)}", flush=True)
             started, folder, losses = time.perf_counter(), store.out / name, {}
             for key, request in wanted.items():
                 losses[key] = store.losses(request)

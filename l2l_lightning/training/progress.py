@@ -37,7 +37,6 @@ class ProgressLines(Callback):
 
     Args:
         every: Seconds from one line to the next; inf is only the first, where a bar says the rest.
-        goal: What a good loss is, in words, for the first line.
         clock: The time.
 
     Example:
@@ -46,8 +45,8 @@ class ProgressLines(Callback):
         30.0
     """
 
-    def __init__(self, every: float = LINE_EVERY, goal: str = "", clock: Clock = time.monotonic) -> None:
-        self.every, self.goal, self.clock = every, goal, clock
+    def __init__(self, every: float = LINE_EVERY, clock: Clock = time.monotonic) -> None:
+        self.every, self.clock = every, clock
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         windows: WindowLoader = pl_module.data.windows(pl_module)  # type: ignore[operator, union-attr]
@@ -91,8 +90,7 @@ class ProgressLines(Callback):
 
     def _estimate(self, trainer: Trainer, done: int, now: float) -> str:
         seconds, without = self._left(trainer, done, now)
-        about = f"Meta-training: {self._total:,} meta-steps, {duration(seconds)} on this machine{without}"
-        return f"{about}.\n{self.goal}" if self.goal else f"{about}."
+        return f"Meta-training: {self._total:,} meta-steps, {duration(seconds)} on this machine{without}."
 
     def _progress(self, trainer: Trainer, done: int, now: float) -> str:
         metrics = trainer.callback_metrics
