@@ -11,17 +11,18 @@ from typing import Any
 import yaml
 
 from l2l_lightning.cli.run_folder import last_checkpoint, newest_config
-from l2l_lightning.configs import presets
+from l2l_lightning.cli.run_name import run_name
+from l2l_lightning.configs import DEFAULT_PRESET, presets
 from l2l_lightning.data.own import NAMES
 from l2l_lightning.errors import CommandLineError
 from l2l_lightning.trust import foreign_references, refuse_foreign
 
 LIGHTNING_COMMANDS = {
-    "fit": "meta-train a rule, and compare it with tuned baselines at the end",
+    "fit": "meta-train a rule, then compare it with tuned baselines",
     "validate": "run a checkpoint's rule on held-out optimizees",
     "test": "run a checkpoint's rule on test optimizees",
     "tune": "find the baselines' learning rates for a task",
-    "compare": "compare a checkpoint's rule with tuned baselines, or finished runs: compare RUN RUN…",
+    "compare": "a checkpoint's rule beside tuned baselines, or runs: RUN RUN",
 }
 COMMANDS = LIGHTNING_COMMANDS | {
     "plot": "draw the curves of a finished run, as PNG, PDF or SVG",
@@ -31,7 +32,21 @@ COMMANDS = LIGHTNING_COMMANDS | {
 }
 """Every command, with what it does."""
 
-DEFAULT_PRESET = "quadratic"
+QUICK = {
+    "data": {"num_rollouts": 10},
+    "model": {"num_validation_optimizees": 4},
+    "trainer": {"val_check_interval": 5},
+    "comparison": {"num_optimizees": 8, "num_tuning_optimizees": 4, "baselines": ["sgd", "adam"]},
+}
+"""The options that --quick stands for. Others that are typed hold beside it, as beside a preset."""
+
+QUICK_OPTIONS = json.dumps(QUICK)
+
+QUICK_NOTE = (
+    "A first look (--quick): 10 rollouts, validations of 4 optimizees, and a comparison on 8\n"
+    "with sgd and adam, tuned on 4. Its numbers mean little."
+)
+
 NEEDS_CHECKPOINT = ("validate", "test", "compare")
 
 
@@ -63,24 +78,27 @@ def prepare(arguments: list[str]) -> tuple[list[str], str]:
     if checkpoint is not None:
         trust = [*filter(None, options.get("--trust", "").split(",")), *_named_code(expanded)]
         base = ["--config", json.dumps(_checkpoint_config(checkpoint, subcommand, trust))]
-    elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help"} & {*rest}:
+    elif subcommand in NEEDS_CHECKPOINT and not {"-h", "--help", "--help-all"} & {*rest}:
         runs = ", or begin with the folders of finished runs" if subcommand == "compare" else ""
         raise CommandLineError(f"{subcommand} needs a trained rule: give a checkpoint with --ckpt_path{runs}")
     elif not configs:
-        base, configs = _expand_configs(["--config", DEFAULT_PRESET])
-    name = Path(configs[-1]).stem if configs else Path(checkpoint or "run").stem
-    return [subcommand, *base, *expanded], name
+        base, _ = _expand_configs(["--config", DEFAULT_PRESET])
+    return [subcommand, *base, *expanded], run_name(configs[-1] if configs else checkpoint, options)
 
 
 def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """The arguments with every preset and file of options replaced by its contents, and their names.
+    """The arguments with presets, files of options and --quick replaced by their contents; the files' names.
 
     The files come first: an option that is typed holds wherever it stands, as a sweep puts it anywhere.
     """
     shipped, files, options, configs = presets(), [], [], []
+    quick: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         flag, given, value = argument.partition("=")
+        if argument == "--quick":
+            quick = ["--config", QUICK_OPTIONS]
+            continue
         if flag not in ("--config", "-c"):
             options.append(argument)
             continue
@@ -95,7 +113,7 @@ def _expand_configs(arguments: list[str]) -> tuple[list[str], list[str]]:
         configs.append(config)
         # Read here, as UTF-8: jsonargparse would read it in whatever encoding the locale has.
         files += ["--config", json.dumps(_read_yaml(path, f"--config {config}"), default=str)]
-    return [*files, *options], configs
+    return [*files, *quick, *options], configs
 
 
 def _given_options(arguments: list[str]) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""`python -m l2l_lightning compare RUN RUN…`: finished runs in one table and picture."""
+"""The command `compare RUN RUN…`: finished runs in one table and picture."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from l2l_lightning.cli.parser import CommandParser
 from l2l_lightning.cli.plot import add_picture_options
 from l2l_lightning.comparison.curves_file import csv_text, curves_text
 from l2l_lightning.comparison.figures import FORMATS
@@ -46,10 +45,9 @@ def compare_runs(arguments: Sequence[str]) -> None:
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    parser = ArgumentParser(
-        prog="python -m l2l_lightning compare",
-        exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
-        description="Lines up finished runs, optimizee by optimizee, in one table and picture. Nothing is "
+    parser = CommandParser(
+        "compare",
+        "Lines up finished runs, optimizee by optimizee, in one table and picture. Nothing is "
         "evaluated again. (A checkpoint is compared with tuned baselines by --ckpt_path CHECKPOINT.)",
     )
     parser.add_argument(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from datetime import datetime
@@ -9,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import ActionFail
 from l2l_kernels import choose
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, RichProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from l2l_lightning.cli.arguments import QUICK_NOTE, QUICK_OPTIONS
+from l2l_lightning.cli.help import ShowAllHelp, short_help
 from l2l_lightning.cli.loggers import (
     add_wandb_options,
     given_loggers,
@@ -26,15 +30,18 @@ from l2l_lightning.cli.loggers import (
 )
 from l2l_lightning.cli.run_folder import RunLock, folder_of_run, last_checkpoint, missing, new_run_folder
 from l2l_lightning.comparison.settings import plain
+from l2l_lightning.console import is_drawn_on, make_console
 from l2l_lightning.errors import CommandLineError, TaskError
 from l2l_lightning.files import write_atomically
 from l2l_lightning.program import program
+from l2l_lightning.progress import LINE_EVERY
 from l2l_lightning.rollout.cuda_graphs import check_available
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.latest_checkpoint import LatestCheckpoint
 from l2l_lightning.training.meta_learner import MetaLearner, check_precision
 from l2l_lightning.training.metrics_log import MetricsLog
 from l2l_lightning.training.presets import CALLBACK_DEFAULTS, CALLBACKS, TRAINER_DEFAULTS
+from l2l_lightning.training.progress import MetaStepBar, ProgressLines
 from l2l_lightning.training.trainer import ComparisonSettings, MetaTrainer
 
 OFTEN_UNNAMED = ("accelerator", "devices", "strategy", "precision", "plugins", "max_time")
@@ -59,8 +66,16 @@ class RunConfig(SaveConfigCallback):
 class _Parser(LightningArgumentParser):
     """Lightning's parser, which never reads an object from a file that an option of its type happens to name.
 
-    A checkpoint's task could name one. Files of options are given with --config.
+    A checkpoint's task could name one. Files of options are given with --config. Its help is the short one,
+    unless all of it is asked for.
     """
+
+    shows_all = False
+
+    def format_help(self, *arguments: Any) -> str:
+        is_command = "--help-all" in self._option_string_actions
+        short = is_command and not self.shows_all
+        return short_help(self) if short else super().format_help(*arguments)
 
     def add_class_arguments(self, theclass: type, *arguments: Any, **options: Any) -> Any:
         added = super().add_class_arguments(theclass, *arguments, **{**options, "sub_configs": False})
@@ -105,6 +120,9 @@ class MetaLearningCLI(LightningCLI):
         return {"fit": loaders, "validate": loaders, "test": loaders, "tune": ours, "compare": ours}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--help-all", action=ShowAllHelp)
+        # `prepare` puts the values in its place.
+        parser.add_argument("--quick", action=ActionFail(message="--quick takes no value"))
         add_wandb_options(parser)
         parser.add_argument(
             "--run_folder",
@@ -181,8 +199,12 @@ class MetaLearningCLI(LightningCLI):
                 loggers = [MetricsLog(self.run_folder), *loggers]
             kwargs["logger"] = loggers or False
         self.trainer_defaults["callbacks"] = []
-        if config.trainer.enable_progress_bar is not False:
-            self.trainer_defaults["callbacks"].append(RichProgressBar(leave=True))
+        shows_progress = config.trainer.enable_progress_bar is not False
+        if shows_progress:
+            drawn = is_drawn_on(make_console())
+            kwargs["enable_progress_bar"] = drawn  # where it is not, Lightning would draw one of its own
+            progress: list[Callback] = [ProgressLines(math.inf if drawn else LINE_EVERY)]
+            self.trainer_defaults["callbacks"] += [*progress, *([MetaStepBar(leave=True)] if drawn else [])]
         if kwargs.get("logger"):
             self.trainer_defaults["callbacks"].append(LearningRateMonitor("step"))
         try:
@@ -192,6 +214,7 @@ class MetaLearningCLI(LightningCLI):
             named = [key for key in vars(config.trainer) if key in words]
             named = named or [key for key in OFTEN_UNNAMED if config.trainer[key] not in (None, "auto")]
             raise CommandLineError(f"{error} ({', '.join(f'--trainer.{key}' for key in named)})") from error
+        trainer.shows_progress = shows_progress  # type: ignore[attr-defined]
         self._dump_config()
         trainer.options = plain(self.config_dump)  # type: ignore[attr-defined]
         return trainer
@@ -326,6 +349,8 @@ def _check_trainer_options(config: Any) -> None:
 def run(arguments: list[str], name: str) -> None:
     """Runs one of LIGHTNING_COMMANDS, with the arguments and the run's name that `prepare` gave."""
     MetaLearningCLI.run_name = name
+    if QUICK_OPTIONS in arguments:
+        rank_zero_only(print)(QUICK_NOTE)
     try:
         MetaLearningCLI.build(arguments)
     finally:

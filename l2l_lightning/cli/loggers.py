@@ -34,8 +34,8 @@ def add_wandb_options(parser: LightningArgumentParser) -> None:
     for name, what in {
         "project": f"W&B project; without, WANDB_PROJECT or {PROJECT}. A sweep has its own.",
         "entity": "W&B team or user; without, WANDB_ENTITY or your own.",
-        "group": "W&B group; without, WANDB_RUN_GROUP or the preset's name.",
-        "name": "W&B name of the run; without, WANDB_NAME or the preset's name and the run's time.",
+        "group": "W&B group; without, WANDB_RUN_GROUP or the run's name.",
+        "name": "W&B name of the run; without, WANDB_NAME or the run's name and time.",
     }.items():
         parser.add_argument(f"--wandb_{name}", type=str | None, default=None, help=what)
     parser.add_argument(
@@ -51,7 +51,7 @@ def run_loggers(folder: Path, name: str, options: Any, theirs: Iterable[Logger])
 
     Args:
         folder: The run's.
-        name: The run's, which is the preset's.
+        name: The run's (`run_name`).
         options: The command line's.
         theirs: The user's own (--trainer.logger). A WandbLogger among them takes the place of ours.
 

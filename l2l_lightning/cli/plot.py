@@ -1,4 +1,4 @@
-"""`python -m l2l_lightning plot FOLDER`: the picture of a curves.csv, as PNG, PDF or SVG."""
+"""The command `plot FOLDER`: the picture of a curves.csv, as PNG, PDF or SVG."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
+from l2l_lightning.cli.parser import CommandParser
 from l2l_lightning.comparison.curves_file import read_curves
 from l2l_lightning.comparison.figures import FORMATS, losses_figure
 from l2l_lightning.comparison.result import LEARNED, chosen
@@ -42,31 +41,28 @@ def plot(arguments: Sequence[str]) -> None:
     print(f"Picture: {out}")
 
 
-def add_picture_options(parser: ArgumentParser, optimizers: str) -> None:
+def add_picture_options(parser: CommandParser, optimizers: str) -> None:
     """Adds the options that say what a picture shows, and how."""
     parser.add_argument("--optimizers", nargs="+", metavar="NAME", help=optimizers)
-    parser.add_argument("--title", type=str | None, help="the text above the picture; the task without")
+    parser.add_argument("--title", help="the text above the picture; the task without")
     parser.add_argument(
         "--scale", choices=("log", "linear"), help="of the loss axis; log without, if every mean is positive"
     )
 
 
 def _parse(arguments: Sequence[str]) -> Any:
-    parser = ArgumentParser(
-        prog="python -m l2l_lightning plot",
-        exit_on_error=False,  # `l2l_lightning.cli.main` says what is wrong in one line
-        description="Draws the curves of a finished run, or of any other curves.csv: mean losses by step "
+    parser = CommandParser(
+        "plot",
+        "Draws the curves of a finished run, or of any other curves.csv: mean losses by step "
         "with 95%% intervals. The same data give the same file, byte for byte.",
     )
     parser.add_argument(
         "path", metavar="FOLDER_OR_CSV", help="a run's folder, or a file such as its curves.csv"
     )
-    parser.add_argument(
-        "--out", type=str | None, help="the picture, a .png, .pdf or .svg; without, a .png beside the curves"
-    )
+    parser.add_argument("--out", help="the picture, a .png, .pdf or .svg; without, a .png beside the curves")
     add_picture_options(parser, "the optimizers to show; all without")
     parser.add_argument("--highlight", nargs="+", metavar="NAME", help="those in bold; learned without")
-    parser.add_argument("--panel", type=str | None, help="which of a reproduced experiment's pictures")
+    parser.add_argument("--panel", help="which of a reproduced experiment's pictures")
     return parser.parse_args(list(arguments))
 
 

@@ -57,6 +57,7 @@ def compare(
     *,
     seed: int,
     settings: Mapping[str, Any] | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Runs every contender on the same optimizees.
 
@@ -66,6 +67,7 @@ def compare(
         horizon: Steps per rollout.
         seed: What the optimizees were derived from, for the record.
         settings: What the contenders came from, as plain values, for the record.
+        progress: Called with every contender's name before it runs.
 
     Raises:
         ValueError: There are no contenders or two of one name, horizon < 1, a contender's losses are not
@@ -96,6 +98,8 @@ def compare(
     first_losses: Tensor | None = None
     results = {}
     for contender in contenders:
+        if progress is not None:
+            progress(contender.name)
         contender.run(make_optimizees(), 1)  # kernels compile and caches fill before the clock starts
         optimizees = make_optimizees()
         if not torch.equal(optimizees.theta, reference.theta):

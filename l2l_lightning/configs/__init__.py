@@ -3,6 +3,9 @@
 from importlib import resources
 from pathlib import Path
 
+DEFAULT_PRESET = "quadratic"
+"""What runs where no preset is named."""
+
 
 def presets() -> dict[str, Path]:
     """Returns the shipped presets by short name.

@@ -10,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from l2l_lightning.errors import DataCorruptedError, DataNotFoundError, ReproductionError
 from l2l_lightning.files import write_json
+from l2l_lightning.progress import WorkProgress
 from l2l_lightning.reproduce.art import ART
 from l2l_lightning.reproduce.cifar import CIFAR_EXPERIMENT
 from l2l_lightning.reproduce.curves import CURVES
@@ -37,31 +35,6 @@ EXPERIMENTS: dict[str, Experiment] = {
     "zero-shot": ZERO_SHOT,
 }
 """Every experiment by name, in the order in which they run."""
-
-LINE_EVERY = 30.0
-"""Seconds from one line to the next where there is no terminal to draw a bar on."""
-
-
-class ProgressBar(Progress):
-    """A bar over N pieces of work; where the output is no terminal, a line now and then."""
-
-    def __init__(self, total: int) -> None:
-        console = Console()
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        super().__init__(*columns, console=console, disable=not console.is_terminal)
-        self._work = self.add_task("", total=total)
-        self._next_line = 0.0
-
-    def report(self, text: str) -> None:
-        """Says what is being computed."""
-        self.update(self._work, description=text)
-        if self.disable and time.monotonic() >= self._next_line:
-            self._next_line = time.monotonic() + LINE_EVERY
-            print(f"{self.tasks[0].completed:.0f} of {self.tasks[0].total:.0f}: {text}", flush=True)
-
-    def count(self) -> None:
-        """Counts one piece of work as done."""
-        self.advance(self._work)
 
 
 def reproduce(names: Sequence[str], settings: Settings) -> Path:
@@ -91,9 +64,11 @@ def reproduce(names: Sequence[str], settings: Settings) -> Path:
             requests[name] = experiment.requests(store)
             for request in requests[name].values():
                 store.splits(request.task.dataset)  # what is missing shows now rather than in an hour
-    with ProgressBar(sum(map(len, requests.values())) + len(requests)) as progress:
+    with WorkProgress(sum(map(len, requests.values())) + len(requests), "pieces of work") as progress:
         for name, wanted in requests.items():
             store.report = lambda text, name=name: progress.report(f"{name}: {text}")  # type: ignore[misc]
+            pieces = len(wanted) + 1  # its losses, and what is made of them
+            print(f"{name}: {pieces} pieces of work{progress.at_this_pace(pieces)}", flush=True)
             started, folder, losses = time.perf_counter(), store.out / name, {}
             for key, request in wanted.items():
                 losses[key] = store.losses(request)

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import LambdaCallback, Timer
 from l2l_lightning import pretrained
 from l2l_lightning.errors import RunStoppedError
 from l2l_lightning.files import write_json
+from l2l_lightning.progress import duration
 from l2l_lightning.provenance import origin
 from l2l_lightning.rules import Rule
 from l2l_lightning.training import checkpoints
@@ -67,8 +68,9 @@ def meta_train(
     def report_step(trainer: Trainer, *_: Any) -> None:
         loss = trainer.callback_metrics.get("val/final_loss")
         validated = "" if loss is None else f", validation loss {float(loss):.3g}"
-        total = int(trainer.estimated_stepping_batches)
-        report(f"meta-step {trainer.global_step:,} of {total:,}{validated}")
+        done, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = duration(timer.time_elapsed("train") / max(done, 1) * (total - done))
+        report(f"meta-step {done:,} of {total:,}{validated}, {left} left of it")
 
     callbacks = make_callbacks(values)
     averaging = callbacks["averaging"]

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from lightning.pytorch import Trainer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from l2l_lightning.checks import check_choice, check_whole_numbers
-from l2l_lightning.comparison.baselines import BASELINES, TunedBaseline, setting_text
+from l2l_lightning.comparison.baselines import BASELINES, Baseline, TunedBaseline, setting_text
 from l2l_lightning.comparison.compare import Contender, baseline_contender, compare
 from l2l_lightning.comparison.loggers import log_comparison
 from l2l_lightning.comparison.report import write_comparison
 from l2l_lightning.comparison.result import LEARNED, Comparison
 from l2l_lightning.comparison.tuning import tune
 from l2l_lightning.console import make_console
+from l2l_lightning.progress import WorkProgress
 from l2l_lightning.rollout.optimizees import Optimizees
 from l2l_lightning.rollout.rollout import run_rule
 from l2l_lightning.tables import Column, FittingTable
 from l2l_lightning.tasks.base import Task
 from l2l_lightning.training.data_module import MetaData
 from l2l_lightning.training.meta_learner import MetaLearner
+from l2l_lightning.training.progress import FIRST_AFTER
 from l2l_lightning.training.run_settings import run_settings
 
 
@@ -61,6 +62,9 @@ class ComparisonSettings:
 class MetaTrainer(Trainer):
     """Lightning's Trainer, with `tune` and `compare` beside fit, validate and test."""
 
+    shows_progress = True
+    """Whether `tune` and `compare` say how far they are, once they take more than some seconds."""
+
     options: Mapping[str, Any] = MappingProxyType({})
     """The options that a command line was given, as in config.yaml: for its loggers and summary.json."""
 
@@ -88,24 +92,19 @@ class MetaTrainer(Trainer):
         comparison = comparison or ComparisonSettings()
         task = _one_kind(task or model.task)
         datamodule.load(task)
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, transient=True) as progress:
-            bar = progress.add_task("Tuning the baselines", total=None)
-
-            def report(name: str, rate: float, score: float) -> None:
-                progress.update(bar, description=f"Tuning {name}: learning rate {rate:g} gives {score:.4g}")
-
-            horizon = comparison.horizon or model.horizon
+        baselines = [BASELINES[name] for name in comparison.baselines]
+        horizon = comparison.horizon or model.horizon
+        with self._progress(len(baselines), "runs") as progress:
             tuned = tune(
                 task,
                 datamodule.images("validation", self.strategy.root_device),
                 [horizon],
                 model.seed,
                 num_optimizees=comparison.num_tuning_optimizees,
-                baselines=[BASELINES[name] for name in comparison.baselines],
+                baselines=baselines,
                 cache_dir=tuning_dir or Path(self.default_root_dir) / "tuning",
                 device=self.strategy.root_device,
-                progress=report,
+                progress=_searches(baselines, progress),
             )[horizon]
         make_console().print(tuning_table(tuned.values(), task.describe()))
         return tuned
@@ -155,7 +154,15 @@ class MetaTrainer(Trainer):
         contenders = [learned, *(baseline_contender(t) for t in tuned.values())]
         horizon = comparison.horizon or model.horizon
         settings = run_settings(model, datamodule, {"comparison": asdict(comparison), **self.options})
-        result = compare(contenders, make_optimizees, horizon, seed=model.seed, settings=settings)
+        with self._progress(len(contenders), "optimizers") as progress:
+            result = compare(
+                contenders,
+                make_optimizees,
+                horizon,
+                seed=model.seed,
+                settings=settings,
+                progress=_rollouts(comparison.num_optimizees, progress),
+            )
         write_comparison(result, Path(out))
         console = make_console()
         console.print(result.table())
@@ -164,6 +171,41 @@ class MetaTrainer(Trainer):
         part = f"/member-{model.task.members.index(task) + 1}" if is_member else ""
         log_comparison(self.loggers, result, self.global_step, f"comparison{part}")
         return result
+
+    def _progress(self, total: int, unit: str) -> WorkProgress:
+        quiet = not (self.shows_progress and self.is_global_zero)
+        return WorkProgress(total, unit, FIRST_AFTER, quiet)
+
+
+def _searches(baselines: Sequence[Baseline], progress: WorkProgress) -> Callable[[str, float, float], None]:
+    """Returns what is told of every run of the baselines' searches: it counts them, and those to come."""
+    planned = {baseline.name: len(baseline.grid) + 3 * len(baseline.alternatives) for baseline in baselines}
+    names, runs = [*planned], dict.fromkeys(planned, 0)
+
+    def report(label: str, rate: float, score: float) -> None:
+        name = label.partition(" ")[0]
+        runs[name] += 1
+        # A search goes beyond its plan where the best rate is on an edge.
+        rest = max(planned[name] - runs[name], 0)
+        rest += sum(planned[later] for later in names[names.index(name) + 1 :])
+        progress.count()
+        progress.expect(rest)
+        progress.report(f"tuning {label}, learning rate {rate:g} gives {score:.4g}")
+
+    return report
+
+
+def _rollouts(num_optimizees: int, progress: WorkProgress) -> Callable[[str], None]:
+    """Returns what is told of every optimizer before it runs: it counts those before."""
+    begun: list[str] = []
+
+    def report(name: str) -> None:
+        if begun:
+            progress.count()
+        begun.append(name)
+        progress.report(f"comparing, {name} runs on {num_optimizees} optimizees")
+
+    return report
 
 
 def tuning_table(tuned: Iterable[TunedBaseline], task: str) -> FittingTable:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -13,6 +14,9 @@ from conftest import TINY
 from l2l_kernels.cpu import library
 
 from l2l_lightning.cli import main, presets
+from l2l_lightning.cli.arguments import COMMANDS, LIGHTNING_COMMANDS, prepare
+from l2l_lightning.cli.help import TEXTS
+from l2l_lightning.cli.run_name import run_name
 
 TINY_TASKS = {
     # Presets whose optimizees are large are run on small ones.
@@ -73,7 +77,7 @@ def test_every_preset_runs_to_its_comparison(preset, tiny_fit, capsys):
 def test_a_runs_own_config_repeats_it(tiny_fit):
     first = tiny_fit("--seed_everything=5", "--model.task.dim=4")
     again = tiny_fit(f"--config={first / 'config.yaml'}")
-    assert again.parent.name == "config"
+    assert again.parent.name == first.parent.name
     assert (first / "curves.csv").read_text() == (again / "curves.csv").read_text()
 
 
@@ -121,6 +125,87 @@ def test_info_names_backends_and_presets(capsys):
     printed = capsys.readouterr().out
     for word in ("cpu", "triton", "reference", "quadratic", "torch", f"CPU kernels: {library.describe()}"):
         assert word in printed
+
+
+def helped(capsys, *arguments):
+    with pytest.raises(SystemExit) as stopped:
+        main(list(arguments))
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_command_is_a_line_of_the_help(capsys):
+    main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for command in COMMANDS:
+        (line,) = (line for line in lines if line.startswith(f"  {command} "))
+        assert len(line) <= 80
+
+
+@pytest.mark.parametrize("command", LIGHTNING_COMMANDS)
+def test_a_commands_help_is_a_line_for_each_option_of_the_projects_first(command, capsys):
+    lines = helped(capsys, command, "--help").splitlines()
+    assert lines[0] == f"usage: python -m l2l_lightning {command} [options]"
+    assert all(len(line) <= 80 for line in lines)
+    options = [line for line in lines if line.startswith("  -")]
+    assert all(re.search(r"\S  +\S", line) for line in options)  # with what it means on the same line
+    named = [line.split()[0].strip(",") for line in options]
+    assert named.index("--model.horizon") < named.index("--trainer.max_steps")
+    assert "--trainer.detect_anomaly" not in named
+    assert set(presets()) <= set(re.findall(r"\w+", " ".join(lines[:6])))
+
+
+def test_every_option_of_the_projects_has_a_line_in_the_help(capsys):
+    """And --help-all lists what --help does, and Lightning's, which --help leaves out."""
+    whole = helped(capsys, "fit", "--help-all")
+    options = set(re.findall(r"^  (?:-\w[^-]*, )?--([\w.-]+)", whole, flags=re.MULTILINE))
+    ours = {
+        name for name in options if re.match(r"(model|data|comparison|latest|averaging|collapse)\.", name)
+    }
+    ours |= {
+        name for name in options if re.match(r"wandb|run_folder|trust|ckpt|config|seed|quick|print", name)
+    }
+    assert len(ours) > 50
+    assert ours <= TEXTS.keys()
+    shown = set(re.findall(r"--([\w.-]+) ", helped(capsys, "fit", "--help")))
+    assert ours <= shown <= options
+    assert "trainer.detect_anomaly" in options - shown
+
+
+def test_print_config_is_a_configuration_that_a_first_look_shortens(capsys):
+    whole = yaml.safe_load(helped(capsys, "fit", "--config=mnist", "--print_config"))
+    typed = ["--comparison.num_optimizees=9", "--quick", "--config=mnist"]
+    quick = yaml.safe_load(helped(capsys, "fit", *typed, "--print_config").split("little.\n")[1])
+    assert quick["model"]["task"] == whole["model"]["task"]
+    assert (quick["data"]["num_rollouts"], whole["data"]["num_rollouts"]) == (10, 2000)
+    assert quick["comparison"]["baselines"] == ["sgd", "adam"]
+    assert quick["comparison"]["num_optimizees"] == 9  # what is typed holds, wherever it stands
+    assert "quick" not in quick
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ([], "quadratic"),
+        (["--config", "mnist_relu"], "mnist_relu"),
+        (["--config=mnist", "--model.rule=RNNprop"], "mnist-rnnprop"),
+        (["--config=mnist", "--model.rule", '{"class_path": "my_rules.Momentum"}'], "mnist-momentum"),
+        (["--model.task", "FunctionTask", "--model.task.f=my_problem.rosenbrock"], "rosenbrock"),
+        (["--model.task.dim=4"], "quadratic"),
+        (["--config=mnist", "--model.task=ImageMLP", "--model.task.dataset=digits"], "mnist-digits"),
+        (["--quick"], "quadratic"),
+    ],
+)
+def test_a_runs_name_says_what_it_runs(arguments, name):
+    assert prepare(["fit", *arguments])[1] == name
+
+
+def test_a_run_from_a_runs_own_files_has_its_name(tmp_path):
+    folder = tmp_path / "mnist-rnnprop" / "20300131-120000-1"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("data: {num_rollouts: 2}", encoding="utf-8")
+    assert prepare(["fit", f"--config={folder / 'config.yaml'}"])[1] == "mnist-rnnprop"
+    assert run_name(str(folder / "checkpoints" / "best-20.ckpt"), {}) == "mnist-rnnprop"
 
 
 def test_the_module_runs_as_a_program(tmp_path):

@@ -16,7 +16,7 @@ from l2l_lightning.comparison.statistics import final_loss
 from l2l_lightning.configs import presets
 from l2l_lightning.errors import ReproductionError, WeightsError
 from l2l_lightning.reproduce import result_store
-from l2l_lightning.reproduce.command import EXPERIMENTS, ProgressBar, reproduce
+from l2l_lightning.reproduce.command import EXPERIMENTS, reproduce
 from l2l_lightning.reproduce.curves import Panel, Row, panel_outcome
 from l2l_lightning.reproduce.generalise import GENERALISE, cells
 from l2l_lightning.reproduce.recipes import ABLATIONS, RECIPES, SNAPSHOTS
@@ -240,13 +240,3 @@ def test_every_recipe_is_a_preset_with_options_that_a_learner_knows():
             rule = model.rule
             assert (rule.spec.preprocessing, rule.gradient_scale) == ("identity", 1)
             assert (rule.spec.output_scale, model.unrolls) == (0.1, [20])
-
-
-def test_without_a_terminal_progress_is_a_line_now_and_then(capsys, monkeypatch):
-    with ProgressBar(3) as progress:
-        progress.report("first")
-        progress.count()
-        progress.report("too soon")
-        monkeypatch.setattr("l2l_lightning.reproduce.command.time.monotonic", lambda: 1e12)
-        progress.report("later")
-    assert capsys.readouterr().out.split("\n")[:2] == ["0 of 3: first", "1 of 3: later"]

@@ -5,9 +5,14 @@ import random
 import re
 
 import pytest
+import torch
 from rich.console import Console
 
+from l2l_lightning.comparison.baselines import BASELINES, Trial, TunedBaseline
+from l2l_lightning.comparison.result import Comparison, Result
+from l2l_lightning.console import make_console
 from l2l_lightning.tables import Column, FittingTable
+from l2l_lightning.training.trainer import tuning_table
 
 COLUMNS = [
     Column("optimizer"),
@@ -130,3 +135,45 @@ def test_it_fits_the_console_that_prints_it():
         console.print(table())
     assert max(map(len, capture.get().splitlines())) <= 60
     assert "-0.0210 ± 0.0083" in capture.get()
+
+
+LONG = "an_optimizer_of_mine_with_a_name_that_is_long"
+TASK = "MNISTMLP(hidden_sizes=[20, 20, 20], activation=sigmoid, batch_size=128, init_std=0.01)"
+
+
+def a_comparison(names):
+    """Of losses from tiny to huge, and infinite ones."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = (1e-9, 1.0, 1.034648867e9, torch.inf)
+    results = {
+        name: Result(
+            torch.rand(12, 5, generator=generator, dtype=torch.float64) * sizes[place % 4], 123456.7, 0.00123
+        )
+        for place, name in enumerate(names)
+    }
+    fields = {"task": TASK, "horizon": 12345, "num_optimizees": 5, "data_source": "none", "seed": 0}
+    return Comparison(**fields, device="a processor", dtype="float32", results=results)
+
+
+def a_tuned(baseline, score):
+    setting = baseline.settings[-1]
+    trials = tuple(Trial(setting, rate, score) for rate in (1e-7, 123456.0))
+    return TunedBaseline(baseline, 1e-7, setting, trials)
+
+
+def every_table():
+    yield a_comparison(["learned", *BASELINES]).table()
+    yield a_comparison(["learned", *(f"{LONG}_{i}" for i in range(4))]).table()
+    yield tuning_table([a_tuned(baseline, 1.0346e9) for baseline in BASELINES.values()], TASK)
+    yield tuning_table([a_tuned(baseline, 1.2e-9) for baseline in BASELINES.values()], TASK)
+
+
+@pytest.mark.parametrize("shown", list(every_table()), ids=["baselines", "long names", "large", "small"])
+def test_every_printed_table_fits_80_columns_without_a_terminal(shown, capsys):
+    make_console().print(shown)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+    kept = [place for place, column in enumerate(shown.columns) if column.is_number and not column.spare]
+    for row in shown.rows:
+        assert all(row[place] in printed for place in kept)
