@@ -66,6 +66,7 @@ TABLES = {
     "rounded-meta-steps": Source("rounded_products_cpu.json", speed_tables.rounded_meta_steps),
     "rounded-meta-gradients": Source("rounded_products_cpu.json", speed_tables.rounded_meta_gradients),
     "rounded-quality": Source("rounded_products_cpu.json", speed_tables.rounded_quality),
+    "rounded-training": Source("rounded_training_cpu.json", speed_tables.rounded_training),
     "spills": Source("compile_report.json", speed_tables.spills),
     "spills-oldest-triton": Source("compile_report_triton_3.6.json", speed_tables.spills),
     "alternatives": Source("compile_alternatives.json", speed_tables.alternatives),
