@@ -135,6 +135,47 @@ def comparison(document: Document) -> Table:
     return Table([*columns, "learned against it"], rows)
 
 
+PANELS = {
+    "colour-digits-10": "all ten labels",
+    "colour-digits-5": "2, 3, 4, 5, 6",
+    "colour-digits-2": "8, 9",
+    "style_64": "its style, 64×64",
+    "new_styles_64": "new styles, 64×64",
+    "style_128": "its style, 128×128",
+    "new_styles_128": "new styles, 128×128",
+}
+"""The columns of `panels`, by the panels' names."""
+
+
+def panels(document: Document) -> Table:
+    """What final losses do rules and tuned baselines reach in every panel of an experiment?"""
+    results = document["results"]
+    found = {key: panel["optimizers"] for key, panel in results.items()}
+    names = dict.fromkeys(name for optimizers in found.values() for name in optimizers)
+    first, *_ = found.values()
+
+    def rank(name: str) -> float:
+        mean = interval(first[name]["final_loss"]).mean if name in first else math.nan
+        return mean if math.isfinite(mean) else math.inf
+
+    rows = []
+    for name in sorted(names, key=rank):
+        is_rule = any("rule" in optimizers.get(name, {}) for optimizers in found.values())
+        cells = (_final(optimizers.get(name)) for optimizers in found.values())
+        rows.append([f"**{name}**" if is_rule else name, *cells])
+    return Table(["final loss", *(PANELS[key] for key in found)], rows)
+
+
+def _final(optimizer: Document | None) -> str:
+    """A final loss; of one that is not finite, how many diverged; "" of an optimizer that is not there."""
+    if optimizer is None:
+        return ""
+    value = interval(optimizer["final_loss"])
+    if math.isfinite(value.mean):
+        return str(value)
+    return f"{optimizer['diverged']} of {optimizer['num_optimizees']} diverged"
+
+
 def standing(ours: Interval, theirs: Interval) -> str:
     """Says where a lower loss lies: "ahead" or "behind" only where the two 95% intervals are disjoint."""
     return "ahead" if ours.high < theirs.low else "behind" if ours.low > theirs.high else "level"

@@ -26,7 +26,10 @@ from l2l_lightning.reproduce.experiment import markdown_table
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PLACE = re.compile(r"(?P<start><!-- table: (?P<name>[\w-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL)
-EXPERIMENTS = ("quadratic", "mnist", "epochs", "relu-to-sigmoid", "graph", "preprocessing", "generalise")
+EXPERIMENTS = (
+    *("quadratic", "mnist", "epochs", "relu-to-sigmoid", "graph", "preprocessing", "generalise"),
+    *("cifar", "art"),
+)
 
 
 class Source(NamedTuple):
@@ -48,6 +51,8 @@ TABLES = {
     "training-transformer": Source("training/transformer/results.json", quality_tables.training),
     "quadratic": Source("quadratic_summary.json", quality_tables.comparison),
     "mnist": Source("reproduction/mnist/results.json", quality_tables.mnist),
+    "cifar": Source("reproduction/cifar/results.json", quality_tables.panels),
+    "art": Source("reproduction/art/results.json", quality_tables.panels),
     "findings": Source("reproduction/{}/results.json", quality_tables.findings),
     "time-to-quality": Source("time_to_quality_cpu.json", quality_tables.time_to_quality),
     "meta-step": Source("meta_step_cpu.json", speed_tables.meta_step),

@@ -233,12 +233,12 @@ def test_the_findings_are_the_reports_and_its_are_the_committed_results():
     rows = [
         line
         for line in PAGES["docs/reproduction.md"].splitlines()
-        if re.match(r"\| (mnist|generalise|epochs|quadratic) \|", line)
+        if re.match(r"\| (mnist|generalise|epochs|quadratic|cifar|art) \|", line)
     ]
     assert len(rows) > 10
     assert all(row in report for row in rows)
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in REPRODUCTION.glob("*/results.json")]
-    assert len(documents) == 7
+    assert len(documents) == 9
     for document in documents:
         assert document["commit"] in report
         for finding in document["findings"]:

@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], Settings]:
         "names",
         nargs="+",
         choices=[*EXPERIMENT_NAMES, "all"],
-        help="which experiments; all: but cifar and zero-shot",
+        help="which experiments; all: but cifar, art and zero-shot",
     )
     kinds = get_type_hints(Settings)
     for option in fields(Settings):
