@@ -33,7 +33,7 @@ from l2l_lightning.rules import Rule
 from l2l_lightning.tasks import SmallProblem
 from l2l_lightning.tasks.small.families import FAMILIES
 
-FRESH_SEED = 2**33
+FRESH_SEED = 2 * 10**8
 """Problems from here on are neither training's nor validation's."""
 HORIZONS = (100, 300, 1000)
 BASE = "zero-shot"

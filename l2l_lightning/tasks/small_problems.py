@@ -31,7 +31,7 @@ class SmallProblem(Task):
         seed: What the problem is drawn from.
 
     Raises:
-        ValueError: There is no such family, or the seed is negative.
+        ValueError: There is no such family, or the seed is not in [0, 2^32).
 
     Example:
         >>> task = SmallProblem("regression", seed=3)
@@ -41,7 +41,7 @@ class SmallProblem(Task):
 
     def __init__(self, family: str, seed: int = 0) -> None:
         check_choice(FAMILIES, family=family)
-        check_whole_numbers(0, 2**62, seed=seed)
+        check_whole_numbers(0, 2**32 - 1, seed=seed)  # generators read 32 bits: others would repeat these
         self.family = family
         self.seed = seed
         position = list(FAMILIES).index(family)

@@ -153,7 +153,7 @@ def test_a_run_resumes_bit_for_bit(precision, tmp_path):
 @pytest.mark.parametrize(
     "precision",
     [{"precision": "16-true"}, {"precision": "bf16-true"}, {"plugins": HalfPrecision("16-true")}],
-    ids=str,
+    ids=["16-true", "bf16-true", "a plugin"],  # no object's address: processes of pytest-xdist compare them
 )
 def test_a_precision_that_rounds_phi_is_refused(precision, tmp_path):
     model = make_model()
