@@ -1,6 +1,6 @@
-"""Fits the decay of the weights of trained ZeroShots to the horizon, and puts the rules into the package.
+"""Fits the decay of a trained ZeroShot's weights to the horizon, and puts the rule into the package.
 
-    python benchmarks/fit_decay.py zero-shot zero-shot-elementwise
+    python benchmarks/fit_decay.py zero-shot --start FILE
 
 A rule whose decay follows the first 2 of DECAY_FACTS gets all 4, and three numbers are chosen one after
 another, from GRID: what the logarithm of the slow mean's signal to noise counts, a shift, and what the
@@ -38,8 +38,8 @@ SHORT_ONLY = ("convolutions", "attention", "recurrent", "fine_tuning")
 GRID = {"log slow SNR": (-0.5, -1.0, -1.5), "one": (0.5, 1.0, 1.5), "log T": (0.4, 0.8)}
 TYPICAL = -3.0
 """The logarithm of the slow mean's signal to noise at which its factor leaves the decay as it is."""
-SHARES_PHI = {"zero-shot": ("zero-shot", "zero-shot-free")}
-"""Rules of the package that have the φ of another one."""
+SHARE_PHI = {"zero-shot": ("zero-shot", "zero-shot-free")}
+"""Rules of the package that have one φ."""
 
 
 def problems() -> Iterator[tuple[str, int]]:
@@ -110,24 +110,29 @@ def save(name: str, rule: ZeroShot, found: dict[str, object]) -> None:
 
 
 def main() -> None:
-    """Fits the rules that are named, and says how they do on other problems before and after."""
+    """Fits a rule's decay, and says how it does on other problems before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("rules", nargs="+", help="rules of the package whose decay follows 2 facts")
+    parser.add_argument(
+        "rule", choices=["zero-shot", "zero-shot-elementwise"], help="the package's, to replace"
+    )
+    parser.add_argument("--start", help="file of a rule whose decay follows 2 facts; else the package's")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     args = parser.parse_args()
+    rule = pretrained.load(args.start or args.rule)
+    if not isinstance(rule, ZeroShot) or rule.decay_facts != 2:
+        parser.error(
+            f"{args.start or args.rule} is no ZeroShot whose decay follows 2 facts: give one with --start"
+        )
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
-        for name in args.rules:
-            rule = pretrained.load(name)
-            assert isinstance(rule, ZeroShot)
-            changes, search = fit(rule, pool)
-            new = with_decay(rule, changes)
-            check = {"before": log_held_out_loss(rule), "after": log_held_out_loss(new)}
-            found = {"by": "benchmarks/fit_decay.py", "changes": changes, **search, "check": check}
-            print(name, changes, check, flush=True)
-            for alike in SHARES_PHI.get(name, (name,)):
-                variant = ZeroShot(new.orthogonal, alike == "zero-shot-free", decay_facts=4)
-                variant.load_state_dict(new.state_dict())
-                save(alike, variant, {**found, **origin("cpu")})
+        changes, search = fit(rule, pool)
+    new = with_decay(rule, changes)
+    check = {"before": log_held_out_loss(rule), "after": log_held_out_loss(new)}
+    found = {"by": "benchmarks/fit_decay.py", "changes": changes, **search, "check": check, **origin("cpu")}
+    print(args.rule, changes, check)
+    for name in SHARE_PHI.get(args.rule, (args.rule,)):
+        variant = ZeroShot(new.orthogonal, name == "zero-shot-free", decay_facts=4)
+        variant.load_state_dict(new.state_dict())
+        save(name, variant, found)
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def save(name: str, runs: Sequence[Candidate], peers: dict[str, Any]) -> None:
     free = name == "zero-shot-free"
     if free:
         training["note"] = "trained as zero-shot, where T was known; its φ was not fitted anew"
-    rule = ZeroShot(orthogonal=best.rule.orthogonal, horizon_free=free)
+    rule = ZeroShot(**{**best.rule.config(), "horizon_free": free})
     rule.load_state_dict(best.rule.state_dict())
     card = {
         "rule": {"class": "ZeroShot", **rule.config()},
