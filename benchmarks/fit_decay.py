@@ -1,6 +1,6 @@
-"""Fits the decay of a trained ZeroShot's weights to the horizon, and puts the rule into the package.
+"""Fits the decay of a trained ZeroShot's weights to the horizon, and writes the rule and the search.
 
-    python benchmarks/fit_decay.py zero-shot --start FILE
+    python benchmarks/fit_decay.py zero-shot --out decay.safetensors
 
 A rule whose decay follows the first 2 of DECAY_FACTS gets all 4, and three numbers are chosen one after
 another, from GRID: what the logarithm of the slow mean's signal to noise counts, a shift, and what the
@@ -20,14 +20,13 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from make_pretrained import measure
-from make_zero_shot import headline, log_held_out_loss
+from make_zero_shot import log_held_out_loss
 
 from l2l_lightning import Optimizees, pretrained, run_rule
 from l2l_lightning.files import write_json
-from l2l_lightning.provenance import commit, origin
+from l2l_lightning.provenance import origin
 from l2l_lightning.rules import ZeroShot
-from l2l_lightning.tasks import MNISTMLP, SmallProblem
+from l2l_lightning.tasks import SmallProblem
 from l2l_lightning.tasks.small.families import FAMILIES
 
 SEED = 0
@@ -38,8 +37,6 @@ SHORT_ONLY = ("convolutions", "attention", "recurrent", "fine_tuning")
 GRID = {"log slow SNR": (-0.5, -1.0, -1.5), "one": (0.5, 1.0, 1.5), "log T": (0.4, 0.8)}
 TYPICAL = -3.0
 """The logarithm of the slow mean's signal to noise at which its factor leaves the decay as it is."""
-SHARE_PHI = {"zero-shot": ("zero-shot", "zero-shot-free")}
-"""Rules of the package that have one φ."""
 
 
 def problems() -> Iterator[tuple[str, int]]:
@@ -95,44 +92,23 @@ def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[dict[str, float], di
     return chosen, {"tried": tried, "seconds": round(time.perf_counter() - began)}
 
 
-def save(name: str, rule: ZeroShot, found: dict[str, object]) -> None:
-    """Writes a rule and its card, whose figures are measured anew, into the package."""
-    package = Path(pretrained.__file__).parent
-    card = pretrained.card(name)
-    peers = {key: value for key, value in card["headline"]["optimizers"].items() if key != "learned"}
-    card["rule"] = {"class": "ZeroShot", **rule.config()}
-    card["meta_training"]["decay"] = found
-    card["headline"] = headline(rule, peers)
-    card["repeatable"] = measure(rule, MNISTMLP())
-    card["measured_at"] = commit()
-    pretrained.save(rule, package / f"{name}.safetensors")
-    write_json(package / f"{name}.json", card)
-
-
 def main() -> None:
     """Fits a rule's decay, and says how it does on other problems before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument(
-        "rule", choices=["zero-shot", "zero-shot-elementwise"], help="the package's, to replace"
-    )
-    parser.add_argument("--start", help="file of a rule whose decay follows 2 facts; else the package's")
+    parser.add_argument("rule", help="name or file of a ZeroShot whose decay follows 2 facts")
+    parser.add_argument("--out", type=Path, default=Path("decay.safetensors"), help="the new rule's file")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     args = parser.parse_args()
-    rule = pretrained.load(args.start or args.rule)
+    rule = pretrained.load(args.rule)
     if not isinstance(rule, ZeroShot) or rule.decay_facts != 2:
-        parser.error(
-            f"{args.start or args.rule} is no ZeroShot whose decay follows 2 facts: give one with --start"
-        )
+        parser.error(f"{args.rule} is no ZeroShot whose decay follows 2 facts")
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         changes, search = fit(rule, pool)
     new = with_decay(rule, changes)
     check = {"before": log_held_out_loss(rule), "after": log_held_out_loss(new)}
-    found = {"by": "benchmarks/fit_decay.py", "changes": changes, **search, "check": check, **origin("cpu")}
-    print(args.rule, changes, check)
-    for name in SHARE_PHI.get(args.rule, (args.rule,)):
-        variant = ZeroShot(new.orthogonal, name == "zero-shot-free", decay_facts=4)
-        variant.load_state_dict(new.state_dict())
-        save(name, variant, found)
+    print(changes, check)
+    pretrained.save(new, args.out)
+    write_json(args.out.with_suffix(".json"), {"changes": changes, **search, "check": check, **origin("cpu")})
 
 
 if __name__ == "__main__":
