@@ -77,7 +77,7 @@ class ZeroShot(UpdateRule):
         self.horizon_free = horizon_free
         self.compact = compact
         self.decay_facts = decay_facts
-        self._of_decay = [FACTS.index(name) for name in DECAY_FACTS[:decay_facts]]
+        self.of_decay = [FACTS.index(name) for name in DECAY_FACTS[:decay_facts]]
         self.features = NominalFeatures(horizon_free, compact)
         self.log_step = nn.Parameter(torch.empty(len(FACTS)))
         self.mixing = nn.Parameter(torch.empty(4))
@@ -154,7 +154,9 @@ class ZeroShot(UpdateRule):
 
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""
-        decays_here, facts = inputs[len(DIRECTIONS) + 1], inputs[-len(FACTS) :][self._of_decay]
-        decay = decays_here * (self.decay[:, None] * facts).sum(0).exp()
+        decays_here, facts = inputs[len(DIRECTIONS) + 1], inputs[-len(FACTS) :]
+        # Not facts[a list], which would be copied to the device at every step.
+        terms = [number * facts[fact] for number, fact in zip(self.decay, self.of_decay, strict=True)]
+        decay = decays_here * torch.stack(terms).sum(0).exp()
         direction = orthogonalised(update, layout) if self.orthogonal else update
         return direction - self.step_size(inputs) * decay * theta

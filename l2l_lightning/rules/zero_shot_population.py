@@ -88,5 +88,6 @@ class ZeroShotPopulation:
         warm_up = (progress / phis["log_warm_up"].exp()[:, None] + 0.01).clamp(max=1)
         cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()[:, None]
         size = log_size.clamp(max=3).exp() * warm_up * cool_down
-        decay = (phis["decay"][..., None] * facts[:, self.rule._of_decay]).sum(1).exp() * decays_here
+        of_decay = torch.stack([facts[:, fact] for fact in self.rule.of_decay], 1)
+        decay = (phis["decay"][..., None] * of_decay).sum(1).exp() * decays_here
         return size, size * decay

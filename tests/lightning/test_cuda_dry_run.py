@@ -166,10 +166,10 @@ def test_a_baseline_never_waits(name):
     assert short == long
 
 
-@pytest.mark.parametrize("rule", ["zero-shot", "LSTM"])
+@pytest.mark.parametrize("rule", [ZeroShot, lambda: ZeroShot(decay_facts=4), RULES["LSTM"]])
 def test_a_population_never_waits(rule):
     def run(steps):
-        made = on_device(ZeroShot if rule == "zero-shot" else RULES["LSTM"])
+        made = on_device(rule)
         phis = {name: torch.stack([value, value]) for name, value in made.named_parameters()}
         rollout = PerturbedRollout(made, optimizees(SmallProblem("image_perceptron")), 100)
         rollout.window(phis, steps)  # the examples go to the device
