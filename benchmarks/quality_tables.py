@@ -11,7 +11,6 @@ from measuring import Table
 
 from l2l_lightning.comparison.baselines import setting_text
 from l2l_lightning.comparison.statistics import Interval
-from l2l_lightning.reproduce.report import FINDING_COLUMNS, finding_rows
 
 Document = dict[str, Any]
 
@@ -188,6 +187,9 @@ def mnist(document: Document) -> Table:
 
 def findings(documents: list[Document]) -> Table:
     """What of the study and the paper was reproduced?"""
+    # Here: it needs rich, and the GPU suite, which prints other tables, does without.
+    from l2l_lightning.reproduce.report import FINDING_COLUMNS, finding_rows
+
     return Table(FINDING_COLUMNS, finding_rows(documents))
 
 
