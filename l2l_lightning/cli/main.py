@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import os
 import signal
@@ -67,6 +68,11 @@ def main(args: Sequence[str] | None = None) -> None:
         command = " ".join([program(), *arguments[:1], "--help"])
         print(f"error: {one_line(error)} ({command} lists the options)", file=sys.stderr)
         raise SystemExit(2) from error
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, has had enough; Python would complain once more at its end.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # 128 + SIGPIPE, as shells say it
     except OSError as error:
         where = {
             "reproduce": "--out",

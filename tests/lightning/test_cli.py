@@ -209,6 +209,17 @@ def test_a_run_from_a_runs_own_files_has_its_name(tmp_path):
     assert run_name(str(folder / "checkpoints" / "best-20.ckpt"), {}) == "mnist-rnnprop"
 
 
+def test_a_reader_that_has_had_enough_ends_the_program_in_silence(tmp_path):
+    """`info | head -1`."""
+    command = [sys.executable, "-m", "l2l_lightning", "info"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as program:
+        program.stdout.close()
+        said = program.stderr.read().decode()
+    assert program.returncode == 141
+    assert "Broken pipe" not in said
+    assert "error:" not in said
+
+
 def test_the_module_runs_as_a_program(tmp_path):
     environment = {**os.environ, "COLUMNS": "200"}
     done = subprocess.run(
