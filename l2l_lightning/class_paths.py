@@ -33,14 +33,14 @@ class Configurable:
     def __repr__(self) -> str:
         """Says the class, and the arguments that are not at their defaults."""
         try:
-            config, parameters = self.config(), inspect.signature(type(self).__init__).parameters
-        except Exception:  # a class of the user's that keeps none, or not constructed yet: shown all the same
+            parameters = inspect.signature(type(self).__init__).parameters
+            given = [
+                f"{name}={value!r}"
+                for name, value in self.config().items()
+                if name not in parameters or not _is_plainly(value, parameters[name].default)
+            ]
+        except Exception:  # a class of the user's that keeps none, or arrays; or not constructed yet
             return f"{type(self).__name__}(…)"
-        given = [
-            f"{name}={value!r}"
-            for name, value in config.items()
-            if name not in parameters or not _is_plainly(value, parameters[name].default)
-        ]
         return f"{type(self).__name__}({', '.join(given)})"
 
 

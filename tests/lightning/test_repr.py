@@ -1,5 +1,6 @@
 """What a notebook shows of the public classes: one line or a few, of what was asked for and what there is."""
 
+import numpy as np
 import pytest
 import torch
 from learned_momentum import LearnedMomentum
@@ -20,6 +21,7 @@ from l2l_lightning import (
     UpdateRule,
     load,
 )
+from l2l_lightning.class_paths import Configurable
 from l2l_lightning.rules import Grouped, RNNprop
 
 
@@ -85,6 +87,18 @@ class Forgetful(UpdateRule):
 def test_an_object_says_what_it_is(make, text):
     assert repr(make()) == text
     assert str(make()) == text
+
+
+class OfAnArray(Configurable):
+    """An array has no one answer to whether it is the default."""
+
+    def __init__(self, scales=None):
+        self.scales = scales
+
+
+def test_an_argument_that_cannot_be_compared_is_no_error():
+    assert repr(OfAnArray(np.ones(3))) == "OfAnArray(…)"
+    assert repr(OfAnArray()) == "OfAnArray()"
 
 
 def test_a_grouped_rule_says_its_members():
