@@ -120,7 +120,9 @@ def evaluate(
     Buffers [K, …] are updated in place.
     """
     gathered = gather(task, images, theta, batches)
-    return task.losses_and_grads(theta, with_buffers(gathered, buffers))
+    if buffers:  # looked at here: a call that does nothing is a part of a small optimizee's step
+        gathered = with_buffers(gathered, buffers)
+    return task.losses_and_grads(theta, gathered)
 
 
 class Optimizees:
@@ -174,7 +176,8 @@ class Optimizees:
             self._instances: list[Batch] = list(instances)
             buffers = [task.buffers(instance, images, self.device) for instance in instances]
         self.theta = torch.stack(thetas).to(self.device, dtype)  # [K, N]
-        self.buffers: dict[str, Tensor] = unstack(self._stack([buffers], None), 1)[0]  # [K, …] each
+        # [K, …] each
+        self.buffers: dict[str, Tensor] = unstack(self._stack([buffers], None), 1)[0] if any(buffers) else {}
         self._batches_are_constant = type(task).batch is Task.batch
         self._constant_batches = self._stack([self._instances], None) if self._batches_are_constant else None
 

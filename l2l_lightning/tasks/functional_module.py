@@ -15,7 +15,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from l2l_lightning.class_paths import dotted_path
-from l2l_lightning.tasks.base import split_vector
 from l2l_lightning.tasks.random_streams import OtherStreams, TorchStreams, seeded
 
 
@@ -65,7 +64,8 @@ class FunctionalModule:
         self.skeleton = self._build()  # θ and constants replace its tensors at every call
         _check(self.skeleton)
         self.shapes = {name: p.shape for name, p in self.skeleton.named_parameters() if p.requires_grad}
-        self.num_coordinates = sum(shape.numel() for shape in self.shapes.values())
+        self._sizes = [shape.numel() for shape in self.shapes.values()]
+        self.num_coordinates = sum(self._sizes)
         if self.num_coordinates == 0:
             raise ValueError("module has no parameters to optimise, which require a gradient")
         self.behaviour: Behaviour | None = None
@@ -154,8 +154,8 @@ class FunctionalModule:
             own = {name: constants[name].clone() for name in changing}
         shared = {name: value for name, value in constants.items() if name not in own} if own else constants
         versions = {name: value._version for name, value in shared.items()}
-        parameters = dict(zip(self.shapes, split_vector(theta, list(self.shapes.values())), strict=True))
-        values = {**parameters, **shared, **own}
+        parts = zip(self.shapes.items(), theta.split(self._sizes), strict=True)
+        values = {**{name: part.view(shape) for (name, shape), part in parts}, **shared, **own}
         arguments, options = self._arguments(inputs)
         output = functional_call(self.skeleton, values, arguments, options)
         for name, value in own.items():

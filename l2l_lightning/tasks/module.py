@@ -191,9 +191,7 @@ class ModuleTask(Task):
         """
         if self.network.behaviour is None:
             self._observe(images, torch.device("cpu") if images is None else images.device)
-        return self._with_seed(self._minibatch(images, generator), generator)
-
-    def _with_seed(self, minibatch: Batch, generator: torch.Generator) -> Batch:
+        minibatch = self._minibatch(images, generator)
         if not self.network.random:
             return minibatch
         return WithSeed(minibatch, torch.randint(2**62, (), generator=generator))
