@@ -212,5 +212,3 @@ class SizeHead(NamedTuple):
     """What sizes are multiplied by, after all else."""
     of_decay: float
     """w_λ: what the first counts in the decay's logarithm."""
-    of_decay_slow: float
-    """w_σ: what the second counts there."""

@@ -56,7 +56,7 @@ class Corrected(LSTMRule):
         horizon_free: bool,
         forget_bias: float,
         backend: str | None,
-        decay_facts: Literal[2, 4],
+        decay_facts: Literal[2, 3],
         precision: Literal["bf16"] | None,
     ) -> None:
         check_positive(bound=bound)
@@ -134,7 +134,7 @@ class CorrectedDirection(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
-        decay_facts: Literal[2, 4] = 2,
+        decay_facts: Literal[2, 3] = 2,
         precision: Literal["bf16"] | None = None,
     ) -> None:
         settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision
@@ -186,7 +186,7 @@ class CorrectedStepSize(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
-        decay_facts: Literal[2, 4] = 2,
+        decay_facts: Literal[2, 3] = 2,
         precision: Literal["bf16"] | None = None,
     ) -> None:
         settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision
@@ -230,9 +230,9 @@ class _Population(ZeroShotPopulation):
         self.state = state.view(*state.shape[:-1], layout.copies, layout.num_coordinates)
         self.firsts = torch.tensor([0, *itertools.accumulate(self.sizes[:-1])], device=state.device)
 
-    def sizes_of(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def sizes_of(self, inputs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         """η exp(c_t) and η λ of every tensor, [K, tensors] each; the state moves on."""
-        sizes, shrink = super().sizes_of(inputs)
+        sizes, shrink = super().sizes_of(inputs, theta)
         step = functools.partial(reference.step, torch.zeros_like(sizes[0]), spec=self.spec)
         phi = torch.cat([values.view(len(inputs), -1) for values in self.phis_of_lstm.values()], 1)
         state = self.state[..., self.firsts].movedim(-2, 0)  # [K, 1, 2, H, tensors]

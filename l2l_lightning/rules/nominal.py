@@ -32,10 +32,14 @@ FACTS = (
     "progress · log SNR",
 )
 """What the logarithm of a tensor's step size is linear in; the last inputs."""
-DECAY_FACTS = ("one", "log SNR", "log T", "log slow SNR")
+DECAY_FACTS = ("one", "log SNR", "log gain")
 """What the logarithm of the decay of weights is linear in."""
+GAINS = 0.1, 10.0
+"""Gains are taken to be within these bounds."""
 
-SNR = FACTS.index("log SNR")
+SNR, FAN_IN = FACTS.index("log SNR"), FACTS.index("log fan-in")
+USUAL_FAN_IN = 64
+"""Where the logarithm of the fan-in is taken to be 0."""
 
 UNKNOWN_FROM = 100
 """Where nobody knows T, it is taken to be twice the steps so far, and this many at least."""
@@ -117,6 +121,20 @@ def log_snr(signal: Tensor, power: Tensor) -> Tensor:
     return torch.where((power > 0) & power.isfinite(), (ratio / 0.2).log(), 0.0)
 
 
+def log_gain(mean_square: Tensor, fan_in: Tensor) -> Tensor:
+    """The logarithm of a matrix's gain, √fan-in times its root mean square, within GAINS.
+
+    By so much a layer makes independent inputs larger: initialisations draw weights of a gain near 1.
+
+    Args:
+        mean_square: The mean of θ² over the tensor.
+        fan_in: The fact "log fan-in" of it.
+    """
+    least, most = GAINS
+    log_gain = 0.5 * (mean_square.log() + (fan_in + math.log(USUAL_FAN_IN)))
+    return log_gain.clamp(math.log(least), math.log(most))
+
+
 @functools.cache
 def decays_of_means(dtype: torch.dtype, device: torch.device) -> Tensor:
     """The decays of the three statistics, [3, 1]."""
@@ -155,7 +173,7 @@ def _columns(
         [
             float(matrix and min(fan_in, fan_out) >= LEAST),
             1.0,
-            math.log(fan_in / 64) if matrix else 0.0,
+            math.log(fan_in / USUAL_FAN_IN) if matrix else 0.0,
             math.log(fan_out / 24) if matrix else 0.0,
             float(not matrix),
             0.0 if matrix else math.log(max(numel, 1) / 24),

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from l2l_lightning.checks import check_switches
 from l2l_lightning.rules.base import PopulationStep, TensorStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
-from l2l_lightning.rules.nominal import DECAY_FACTS, DIRECTIONS, FACTS, NominalFeatures
+from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, FAN_IN, SNR, NominalFeatures, log_gain
 from l2l_lightning.rules.orthogonal import is_orthogonalised, orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 from l2l_lightning.rules.zero_shot_step import ZeroShotStep
 
-LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0, 0.0, 0.0)
+LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0, 0.0)
 LOG_POWER, LOG_WARM_UP = 0.0, -3.0
 """Where φ starts: NAdam's direction, one step size of 0.05, a warm-up of a twentieth, and linear decay."""
 
@@ -30,12 +30,13 @@ class ZeroShot(UpdateRule):
         η = exp(w · f) · min(1, t / (ω T) + 0.01) · (1 − t/T)^p           facts, warm-up, decay of the step
         λ = exp(l · f')                                                   decay of the weights
 
-    with f' the first 2 or 4 of DECAY_FACTS. d is orthogonalised for matrices with both sides of 4 and more
-    (if `orthogonal`), and λ is 0 for all other tensors. φ is w, a, b, ω, p and l. Nothing depends on the
-    gradients' scale as long as their squares are numbers (from about 1e-18 to 1e18 in float32); a coordinate
-    whose gradient always was zero stays, in a matrix that is not orthogonalised or whose row has none either;
-    and all stays from step T on, if T is known. The state that a parameter takes is three float32 statistics,
-    12 bytes, or 8 where it is compact.
+    with f' the first 2 or 3 of DECAY_FACTS: 1, the logarithm of the signal to noise, and that of the gain,
+    √fan-in times the root mean square of the tensor (see `log_gain`). d is orthogonalised for matrices with
+    both sides of 4 and more (if `orthogonal`), and λ is 0 for all other tensors. φ is w, a, b, ω, p and l.
+    Nothing depends on the gradients' scale as long as their squares are numbers (from about 1e-18 to 1e18 in
+    float32); a coordinate whose gradient always was zero stays, in a matrix that is not orthogonalised or
+    whose row has none either; and all stays from step T on, if T is known. The state that a parameter takes
+    is three float32 statistics, 12 bytes, or 8 where it is compact.
 
     A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
     evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs
@@ -45,11 +46,11 @@ class ZeroShot(UpdateRule):
         orthogonal: Orthogonalise the updates of matrices with both sides of 4 and more.
         horizon_free: Go without T, which the rule otherwise needs (see `NominalFeatures`).
         compact: Keep the two means of gradients in bfloat16.
-        decay_facts: How many of DECAY_FACTS the decay of the weights follows: 4, or the 2 that it had first.
+        decay_facts: How many of DECAY_FACTS the decay of the weights follows: 3, or the 2 that it had first.
 
     Raises:
         TypeError: A switch is none.
-        ValueError: decay_facts is neither 2 nor 4.
+        ValueError: decay_facts is neither 2 nor 3.
 
     Example:
         >>> from l2l_lightning import LearnedOptimizer
@@ -67,17 +68,16 @@ class ZeroShot(UpdateRule):
         orthogonal: bool = True,
         horizon_free: bool = False,
         compact: bool = False,
-        decay_facts: Literal[2, 4] = 2,
+        decay_facts: Literal[2, 3] = 2,
     ) -> None:
         super().__init__()
         check_switches(orthogonal=orthogonal, horizon_free=horizon_free, compact=compact)
-        if decay_facts not in (2, 4):
-            raise ValueError(f"decay_facts must be 2 or 4, got {decay_facts!r}")
+        if decay_facts not in (2, 3):
+            raise ValueError(f"decay_facts must be 2 or 3, got {decay_facts!r}")
         self.orthogonal = orthogonal
         self.horizon_free = horizon_free
         self.compact = compact
         self.decay_facts = decay_facts
-        self.of_decay = [FACTS.index(name) for name in DECAY_FACTS[:decay_facts]]
         self.features = NominalFeatures(horizon_free, compact)
         self.log_step = nn.Parameter(torch.empty(len(FACTS)))
         self.mixing = nn.Parameter(torch.empty(4))
@@ -155,8 +155,11 @@ class ZeroShot(UpdateRule):
     def finish(self, update: Tensor, inputs: Tensor, theta: Tensor, layout: Layout) -> Tensor:
         """−η d [n], orthogonalised if that is wished, to −η (d + λ θ)."""
         decays_here, facts = inputs[len(DIRECTIONS) + 1], inputs[-len(FACTS) :]
-        # Not facts[a list], which would be copied to the device at every step.
-        terms = [number * facts[fact] for number, fact in zip(self.decay, self.of_decay, strict=True)]
-        decay = decays_here * torch.stack(terms).sum(0).exp()
+        first, of_snr, *others = self.decay.unbind()
+        log_decay = first + of_snr * facts[SNR]
+        if others:
+            mean_square = layout.mean(theta.to(update.dtype).square())
+            log_decay = log_decay + others[0] * log_gain(mean_square, facts[FAN_IN])
+        decay = decays_here * log_decay.exp()
         direction = orthogonalised(update, layout) if self.orthogonal else update
         return direction - self.step_size(inputs) * decay * theta

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout, Time
-from l2l_lightning.rules.nominal import FAST, decays_of_means, log_snr, shape_facts
+from l2l_lightning.rules.nominal import FAN_IN, FAST, SNR, decays_of_means, log_gain, log_snr, shape_facts
 from l2l_lightning.rules.orthogonal import orthogonalised
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class ZeroShotPopulation:
         total = self.rule.features.total(time)
         progress = (step / total).clamp(max=1)
         x = 2 * progress - 1
-        sizes, shrink = self.sizes_of(self.inputs(step, total, progress))
+        sizes, shrink = self.sizes_of(self.inputs(step, total, progress), theta)
 
         self.statistics.lerp_(torch.stack([grad, grad, grad * grad]), 1 - self.decays)
         fast, slow, square = self.statistics
@@ -71,8 +71,7 @@ class ZeroShotPopulation:
         """What a tensor's coordinates have in common of x_t, [K, 12, tensors]: progress, decay and facts."""
         before = self.statistics / (1 - self.decays**step).clamp(min=torch.finfo(progress.dtype).tiny)
         powers = torch.stack([before[0].square(), before[1].square(), before[2]])
-        sums = torch.stack([part.sum(-1) for part in torch.split(powers, self.sizes, -1)], -1)
-        fast, slow, power = sums / self.numels  # [K, tensors] each
+        fast, slow, power = self.means(powers)  # [K, tensors] each
         snr, slow_snr = log_snr(fast, power), log_snr(slow, power)
         one, *shape = self.facts.unbind()
         horizon = (total / 300).log().expand_as(one)
@@ -80,14 +79,21 @@ class ZeroShotPopulation:
         moving = torch.stack([snr, slow_snr, (2 * progress - 1) * snr], 1)  # [K, 3, tensors]
         return torch.cat([fixed.expand(len(moving), -1, -1), moving], 1)
 
-    def sizes_of(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """η and η λ of every tensor, [K, tensors] each, of what its coordinates have in common."""
+    def means(self, values: Tensor) -> Tensor:
+        """The means [..., tensors] over every tensor of values [..., n]."""
+        return torch.stack([part.sum(-1) for part in torch.split(values, self.sizes, -1)], -1) / self.numels
+
+    def sizes_of(self, inputs: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """η and η λ of every tensor, [K, tensors] each, of what its coordinates have in common, and of θ."""
         phis = self.phis
         progress, decays_here, facts = inputs[:, 0, :1], inputs[:, 1], inputs[:, 2:]
         log_size = (phis["log_step"][..., None] * facts).sum(1)
         warm_up = (progress / phis["log_warm_up"].exp()[:, None] + 0.01).clamp(max=1)
         cool_down = (1 - progress).clamp(min=0) ** phis["log_power"].exp()[:, None]
         size = log_size.clamp(max=3).exp() * warm_up * cool_down
-        of_decay = torch.stack([facts[:, fact] for fact in self.rule.of_decay], 1)
-        decay = (phis["decay"][..., None] * of_decay).sum(1).exp() * decays_here
+        first, of_snr, *others = phis["decay"].unsqueeze(-1).unbind(1)
+        log_decay = first + of_snr * facts[:, SNR]
+        if others:
+            log_decay = log_decay + others[0] * log_gain(self.means(theta.square()), facts[:, FAN_IN])
+        decay = log_decay.exp() * decays_here
         return size, size * decay

@@ -12,7 +12,14 @@ from l2l_kernels import Coefficients, SizeHead, nominal_sizes, nominal_step, nom
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout
-from l2l_lightning.rules.nominal import DECAY_FACTS, FACTS, FAST, UNKNOWN_FROM, decays_of_means, shape_facts
+from l2l_lightning.rules.nominal import (
+    FACTS,
+    FAST,
+    UNKNOWN_FROM,
+    decays_of_means,
+    log_gain,
+    shape_facts,
+)
 from l2l_lightning.rules.orthogonal import is_orthogonalised, newton_schulz, with_size_of
 
 if TYPE_CHECKING:
@@ -50,15 +57,15 @@ class ZeroShotStep:
         self.of_horizon = w["log T"]
         self.of_snr = w["log SNR"], w["progress · log SNR"], w["log slow SNR"]
         self.mixing = rule.mixing.tolist()
-        of_decay = dict(zip(DECAY_FACTS, rule.decay.tolist(), strict=False))
-        self.decay_of_horizon = of_decay.get("log T", 0.0)
-        self.decay_of_snr = of_decay["log SNR"], of_decay.get("log slow SNR", 0.0)
+        first, self.decay_of_snr, *others = rule.decay.tolist()
+        self.decay_of_gain: float | None = others[0] if others else None
         self.warm_up, self.power = rule.log_warm_up.exp().item(), rule.log_power.exp().item()
         decays_here, *shape = shape_facts(layout, statistics.dtype, statistics.device)
-        self.decay = math.exp(of_decay["one"]) * decays_here
-        known = [fact for fact in FACTS if fact not in MOVING]
-        terms = [w[name] * fact for name, fact in zip(known, shape, strict=True)]
-        self.log_size = torch.stack(terms).sum(0)
+        self.decay: Tensor = math.exp(first) * decays_here
+        known = dict(zip((fact for fact in FACTS if fact not in MOVING), shape, strict=True))
+        self.log_size = torch.stack([w[name] * fact for name, fact in known.items()]).sum(0)
+        self.fan_in = known["log fan-in"]
+        self.numels = self.fan_in.new_tensor([float(max(tensor.numel, 1)) for tensor in layout.tensors])
         self.matrices: dict[tuple[int, int], list[int]] = {}  # what is orthogonalised, by rows and columns
         self.sharded: dict[Callable[[Tensor], Tensor], list[int]] = {}
         for index, tensor in enumerate(layout.tensors):
@@ -88,7 +95,8 @@ class ZeroShotStep:
         assert total is not None  # LearnedOptimizer has checked that
         progress = min(step / total, 1.0)
         x = 2 * progress - 1
-        sizes = self._sizes(self._sums, step, total, x, lr)
+        rows = None if len(chosen) == len(self.counts) else torch.tensor(chosen, device=self._sums.device)
+        sizes = self._sizes(self._sums, self._decays(thetas, rows), step, total, x, lr)
         counts = [1 - decay ** (step + 1) for decay in self.decays]
         a0, a1, b0, b1 = self.mixing
         coefficients = Coefficients(
@@ -113,7 +121,6 @@ class ZeroShotStep:
         targets = [directions.get(index, theta) for index, theta in theta_of.items()]
         moves = [index not in directions for index in chosen]
         offsets = [self.offsets[index] for index in chosen]
-        rows = None if len(chosen) == len(self.counts) else torch.tensor(chosen, device=sizes.device)
         sums = nominal_step(
             targets,
             grads,
@@ -129,11 +136,25 @@ class ZeroShotStep:
         for present, stack in stacks.values():
             self._move([theta_of[index] for index in present], present, stack, sizes, coefficients.shrink)
 
-    def _sizes(self, sums: Tensor, step: int, total: int, x: float, lr: float) -> Tensor:
-        """Returns lr · η and lr · η · λ of each tensor, [tensors, 2]."""
-        for add_up, indices in self.sharded.items():
-            places = torch.tensor(indices, device=sums.device)
-            sums = sums.index_copy(0, places, add_up(sums[places]))
+    def _decays(self, thetas: Sequence[Tensor], rows: Tensor | None) -> Tensor:
+        """Returns exp(l₀ + l₂ log gain) of each tensor, [tensors]: λ but for what follows the gradients.
+
+        Args:
+            thetas: Those that move.
+            rows: Where they are among all tensors; None is all of them, in order.
+        """
+        if self.decay_of_gain is None:
+            return self.decay
+        norms = torch.stack(torch._foreach_norm(list(thetas), dtype=self.decay.dtype))
+        if rows is not None:
+            norms = self.decay.new_zeros(len(self.decay)).index_copy(0, rows, norms)
+        mean_square = self._summed(norms.square()) / self.numels
+        of_gain: Tensor = (self.decay_of_gain * log_gain(mean_square, self.fan_in)).exp()
+        return self.decay * of_gain
+
+    def _sizes(self, sums: Tensor, decay: Tensor, step: int, total: int, x: float, lr: float) -> Tensor:
+        """Returns lr · η and lr · η · λ of each tensor, [tensors, 2], of the sums and `_decays`."""
+        sums = self._summed(sums)
         # Of the weights in each mean; at step 0 all sums are zero.
         fast, slow, square = ((1 - decay**step) or 1.0 for decay in self.decays)
         of_snr, of_progress, of_slow = self.of_snr
@@ -148,11 +169,16 @@ class ZeroShotStep:
             of_slow=of_slow,
             limit=3 - of_horizon,
             scale=math.exp(of_horizon) * schedule * lr,
-            of_decay=self.decay_of_snr[0],
-            of_decay_slow=self.decay_of_snr[1],
+            of_decay=self.decay_of_snr,
         )
-        decay = self.decay * (total / 300) ** self.decay_of_horizon if self.decay_of_horizon else self.decay
         return nominal_sizes(sums, self.log_size, decay, head)
+
+    def _summed(self, sums: Tensor) -> Tensor:
+        """Adds up over shards what this process has of each tensor, [tensors, …]."""
+        for add_up, indices in self.sharded.items():
+            places = torch.tensor(indices, device=sums.device)
+            sums = sums.index_copy(0, places, add_up(sums[places]))
+        return sums
 
     def _move(
         self, thetas: list[Tensor], indices: list[int], directions: Tensor, sizes: Tensor, shrink: float

@@ -154,7 +154,7 @@ class FunctionalModule:
             own = {name: constants[name].clone() for name in changing}
         shared = {name: value for name, value in constants.items() if name not in own} if own else constants
         versions = {name: value._version for name, value in shared.items()}
-        parts = zip(self.shapes.items(), theta.split(self._sizes), strict=True)
+        parts = zip(self.shapes.items(), torch.split(theta, self._sizes), strict=True)
         values = {**{name: part.view(shape) for (name, shape), part in parts}, **shared, **own}
         arguments, options = self._arguments(inputs)
         output = functional_call(self.skeleton, values, arguments, options)

@@ -1,5 +1,6 @@
 """The decay of weights that fit_decay.py gives a rule, number by number, and what it is chosen by."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import fit_decay
 
+from l2l_lightning import Optimizees
 from l2l_lightning.rules import ZeroShot
 from l2l_lightning.rules.nominal import DECAY_FACTS
 from l2l_lightning.tasks.small.families import FAMILIES
@@ -19,22 +21,36 @@ def log_decay(rule, **facts):
     return sum(a * facts.get(name, 0.0) for a, name in zip(rule.decay.tolist(), DECAY_FACTS, strict=False))
 
 
-def test_changes_leave_the_typical_decay_and_move_it_by_the_facts():
+def test_changes_leave_the_decay_at_the_pivot_and_move_it_by_the_gain():
     rule = ZeroShot()
     with torch.no_grad():
         rule.decay.copy_(torch.tensor([-4.0, -0.8]))
-    new = fit_decay.with_decay(rule, {"one": 0.5, "log T": 0.25, "log slow SNR": -1.5})
+    new = fit_decay.with_decay(rule, {"one": 0.5, "log gain": 3.0})
     at = {"one": 1.0, "log SNR": -2.0}
     before = log_decay(rule, **at)
-    typical = {**at, "log slow SNR": fit_decay.TYPICAL}
-    assert log_decay(new, **typical) == pytest.approx(before + 0.5)
-    assert log_decay(new, **typical | {"log T": 2.0}) == pytest.approx(before + 0.5 + 0.5)
-    assert log_decay(new, **typical | {"log slow SNR": -1.0}) == pytest.approx(before + 0.5 - 3.0)
+    assert log_decay(new, **at | {"log gain": fit_decay.PIVOT}) == pytest.approx(before + 0.5)
+    assert log_decay(new, **at | {"log gain": fit_decay.PIVOT + 2}) == pytest.approx(before + 6.5)
     for name, value in rule.state_dict().items():
         assert name == "decay" or torch.equal(value, new.state_dict()[name])
 
 
-def test_every_family_is_run_at_every_horizon_but_the_slow_ones_at_the_last():
-    found = list(fit_decay.problems())
-    assert len(found) == len(set(found)) == 3 * len(FAMILIES) + len(FAMILIES) - len(fit_decay.SHORT_ONLY)
-    assert {family for family, horizon in found if horizon == 3000} == {*FAMILIES} - {*fit_decay.SHORT_ONLY}
+def test_everything_is_run_at_every_horizon_but_the_slow_families_at_the_last():
+    found, names = list(fit_decay.problems()), {*FAMILIES, *fit_decay.ENDLESS}
+    assert len(found) == len(set(found)) == 4 * len(names) - len(fit_decay.SHORT_ONLY)
+    assert {name for name, horizon in found if horizon == 3000} == names - {*fit_decay.SHORT_ONLY}
+
+
+def test_what_is_endless_has_new_examples_at_every_step_and_is_judged_without_noise():
+    for name, build in fit_decay.ENDLESS.items():
+        ones = Optimizees(build(), None, 0, "train", range(1))
+        (x, y), (others, _) = (ones.next_batches() for _ in range(2))
+        assert not torch.isin(x, others).any()
+        held_out = ones.held_out_losses(None)
+        theta = ones.theta[0]
+        task = build().on_split("validation")
+        x, y = task.sample(torch.Generator().manual_seed(0), "validation")
+        again = task.sample(torch.Generator().manual_seed(0), "validation")[1]
+        assert torch.equal(y, again), name
+        assert len(x) == 512
+        # Another 512 places of the same function: the losses are near each other.
+        assert math.isclose(held_out.item(), task.loss(theta, (x, y)).item(), rel_tol=0.2), name
