@@ -1,12 +1,14 @@
 """Fits the decay of a trained ZeroShot's weights to their gain, and writes the rule and the search.
 
-    python benchmarks/fit_decay.py zero-shot --out decay.safetensors
+    python benchmarks/fit_decay.py zero-shot --replace zero-shot zero-shot-free
+    python benchmarks/fit_decay.py zero-shot-elementwise --replace zero-shot-elementwise
 
 A rule whose decay follows the first 2 of DECAY_FACTS gets all 3, and two numbers are chosen one after the
 other, from GRID: what the logarithm of the gain counts, and a shift; all other numbers of φ stay. Chosen is
 what has the least mean log held-out loss on a problem of each family, which can be overfitted, and on
 functions whose examples do not end, which cannot, at several horizons: no problem counts for more than a
-factor of e. The check, before and after, is on problems that nothing was chosen by, those that
+factor of e. With --replace rules of the package get the new φ, and their cards what was measured of it. The
+check, before and after, is on problems that nothing was chosen by, those that
 make_zero_shot.py chooses checkpoints by.
 """
 
@@ -21,16 +23,18 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import torch
-from make_zero_shot import log_held_out_loss
+from make_pretrained import measure
+from make_zero_shot import headline, log_held_out_loss
 from torch import Tensor, nn
 
 from l2l_lightning import ModuleTask, Optimizees, pretrained, run_rule
 from l2l_lightning.files import write_json
-from l2l_lightning.provenance import origin
+from l2l_lightning.provenance import commit, origin
 from l2l_lightning.rules import ZeroShot
-from l2l_lightning.tasks import SmallProblem, Task
+from l2l_lightning.tasks import MNISTMLP, SmallProblem, Task
 from l2l_lightning.tasks.small.families import FAMILIES
 
 SEED = 5 * 10**8
@@ -120,7 +124,7 @@ def score(rule: ZeroShot, name: str, horizon: int) -> float:
     return float(losses.clamp(1e-8, 1e8).log().mean())
 
 
-def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[dict[str, float], dict[str, object]]:
+def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[dict[str, float], dict[str, Any]]:
     """Returns the changes that were chosen, and what to say of the search."""
     began, chosen, tried = time.perf_counter(), dict[str, float](), []
 
@@ -152,11 +156,30 @@ def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[dict[str, float], di
     return chosen, {"tried": tried, "seconds": round(time.perf_counter() - began)}
 
 
+def replace(name: str, new: ZeroShot, search: dict[str, Any]) -> None:
+    """Puts the new φ into a rule of the package, and what was measured of it into its card."""
+    card, before = pretrained.card(name), pretrained.load(name)
+    rule = ZeroShot(**{**new.config(), "horizon_free": before.config()["horizon_free"]})
+    rule.load_state_dict(new.state_dict())
+    card["meta_training"]["decay"] = {key: value for key, value in search.items() if key != "tried"}
+    optimizers = card["headline"]["optimizers"]
+    card |= {
+        "rule": {"class": "ZeroShot", **rule.config()},
+        "headline": headline(rule, {peer: optimizers[peer] for peer in optimizers if peer != "learned"}),
+        "repeatable": measure(rule, MNISTMLP()),
+        "measured_at": commit(),
+    }
+    package = Path(pretrained.__file__).parent
+    pretrained.save(rule, package / f"{name}.safetensors")
+    write_json(package / f"{name}.json", card)
+
+
 def main() -> None:
     """Fits a rule's decay, and says how it does on other problems before and after."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("rule", help="name or file of a ZeroShot whose decay follows 2 facts")
     parser.add_argument("--out", type=Path, default=Path("decay.safetensors"), help="the new rule's file")
+    parser.add_argument("--replace", nargs="*", default=[], metavar="NAME", help="rules of the package")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread")
     args = parser.parse_args()
     rule = pretrained.load(args.rule)
@@ -169,7 +192,10 @@ def main() -> None:
     check = {"before": before, "after": after}
     print(changes, check)
     pretrained.save(new, args.out)
-    write_json(args.out.with_suffix(".json"), {"changes": changes, **search, "check": check, **origin("cpu")})
+    document = {"changes": changes, **search, "check": check, **origin("cpu")}
+    write_json(args.out.with_suffix(".json"), document)
+    for name in args.replace:
+        replace(name, new, document)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def nominal_sizes(
     """Returns η and λ of each tensor, which `nominal_step` takes, from the sums that the step before left.
 
         r_m = log(Σm² / Σv) + a_m and r_s = log(Σm₂² / Σv) + a_s, clamped; 0 unless Σv is positive and finite
-        η = scale · exp(min(b + w_m r_m + w_s r_s, limit))          λ = η c exp(w_λ r_m)
+        η = scale · exp(min(b + w_m r_m + w_s r_s, limit))          λ = min(η c exp(w_λ r_m), most)
 
     Args:
         sums: Σ m², Σ m₂² and Σ v of each tensor, [tensors, 3], as nominal_step gives them.
@@ -117,7 +117,8 @@ def nominal_sizes(
         BackendUnavailableError: The backend asked for cannot run here.
 
     Example:
-        >>> head = SizeHead(0.0, 0.0, -5.0, 5.0, of_fast=0.5, of_slow=0.0, limit=3.0, scale=1.0, of_decay=0.0)
+        >>> bounds = {"low": -5.0, "high": 5.0, "limit": 3.0, "most_decay": 0.5}
+        >>> head = SizeHead(0.0, 0.0, of_fast=0.5, of_slow=0.0, scale=1.0, of_decay=0.0, **bounds)
         >>> sums = torch.tensor([[4.0, 1.0, 1.0]], dtype=torch.float64)
         >>> nominal_sizes(sums, torch.zeros(1), torch.tensor([0.1]), head)
         tensor([[2.0000, 0.2000]])

@@ -288,5 +288,5 @@ def nominal_sizes(sums: Tensor, log_sizes: Tensor, decays: Tensor, head: SizeHea
     )
     log_size = log_sizes + head.of_fast * fast + head.of_slow * slow
     size = log_size.clamp(max=head.limit).exp() * head.scale
-    decay = size * decays * (head.of_decay * fast).exp()
+    decay = (size * decays * (head.of_decay * fast).exp()).clamp(max=head.most_decay)
     return torch.stack([size, decay], 1).to(log_sizes.dtype)

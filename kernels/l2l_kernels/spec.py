@@ -212,3 +212,5 @@ class SizeHead(NamedTuple):
     """What sizes are multiplied by, after all else."""
     of_decay: float
     """w_λ: what the first counts in the decay's logarithm."""
+    most_decay: float
+    """The largest λ."""

@@ -36,6 +36,8 @@ DECAY_FACTS = ("one", "log SNR", "log gain")
 """What the logarithm of the decay of weights is linear in."""
 GAINS = 0.1, 10.0
 """Gains are taken to be within these bounds."""
+MOST_DECAY = 0.1
+"""The share of the weights that a step takes at most."""
 
 SNR, FAN_IN = FACTS.index("log SNR"), FACTS.index("log fan-in")
 USUAL_FAN_IN = 64

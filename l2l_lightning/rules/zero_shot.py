@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from l2l_lightning.checks import check_switches
 from l2l_lightning.rules.base import PopulationStep, TensorStep, UpdateRule
 from l2l_lightning.rules.layout import Layout
-from l2l_lightning.rules.nominal import DIRECTIONS, FACTS, FAN_IN, SNR, NominalFeatures, log_gain
+from l2l_lightning.rules.nominal import (
+    DIRECTIONS,
+    FACTS,
+    FAN_IN,
+    MOST_DECAY,
+    SNR,
+    NominalFeatures,
+    log_gain,
+)
 from l2l_lightning.rules.orthogonal import is_orthogonalised, orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 from l2l_lightning.rules.zero_shot_step import ZeroShotStep
@@ -28,7 +36,7 @@ class ZeroShot(UpdateRule):
 
         d = N + (a₀ + a₁ x) g/√v̂ + (b₀ + b₁ x) m̂₂/√v̂                    the direction
         η = exp(w · f) · min(1, t / (ω T) + 0.01) · (1 − t/T)^p           facts, warm-up, decay of the step
-        λ = exp(l · f')                                                   decay of the weights
+        λ = min(exp(l · f'), 0.1 / η)                                     decay of the weights
 
     with f' the first 2 or 3 of DECAY_FACTS: 1, the logarithm of the signal to noise, and that of the gain,
     √fan-in times the root mean square of the tensor (see `log_gain`). d is orthogonalised for matrices with
@@ -160,6 +168,6 @@ class ZeroShot(UpdateRule):
         if others:
             mean_square = layout.mean(theta.to(update.dtype).square())
             log_decay = log_decay + others[0] * log_gain(mean_square, facts[FAN_IN])
-        decay = decays_here * log_decay.exp()
+        shrink = (self.step_size(inputs) * log_decay.exp()).clamp(max=MOST_DECAY) * decays_here
         direction = orthogonalised(update, layout) if self.orthogonal else update
-        return direction - self.step_size(inputs) * decay * theta
+        return direction - shrink * theta

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from l2l_lightning.rules.layout import Layout, Time
-from l2l_lightning.rules.nominal import FAN_IN, FAST, SNR, decays_of_means, log_gain, log_snr, shape_facts
+from l2l_lightning.rules.nominal import (
+    FAN_IN,
+    FAST,
+    MOST_DECAY,
+    SNR,
+    decays_of_means,
+    log_gain,
+    log_snr,
+    shape_facts,
+)
 from l2l_lightning.rules.orthogonal import orthogonalised
 
 if TYPE_CHECKING:
@@ -95,5 +104,4 @@ class ZeroShotPopulation:
         log_decay = first + of_snr * facts[:, SNR]
         if others:
             log_decay = log_decay + others[0] * log_gain(self.means(theta.square()), facts[:, FAN_IN])
-        decay = log_decay.exp() * decays_here
-        return size, size * decay
+        return size, (size * log_decay.exp()).clamp(max=MOST_DECAY) * decays_here

@@ -15,6 +15,7 @@ from l2l_lightning.rules.layout import Layout
 from l2l_lightning.rules.nominal import (
     FACTS,
     FAST,
+    MOST_DECAY,
     UNKNOWN_FROM,
     decays_of_means,
     log_gain,
@@ -170,6 +171,7 @@ class ZeroShotStep:
             limit=3 - of_horizon,
             scale=math.exp(of_horizon) * schedule * lr,
             of_decay=self.decay_of_snr,
+            most_decay=MOST_DECAY * lr,
         )
         return nominal_sizes(sums, self.log_size, decay, head)
 

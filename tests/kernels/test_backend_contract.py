@@ -245,7 +245,8 @@ def test_a_nominal_step_is_the_formula(name, case, run):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_nominal_sizes_are_the_formula(name, dtype):
     """Within the bounds, at each of them, and where v is zero, infinite or no number."""
-    head = SizeHead(0.7, -0.3, -5.0, 1.5, of_fast=0.6, of_slow=0.2, limit=1.0, scale=0.4, of_decay=-0.5)
+    bounds = {"low": -5.0, "high": 1.5, "limit": 1.0, "most_decay": 0.5}
+    head = SizeHead(0.7, -0.3, of_fast=0.6, of_slow=0.2, scale=0.4, of_decay=-0.5, **bounds)
     nan, inf = math.nan, math.inf
     sums = [[0.1, 0.2, 2.0], [9.0, 0.0, 1e-200], [0.0, 3.0, 5.0], [0, 0, 0], [1, 1, inf], [nan, nan, nan]]
     log_sizes, decays = torch.linspace(-3, 0.5, 6, dtype=dtype), torch.tensor([0, 1, 1, 2, 3, 4]).to(dtype)
@@ -257,7 +258,7 @@ def test_nominal_sizes_are_the_formula(name, dtype):
             if 0 < square < inf
         ] or [0.0, 0.0]
         size = 0.4 * math.exp(min(b + 0.6 * r[0] + 0.2 * r[1], 1.0))
-        expected.append([size, size * c * math.exp(-0.5 * r[0])])
+        expected.append([size, min(size * c * math.exp(-0.5 * r[0]), 0.5)])
     sums = torch.tensor(sums, dtype=torch.float64)
     actual = nominal_sizes(sums, log_sizes, decays, head, name)
     torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64).to(dtype))

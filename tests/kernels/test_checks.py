@@ -187,7 +187,7 @@ def test_nominal_sizes_name_what_does_not_fit(wrong, message):
     given = {"sums": torch.ones(2, 3).double(), "log_sizes": torch.ones(2), "decays": torch.ones(2)}
     for backend in (*BACKENDS, None):
         with pytest.raises(ValueError, match=message):
-            nominal_sizes(**given | wrong, head=SizeHead(*[0.5] * 9), backend=backend)
+            nominal_sizes(**given | wrong, head=SizeHead(*[0.5] * 10), backend=backend)
 
 
 def test_autograd_notices_that_a_nominal_step_has_moved_a_tensor():

@@ -19,6 +19,7 @@ from l2l_lightning import (
     pretrained,
     run_rule,
 )
+from l2l_lightning.rollout.perturbed import PerturbedRollout
 from l2l_lightning.rules import CoordinatewiseLSTM, Grouped, Layout, ParameterInfo, Time, ZeroShot
 from l2l_lightning.rules.nominal import FACTS, NominalFeatures
 from l2l_lightning.rules.orthogonal import newton_schulz, orthogonalised
@@ -35,6 +36,10 @@ def network(seed=0):
 def sample(generator):
     x = torch.randn(16, 6, generator=generator)
     return x, x[:, :5].argmax(-1)
+
+
+def points(generator):
+    return torch.randn(16, 6, generator=generator), torch.zeros(16, 5)
 
 
 def rule(orthogonal=True, horizon_free=False, decay_facts=2):
@@ -109,7 +114,7 @@ def by_hand(made, grads, starts):
             gain = math.sqrt(math.prod(shape[1:]) * theta.square().mean().item())
             of_decay = (1.0, snr, math.log(min(max(gain, 0.1), 10)))
             shrink = math.exp(sum(a * b for a, b in zip(decay, of_decay, strict=False)))
-            theta = theta - size * d - size * wide * shrink * theta
+            theta = theta - size * d - wide * min(size * shrink, 0.1) * theta
         result.append(theta)
     return result
 
@@ -503,6 +508,30 @@ def test_every_shape_and_every_gradient_leaves_finite_numbers(shape, scale):
 def test_the_decay_follows_two_facts_or_three(count):
     with pytest.raises(ValueError, match="decay_facts must be 2 or 3, got"):
         ZeroShot(decay_facts=count)
+
+
+@pytest.mark.parametrize("kind", ["fused", "definition", "population"])
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_a_step_takes_a_tenth_of_the_weights_at_most(orthogonal, kind):
+    """However large they are, and whatever their decay: else they would change their signs, and grow."""
+    made = (Plain if kind == "definition" else ZeroShot)(orthogonal, decay_facts=3).double()
+    with torch.no_grad():
+        made.decay.copy_(torch.tensor([5.0, 0.0, 4.0]))
+    if kind == "population":
+        task = ModuleTask(lambda: nn.Linear(6, 5), nn.functional.mse_loss, sample=points, init_std=1e6)
+        ones = Optimizees(task, None, 0, "test", range(2), dtype=torch.float64)
+        before = ones.theta.clone()
+        phis = {name: torch.stack([phi.detach()] * 2) for name, phi in made.named_parameters()}
+        PerturbedRollout(made, ones, total_steps=T).window(phis, 1)
+        pairs = [(before[:, :30], ones.theta[:, :30])]
+    else:
+        start = 1e6 * torch.randn(6, 5, dtype=torch.float64)
+        parameter = nn.Parameter(start.clone())
+        parameter.grad = torch.randn_like(start)
+        LearnedOptimizer([parameter], made, total_steps=T).step()
+        pairs = [(start, parameter.detach())]
+    for start, end in pairs:
+        torch.testing.assert_close(end, 0.9 * start, rtol=1e-3, atol=1)
 
 
 def test_with_a_zero_for_the_newer_fact_it_is_the_earlier_rule():

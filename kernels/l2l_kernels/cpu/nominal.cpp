@@ -208,7 +208,7 @@ template <class T, bool SHARED> void nominal(int64_t threads, const Arguments<T>
 }
 
 struct Head {
-    double of_counts_fast, of_counts_slow, low, high, of_fast, of_slow, limit, scale, of_decay;
+    double of_counts_fast, of_counts_slow, low, high, of_fast, of_slow, limit, scale, of_decay, most_decay;
 };
 
 template <class T>
@@ -223,7 +223,8 @@ void sizes_of(int64_t num_tensors, const double* sums, const T* log_sizes, const
         const double log_fast = log_snr(fast, h.of_counts_fast), log_slow = log_snr(slow, h.of_counts_slow);
         const double log_size = log_sizes[i] + h.of_fast * log_fast + h.of_slow * log_slow;
         const double size = std::exp(std::min(log_size, h.limit)) * h.scale;
-        sizes[i] = {T(size), T(size * decays[i] * std::exp(h.of_decay * log_fast))};
+        const double decay = size * decays[i] * std::exp(h.of_decay * log_fast);
+        sizes[i] = {T(size), T(std::min(decay, h.most_decay))};
     }
 }
 
