@@ -1,52 +1,54 @@
-"""Fits the decay of a trained ZeroShot's weights to their gain, and writes the rule and the search.
+"""Fits the decay of a trained ZeroShot's weights to their gain and to the horizon, and writes the rule.
 
     python benchmarks/fit_decay.py zero-shot --replace zero-shot zero-shot-free
     python benchmarks/fit_decay.py zero-shot-elementwise --replace zero-shot-elementwise
 
-A rule whose decay follows the first 2 of DECAY_FACTS gets all 3, and two numbers are chosen one after the
-other, from GRID: what the logarithm of the gain counts, and a shift; all other numbers of φ stay. Chosen is
-what has the least mean log held-out loss on a problem of each family, which can be overfitted, and on
-functions whose examples do not end, which cannot, at several horizons: no problem counts for more than a
-factor of e. With --replace rules of the package get the new φ, and their cards what was measured of it. The
-check, before and after, is on problems that nothing was chosen by, those that
-make_zero_shot.py chooses checkpoints by.
+A rule whose decay follows the first 2 of DECAY_FACTS gets all 4: every combination of three numbers of GRID
+is tried, a shift and what the logarithms of the gain and of the horizon count; all other numbers of φ stay.
+Chosen is what has the least mean log held-out loss over problems of each family, some of which are
+overfitted, and functions whose examples do not end, which are not: those count as one family more, and no
+problem for more than a factor of e. All candidates meet the same θ0 and minibatches, side by side. The check,
+before and after, is on other problems. With --replace rules of the package get the new φ, and their cards
+what was measured of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from make_pretrained import measure
-from make_zero_shot import headline, log_held_out_loss
+from make_zero_shot import headline
 from torch import Tensor, nn
 
-from l2l_lightning import ModuleTask, Optimizees, pretrained, run_rule
+from l2l_lightning import ModuleTask, Optimizees, pretrained
 from l2l_lightning.files import write_json
 from l2l_lightning.provenance import commit, origin
+from l2l_lightning.rollout.perturbed import PerturbedRollout
 from l2l_lightning.rules import ZeroShot
 from l2l_lightning.tasks import MNISTMLP, SmallProblem, Task
 from l2l_lightning.tasks.small.families import FAMILIES
 
-SEED = 5 * 10**8
-"""Of the problem of each family that the numbers are chosen by; no rollout is of it."""
-HORIZONS = (100, 300, 1000, 3000)
-SHORT_ONLY = ("convolutions", "attention", "recurrent", "fine_tuning")
+SEEDS, CHECK_SEEDS = range(5 * 10**8, 5 * 10**8 + 6), range(6 * 10**8, 6 * 10**8 + 6)
+"""Of the problems of each family that the numbers are chosen by, and of those of the check."""
+HORIZONS = (200, 700, 2000)
+SHORT_ONLY = ("convolutions", "attention", "recurrent")
 """Families that take too long at the last horizon."""
-GRID = {"log gain": (1.0, 2.0, 3.0, 4.0), "one": (-1.0, 1.0)}
+GRID = {"one": (0.0, 0.5), "log gain": (0.0, 1.0, 2.0, 3.0), "log T": (0.0, 0.3, 0.6, 0.9)}
 PIVOT = 1.0
 """The logarithm of the gain at which its factor leaves the decay as it is."""
 MOST = 1.0
 """A problem counts for so much at most."""
+
+Changes = dict[str, float]
 
 
 def endless(
@@ -95,64 +97,70 @@ ENDLESS: dict[str, Callable[[], Task]] = {
 """What cannot be overfitted."""
 
 
-def problems() -> Iterator[tuple[str, int]]:
-    """Problems and horizons, the longest first."""
+def problems(seeds: Iterable[int]) -> Iterator[tuple[str, int, int]]:
+    """Names, seeds and horizons of problems, the longest first."""
     for horizon in sorted(HORIZONS, reverse=True):
-        for name in (*ENDLESS, *FAMILIES):
+        yield from ((name, 0, horizon) for name in ENDLESS)
+        for seed, name in itertools.product(seeds, FAMILIES):
             if horizon < HORIZONS[-1] or name not in SHORT_ONLY:
-                yield name, horizon
+                yield name, seed, horizon
 
 
-def with_decay(rule: ZeroShot, changes: dict[str, float]) -> ZeroShot:
-    """Returns the rule with 3 facts, the decay's logarithm changed by a number of each of GRID."""
-    new = ZeroShot(rule.orthogonal, rule.horizon_free, decay_facts=3)
+def with_decay(rule: ZeroShot, changes: Changes) -> ZeroShot:
+    """Returns the rule with 4 facts, the decay's logarithm changed by a number of each of GRID."""
+    new = ZeroShot(rule.orthogonal, rule.horizon_free, decay_facts=4)
     state = rule.state_dict()
-    shift, of_gain = (changes.get(name, 0.0) for name in ("one", "log gain"))
+    shift, of_gain, of_horizon = (changes.get(name, 0.0) for name in GRID)
     first, of_snr = state["decay"].tolist()
-    state["decay"] = torch.tensor([first + shift - PIVOT * of_gain, of_snr, of_gain])
+    state["decay"] = torch.tensor([first + shift - PIVOT * of_gain, of_snr, of_gain, of_horizon])
     new.load_state_dict(state)
     return new
 
 
-def score(rule: ZeroShot, name: str, horizon: int) -> float:
-    """The mean log held-out loss of two optimizees of a problem, in a process of one thread."""
+def scores(rules: Sequence[ZeroShot], name: str, seed: int, horizon: int) -> Tensor:
+    """The log held-out loss of each rule on one optimizee of a problem, in a process of one thread."""
     torch.set_num_threads(1)
-    task = ENDLESS[name]() if name in ENDLESS else SmallProblem(name, SEED)
-    ones = Optimizees(task, None, 0, "train", range(2))
-    run_rule(rule, ones, horizon)
+    task = ENDLESS[name]() if name in ENDLESS else SmallProblem(name, seed)
+    ones = Optimizees(task, None, 0, "train", [0] * len(rules))
+    states = [rule.state_dict() for rule in rules]
+    phis = {key: torch.stack([state[key] for state in states]) for key in states[0]}
+    PerturbedRollout(rules[0], ones, total_steps=horizon).window(phis, horizon)
     losses = ones.held_out_losses(None).nan_to_num(nan=torch.inf)
-    return float(losses.clamp(1e-8, 1e8).log().mean())
+    return losses.clamp(1e-8, 1e8).log()
 
 
-def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[dict[str, float], dict[str, Any]]:
+class Gain(NamedTuple):
+    """How much lower the mean log held-out loss of a rule is than that of the first one."""
+
+    all: float
+    families: float
+    endless: float
+
+
+def gains(rules: Sequence[ZeroShot], seeds: Iterable[int], pool: ProcessPoolExecutor) -> list[Gain]:
+    """Compares rules with the first one of them, on problems of these seeds and on the endless ones."""
+    jobs = [
+        (name, pool.submit(scores, rules, name, seed, horizon)) for name, seed, horizon in problems(seeds)
+    ]
+    lower: dict[str, list[Tensor]] = {}
+    for name, job in jobs:
+        found = job.result()
+        lower.setdefault(name, []).append((found[0] - found).clamp(-MOST, MOST))
+    means = {name: torch.stack(values).mean(0) for name, values in lower.items()}
+    families = torch.stack([means[name] for name in FAMILIES])
+    endless = torch.stack([means[name] for name in ENDLESS]).mean(0)
+    every = torch.cat([families, endless[None]]).mean(0)
+    return list(itertools.starmap(Gain, torch.stack([every, families.mean(0), endless], 1).tolist()))
+
+
+def fit(rule: ZeroShot, pool: ProcessPoolExecutor) -> tuple[Changes, dict[str, Any]]:
     """Returns the changes that were chosen, and what to say of the search."""
-    began, chosen, tried = time.perf_counter(), dict[str, float](), []
-
-    def scores(changes: dict[str, float]) -> dict[tuple[str, int], float]:
-        jobs = [(p, pool.submit(score, with_decay(rule, changes), *p)) for p in problems()]
-        return {p: job.result() for p, job in jobs}
-
-    before = scores({})
-
-    def gain(changes: dict[str, float]) -> float:
-        """How much lower the mean log held-out loss is."""
-        lower = {p: min(max(before[p] - s, -MOST), MOST) for p, s in scores(changes).items()}
-        of_kinds = {
-            kind: torch.tensor([g for (name, _), g in lower.items() if (name in ENDLESS) == is_endless])
-            for kind, is_endless in (("families", False), ("endless", True))
-        }
-        means = {kind: of_kind.mean().item() for kind, of_kind in of_kinds.items()}
-        mean = torch.cat(list(of_kinds.values())).mean().item()
-        tried.append({"changes": dict(changes), "lower_by": mean, **means})
-        print(json.dumps(tried[-1]), flush=True)
-        return mean
-
-    best, better = 0.0, chosen
-    for name, values in GRID.items():
-        for value in values:
-            if (found := gain({**chosen, name: value})) > best:
-                best, better = found, {**chosen, name: value}
-        chosen = better
+    began = time.perf_counter()
+    combinations = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+    candidates: list[Changes] = [{}, *combinations]
+    found = gains([with_decay(rule, changes) for changes in candidates], SEEDS, pool)
+    chosen = max(zip(found, candidates, strict=True), key=lambda one: one[0].all)[1]
+    tried = [changes | gain._asdict() for changes, gain in zip(candidates, found, strict=True)]
     return chosen, {"tried": tried, "seconds": round(time.perf_counter() - began)}
 
 
@@ -188,8 +196,7 @@ def main() -> None:
     with ProcessPoolExecutor(args.workers, get_context("spawn")) as pool:
         changes, search = fit(rule, pool)
         new = with_decay(rule, changes)
-        before, after = pool.map(log_held_out_loss, (rule, new))
-    check = {"before": before, "after": after}
+        check = gains([with_decay(rule, {}), new], CHECK_SEEDS, pool)[1]._asdict()
     print(changes, check)
     pretrained.save(new, args.out)
     document = {"changes": changes, **search, "check": check, **origin("cpu")}

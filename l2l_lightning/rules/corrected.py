@@ -56,7 +56,7 @@ class Corrected(LSTMRule):
         horizon_free: bool,
         forget_bias: float,
         backend: str | None,
-        decay_facts: Literal[2, 3],
+        decay_facts: Literal[2, 4],
         precision: Literal["bf16"] | None,
     ) -> None:
         check_positive(bound=bound)
@@ -134,7 +134,7 @@ class CorrectedDirection(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
-        decay_facts: Literal[2, 3] = 2,
+        decay_facts: Literal[2, 4] = 2,
         precision: Literal["bf16"] | None = None,
     ) -> None:
         settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision
@@ -186,7 +186,7 @@ class CorrectedStepSize(Corrected):
         horizon_free: bool = False,
         forget_bias: float = 1.0,
         backend: str | None = None,
-        decay_facts: Literal[2, 3] = 2,
+        decay_facts: Literal[2, 4] = 2,
         precision: Literal["bf16"] | None = None,
     ) -> None:
         settings = bound, orthogonal, horizon_free, forget_bias, backend, decay_facts, precision

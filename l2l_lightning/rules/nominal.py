@@ -32,14 +32,14 @@ FACTS = (
     "progress · log SNR",
 )
 """What the logarithm of a tensor's step size is linear in; the last inputs."""
-DECAY_FACTS = ("one", "log SNR", "log gain")
+DECAY_FACTS = ("one", "log SNR", "log gain", "log T")
 """What the logarithm of the decay of weights is linear in."""
 GAINS = 0.1, 10.0
 """Gains are taken to be within these bounds."""
 MOST_DECAY = 0.1
 """The share of the weights that a step takes at most."""
 
-SNR, FAN_IN = FACTS.index("log SNR"), FACTS.index("log fan-in")
+SNR, HORIZON, FAN_IN = (FACTS.index(name) for name in ("log SNR", "log T", "log fan-in"))
 USUAL_FAN_IN = 64
 """Where the logarithm of the fan-in is taken to be 0."""
 

@@ -15,6 +15,7 @@ from l2l_lightning.rules.nominal import (
     DIRECTIONS,
     FACTS,
     FAN_IN,
+    HORIZON,
     MOST_DECAY,
     SNR,
     NominalFeatures,
@@ -24,7 +25,7 @@ from l2l_lightning.rules.orthogonal import is_orthogonalised, orthogonalised
 from l2l_lightning.rules.zero_shot_population import ZeroShotPopulation
 from l2l_lightning.rules.zero_shot_step import ZeroShotStep
 
-LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0, 0.0)
+LOG_STEP, MIXING, DECAY = (-3.0, *[0.0] * (len(FACTS) - 1)), (0.0, 0.0, 0.0, 0.0), (-4.0, 0.0, 0.0, 0.0)
 LOG_POWER, LOG_WARM_UP = 0.0, -3.0
 """Where φ starts: NAdam's direction, one step size of 0.05, a warm-up of a twentieth, and linear decay."""
 
@@ -38,13 +39,13 @@ class ZeroShot(UpdateRule):
         η = exp(w · f) · min(1, t / (ω T) + 0.01) · (1 − t/T)^p           facts, warm-up, decay of the step
         λ = min(exp(l · f'), 0.1 / η)                                     decay of the weights
 
-    with f' the first 2 or 3 of DECAY_FACTS: 1, the logarithm of the signal to noise, and that of the gain,
-    √fan-in times the root mean square of the tensor (see `log_gain`). d is orthogonalised for matrices with
-    both sides of 4 and more (if `orthogonal`), and λ is 0 for all other tensors. φ is w, a, b, ω, p and l.
-    Nothing depends on the gradients' scale as long as their squares are numbers (from about 1e-18 to 1e18 in
-    float32); a coordinate whose gradient always was zero stays, in a matrix that is not orthogonalised or
-    whose row has none either; and all stays from step T on, if T is known. The state that a parameter takes
-    is three float32 statistics, 12 bytes, or 8 where it is compact.
+    with f' the first 2 or all 4 of DECAY_FACTS: 1, and the logarithms of the signal to noise, of the gain
+    (√fan-in times the root mean square of the tensor, see `log_gain`) and of the horizon. d is orthogonalised
+    for matrices with both sides of 4 and more (if `orthogonal`), and λ is 0 for all other tensors. φ is w, a,
+    b, ω, p and l. Nothing depends on the gradients' scale as long as their squares are numbers (from about
+    1e-18 to 1e18 in float32); a coordinate whose gradient always was zero stays, in a matrix that is not
+    orthogonalised or whose row has none either; and all stays from step T on, if T is known. The state that a
+    parameter takes is three float32 statistics, 12 bytes, or 8 where it is compact.
 
     A fresh one is NAdam with one step size; `pretrained.load("zero-shot")` is trained. It is trained by
     evolution strategies (`fit --config zero_shot`): windows are too short to tell what a step size costs
@@ -54,11 +55,11 @@ class ZeroShot(UpdateRule):
         orthogonal: Orthogonalise the updates of matrices with both sides of 4 and more.
         horizon_free: Go without T, which the rule otherwise needs (see `NominalFeatures`).
         compact: Keep the two means of gradients in bfloat16.
-        decay_facts: How many of DECAY_FACTS the decay of the weights follows: 3, or the 2 that it had first.
+        decay_facts: How many of DECAY_FACTS the decay of the weights follows: 4, or the 2 that it had first.
 
     Raises:
         TypeError: A switch is none.
-        ValueError: decay_facts is neither 2 nor 3.
+        ValueError: decay_facts is neither 2 nor 4.
 
     Example:
         >>> from l2l_lightning import LearnedOptimizer
@@ -76,12 +77,12 @@ class ZeroShot(UpdateRule):
         orthogonal: bool = True,
         horizon_free: bool = False,
         compact: bool = False,
-        decay_facts: Literal[2, 3] = 2,
+        decay_facts: Literal[2, 4] = 2,
     ) -> None:
         super().__init__()
         check_switches(orthogonal=orthogonal, horizon_free=horizon_free, compact=compact)
-        if decay_facts not in (2, 3):
-            raise ValueError(f"decay_facts must be 2 or 3, got {decay_facts!r}")
+        if decay_facts not in (2, 4):
+            raise ValueError(f"decay_facts must be 2 or 4, got {decay_facts!r}")
         self.orthogonal = orthogonal
         self.horizon_free = horizon_free
         self.compact = compact
@@ -166,8 +167,10 @@ class ZeroShot(UpdateRule):
         first, of_snr, *others = self.decay.unbind()
         log_decay = first + of_snr * facts[SNR]
         if others:
+            of_gain, of_horizon = others
             mean_square = layout.mean(theta.to(update.dtype).square())
-            log_decay = log_decay + others[0] * log_gain(mean_square, facts[FAN_IN])
+            log_decay = log_decay + of_gain * log_gain(mean_square, facts[FAN_IN])
+            log_decay = log_decay + of_horizon * facts[HORIZON]
         shrink = (self.step_size(inputs) * log_decay.exp()).clamp(max=MOST_DECAY) * decays_here
         direction = orthogonalised(update, layout) if self.orthogonal else update
         return direction - shrink * theta

@@ -12,6 +12,7 @@ from l2l_lightning.rules.layout import Layout, Time
 from l2l_lightning.rules.nominal import (
     FAN_IN,
     FAST,
+    HORIZON,
     MOST_DECAY,
     SNR,
     decays_of_means,
@@ -103,5 +104,7 @@ class ZeroShotPopulation:
         first, of_snr, *others = phis["decay"].unsqueeze(-1).unbind(1)
         log_decay = first + of_snr * facts[:, SNR]
         if others:
-            log_decay = log_decay + others[0] * log_gain(self.means(theta.square()), facts[:, FAN_IN])
+            of_gain, of_horizon = others
+            log_decay = log_decay + of_gain * log_gain(self.means(theta.square()), facts[:, FAN_IN])
+            log_decay = log_decay + of_horizon * facts[:, HORIZON]
         return size, (size * log_decay.exp()).clamp(max=MOST_DECAY) * decays_here

@@ -59,7 +59,7 @@ class ZeroShotStep:
         self.of_snr = w["log SNR"], w["progress · log SNR"], w["log slow SNR"]
         self.mixing = rule.mixing.tolist()
         first, self.decay_of_snr, *others = rule.decay.tolist()
-        self.decay_of_gain: float | None = others[0] if others else None
+        self.later_decay: list[float] = others  # of the gain and of the horizon, if there are
         self.warm_up, self.power = rule.log_warm_up.exp().item(), rule.log_power.exp().item()
         decays_here, *shape = shape_facts(layout, statistics.dtype, statistics.device)
         self.decay: Tensor = math.exp(first) * decays_here
@@ -97,7 +97,7 @@ class ZeroShotStep:
         progress = min(step / total, 1.0)
         x = 2 * progress - 1
         rows = None if len(chosen) == len(self.counts) else torch.tensor(chosen, device=self._sums.device)
-        sizes = self._sizes(self._sums, self._decays(thetas, rows), step, total, x, lr)
+        sizes = self._sizes(self._sums, self._decays(thetas, rows, total), step, total, x, lr)
         counts = [1 - decay ** (step + 1) for decay in self.decays]
         a0, a1, b0, b1 = self.mixing
         coefficients = Coefficients(
@@ -137,21 +137,23 @@ class ZeroShotStep:
         for present, stack in stacks.values():
             self._move([theta_of[index] for index in present], present, stack, sizes, coefficients.shrink)
 
-    def _decays(self, thetas: Sequence[Tensor], rows: Tensor | None) -> Tensor:
-        """Returns exp(l₀ + l₂ log gain) of each tensor, [tensors]: λ but for what follows the gradients.
+    def _decays(self, thetas: Sequence[Tensor], rows: Tensor | None, total: int) -> Tensor:
+        """Returns λ of each tensor but for what follows the gradients, [tensors].
 
         Args:
             thetas: Those that move.
             rows: Where they are among all tensors; None is all of them, in order.
+            total: The horizon.
         """
-        if self.decay_of_gain is None:
+        if not self.later_decay:
             return self.decay
+        of_gain, of_horizon = self.later_decay
         norms = torch.stack(torch._foreach_norm(list(thetas), dtype=self.decay.dtype))
         if rows is not None:
             norms = self.decay.new_zeros(len(self.decay)).index_copy(0, rows, norms)
         mean_square = self._summed(norms.square()) / self.numels
-        of_gain: Tensor = (self.decay_of_gain * log_gain(mean_square, self.fan_in)).exp()
-        return self.decay * of_gain
+        later = of_gain * log_gain(mean_square, self.fan_in) + of_horizon * math.log(total / 300)
+        return self.decay * later.exp()
 
     def _sizes(self, sums: Tensor, decay: Tensor, step: int, total: int, x: float, lr: float) -> Tensor:
         """Returns lr · η and lr · η · λ of each tensor, [tensors, 2], of the sums and `_decays`."""

@@ -166,7 +166,7 @@ def test_a_baseline_never_waits(name):
     assert short == long
 
 
-@pytest.mark.parametrize("rule", [ZeroShot, lambda: ZeroShot(decay_facts=3), RULES["LSTM"]])
+@pytest.mark.parametrize("rule", [ZeroShot, lambda: ZeroShot(decay_facts=4), RULES["LSTM"]])
 def test_a_population_never_waits(rule):
     def run(steps):
         made = on_device(rule)

@@ -32,7 +32,7 @@ RULES = {
     "features": MixedLSTM,
     "time and tensors": TensorwiseMomentum,
     "zero-shot": lambda: zero_shot(),
-    "zero-shot with all facts": lambda: zero_shot(decay_facts=3),
+    "zero-shot with all facts": lambda: zero_shot(decay_facts=4),
     "zero-shot without a horizon": lambda: zero_shot(orthogonal=False, horizon_free=True),
     "grouped": lambda: Grouped({"weight": TensorwiseMomentum(), "bias": CoordinatewiseLSTM(1, 3)}),
 }

@@ -112,7 +112,7 @@ def by_hand(made, grads, starts):
                 new = (u * s) @ vt
                 d = (new * (d.square().mean() / new.square().mean()).sqrt()).reshape(shape)
             gain = math.sqrt(math.prod(shape[1:]) * theta.square().mean().item())
-            of_decay = (1.0, snr, math.log(min(max(gain, 0.1), 10)))
+            of_decay = (1.0, snr, math.log(min(max(gain, 0.1), 10)), math.log(horizon / 300))
             shrink = math.exp(sum(a * b for a, b in zip(decay, of_decay, strict=False)))
             theta = theta - size * d - wide * min(size * shrink, 0.1) * theta
         result.append(theta)
@@ -121,7 +121,7 @@ def by_hand(made, grads, starts):
 
 @pytest.mark.parametrize("horizon_free", [True, False])
 @pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("decay_facts", [2, 3])
+@pytest.mark.parametrize("decay_facts", [2, 4])
 def test_it_is_the_formula(decay_facts, orthogonal, horizon_free):
     shapes = [(6, 5), (7,), (4, 2, 3), (3, 8)]
     generator = torch.Generator().manual_seed(2)
@@ -267,7 +267,7 @@ class Plain(ZeroShot):
     """Has no fused step: the definition is taken."""
 
 
-def pair(dtype, orthogonal, compact=False, decay_facts=3, **options):
+def pair(dtype, orthogonal, compact=False, decay_facts=4, **options):
     """LearnedOptimizers with and without the fused step, on tensors of many shapes, and their parameters."""
     shapes = [(6, 5), (7,), (), (0,), (6, 5), (4, 2, 3), (3, 8), (5, 6)]
     generator = torch.Generator().manual_seed(4)
@@ -363,7 +363,7 @@ def test_compact_statistics_are_resumed_bit_for_bit(tmp_path):
 def test_the_compact_rule_is_the_rule_by_its_name_and_in_groups():
     assert rule().compacted().config() == rule().config() | {"compact": True}
     assert rule().config() == {"orthogonal": True, "horizon_free": False}  # as in earlier state dicts
-    assert rule(decay_facts=3).compacted().config() == rule(decay_facts=3).config() | {"compact": True}
+    assert rule(decay_facts=4).compacted().config() == rule(decay_facts=4).config() | {"compact": True}
     grouped = Grouped({"weight": rule(), "bias": CoordinatewiseLSTM(1, 3)}).compacted()
     assert [getattr(member, "compact", None) for member in grouped.members] == [True, None]
     model = network()
@@ -481,7 +481,7 @@ def test_without_a_horizon_it_says_what_it_needs():
 
 
 @pytest.mark.parametrize("orthogonal", [True, False])
-@pytest.mark.parametrize("decay_facts", [2, 3])
+@pytest.mark.parametrize("decay_facts", [2, 4])
 def test_a_file_of_it_is_read(tmp_path, decay_facts, orthogonal):
     made = ZeroShot(orthogonal, decay_facts=decay_facts)
     pretrained.save(made, tmp_path / "rule.safetensors")
@@ -504,9 +504,9 @@ def test_every_shape_and_every_gradient_leaves_finite_numbers(shape, scale):
         assert not parameter.numel() or bool(parameter.any()) == (scale == 1)
 
 
-@pytest.mark.parametrize("count", [0, 4, "3", None])
-def test_the_decay_follows_two_facts_or_three(count):
-    with pytest.raises(ValueError, match="decay_facts must be 2 or 3, got"):
+@pytest.mark.parametrize("count", [0, 3, "4", None])
+def test_the_decay_follows_two_facts_or_four(count):
+    with pytest.raises(ValueError, match="decay_facts must be 2 or 4, got"):
         ZeroShot(decay_facts=count)
 
 
@@ -514,9 +514,9 @@ def test_the_decay_follows_two_facts_or_three(count):
 @pytest.mark.parametrize("orthogonal", [True, False])
 def test_a_step_takes_a_tenth_of_the_weights_at_most(orthogonal, kind):
     """However large they are, and whatever their decay: else they would change their signs, and grow."""
-    made = (Plain if kind == "definition" else ZeroShot)(orthogonal, decay_facts=3).double()
+    made = (Plain if kind == "definition" else ZeroShot)(orthogonal, decay_facts=4).double()
     with torch.no_grad():
-        made.decay.copy_(torch.tensor([5.0, 0.0, 4.0]))
+        made.decay.copy_(torch.tensor([5.0, 0.0, 4.0, 0.0]))
     if kind == "population":
         task = ModuleTask(lambda: nn.Linear(6, 5), nn.functional.mse_loss, sample=points, init_std=1e6)
         ones = Optimizees(task, None, 0, "test", range(2), dtype=torch.float64)
@@ -534,14 +534,14 @@ def test_a_step_takes_a_tenth_of_the_weights_at_most(orthogonal, kind):
         torch.testing.assert_close(end, 0.9 * start, rtol=1e-3, atol=1)
 
 
-def test_with_a_zero_for_the_newer_fact_it_is_the_earlier_rule():
+def test_with_zeros_for_the_newer_facts_it_is_the_earlier_rule():
     """The same θ, bit for bit."""
-    two, three = rule(), rule(decay_facts=3)
+    two, four = rule(), rule(decay_facts=4)
     state = two.state_dict()
-    state["decay"] = torch.cat([state["decay"], torch.zeros(1, dtype=torch.float64)])
-    three.load_state_dict(state)
+    state["decay"] = torch.cat([state["decay"], torch.zeros(2, dtype=torch.float64)])
+    four.load_state_dict(state)
     thetas = []
-    for made in (two, three):
+    for made in (two, four):
         model = network().double()
         thetas.append(train(model, LearnedOptimizer(model.parameters(), made, total_steps=T)))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(*thetas, strict=True))
