@@ -115,6 +115,24 @@ def zero_shot_behind(document: Document) -> Table:
     return Table(["problem, steps", "ratio of losses"], [[name, f"{value:.2f}"] for value, name in behind])
 
 
+def decay_fit(document: Document) -> Table:
+    """How much lower are losses if the decay of the weights follows their gain and the horizon?"""
+    chosen = document["changes"]
+    gains, horizons = (
+        sorted({t[name] for t in document["tried"] if name in t}) for name in ("log gain", "log T")
+    )
+    rows = []
+    for gain in gains:
+        row = [f"{gain:g}"]
+        for horizon in horizons:
+            wanted = {**chosen, "log gain": gain, "log T": horizon}
+            (found,) = (t for t in document["tried"] if wanted.items() <= t.items())
+            text = f"{found['families']:.3f}, {found['endless']:.3f}"
+            row.append(f"**{text}**" if wanted == chosen else text)
+        rows.append(row)
+    return Table(["power of the gain", *(f"of the horizon: {horizon:g}" for horizon in horizons)], rows)
+
+
 def comparison(document: Document) -> Table:
     """How does the learned optimizer compare with tuned baselines, in the final loss and in the sum?"""
     optimizers = document["optimizers"]

@@ -191,7 +191,10 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("rule", ["zero-shot", "without orthogonalisation", "LSTM"])
 def test_a_step_of_the_optimizer_never_waits(rule, options, dtype):
-    rules = {"zero-shot": ZeroShot, "without orthogonalisation": lambda: ZeroShot(orthogonal=False)}
+    rules = {
+        "zero-shot": ZeroShot,
+        "without orthogonalisation": lambda: ZeroShot(orthogonal=False, decay_facts=4),
+    }
 
     def run(steps):
         layers = (

@@ -118,9 +118,17 @@ def make_wide():
     return nn.Sequential(*layers).double()
 
 
+def zero_shot_rule(orthogonal=True):
+    """With a decay that follows the gradients, the weights and the horizon."""
+    rule = ZeroShot(orthogonal, decay_facts=4).double()
+    with torch.no_grad():
+        rule.decay.copy_(torch.tensor([-1.0, -0.5, 2.0, 0.3]))
+    return rule
+
+
 def zero_shot(model):
-    rule = ZeroShot().double()
-    return LearnedOptimizer(model.named_parameters(), rule, total_steps=2 * STEPS, weight_decay=1e-4)
+    rule, total = zero_shot_rule(), 2 * STEPS
+    return LearnedOptimizer(model.named_parameters(), rule, total_steps=total, weight_decay=1e-4)
 
 
 def train_zero_shot(model):
@@ -238,8 +246,9 @@ def tensor_parallel(folder):
 
         parameter = nn.Parameter(distribute_tensor(torch.ones(3, 5), mesh, [placement]))
         results[name] = train_one(parameter, laid_out)
-        parameter = nn.Parameter(distribute_tensor(matrix(), mesh, [placement]))
-        results[f"zero-shot, {name}"] = train_one(parameter, laid_out, ZeroShot().double())
+        for what, by_matrices in (("zero-shot", True), ("elementwise", False)):
+            parameter = nn.Parameter(distribute_tensor(matrix(), mesh, [placement]))
+            results[f"{what}, {name}"] = train_one(parameter, laid_out, zero_shot_rule(by_matrices))
 
     plane = init_device_mesh("cpu", (1, WORLD), mesh_dim_names=("data", "tensor"))
     model = make_model()
@@ -417,13 +426,14 @@ def assert_near(actual, expected):
             torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-11)
 
 
-def test_whole_matrices_are_orthogonalised(results):
+def test_whole_matrices_are_moved_as_by_one_process(results):
     expected = train_zero_shot(make_wide())
     for found in results:
         for how in ("resumed", "in bunches", "replicated"):
             assert_near(found["sharded"][f"zero-shot, {how}"], expected)
-        alone = train_one(nn.Parameter(matrix()), rule=ZeroShot().double())
-        assert_near(found["tensor"], {f"zero-shot, {name}": alone for name in PLACEMENTS})
+        for what, by_matrices in (("zero-shot", True), ("elementwise", False)):
+            alone = train_one(nn.Parameter(matrix()), rule=zero_shot_rule(by_matrices))
+            assert_near(found["tensor"], {f"{what}, {name}": alone for name in PLACEMENTS})
 
 
 def test_shards_that_a_rule_cannot_move_are_refused(results):
