@@ -45,6 +45,7 @@ TABLES = {
     "zero-shot-others": Source("zero_shot.json", quality_tables.zero_shot_others),
     "zero-shot-rules": Source("zero_shot.json", quality_tables.zero_shot_rules),
     "zero-shot-by-steps": Source("zero_shot.json", quality_tables.zero_shot_by_steps),
+    "zero-shot-decay": Source("zero_shot_decay.json", quality_tables.decay_fit),
     "zero-shot-behind": Source("zero_shot.json", quality_tables.zero_shot_behind),
     "corrections": Source("corrections.json", quality_tables.corrections),
     "training-resnet": Source("training/resnet/results.json", quality_tables.training),
