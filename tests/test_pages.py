@@ -265,7 +265,7 @@ def test_the_limits_in_words_are_the_suites():
     document = json.loads((ROOT / "benchmarks/results/zero_shot.json").read_text())
     found = document["results"]["comparisons"]["zero-shot"]
     steps = {name: problem["steps"] for name, problem in document["results"]["problems"].items()}
-    for longer, words in ((False, "ahead up to 600 steps"), (True, "of 800 to 10,000 steps it is level, at")):
+    for longer, words in ((False, "ahead up to 600 steps"), (True, "of 800 to 10,000 steps, at")):
         ratios = [r for p, r in found["best of three"]["by_problem"].items() if (steps[p] > 600) is longer]
         ahead = f"{sum(ratio < 1 for ratio in ratios)} of {len(ratios)}"
         pattern = rf"{words}\s\(?{ratio_of(ratios)}, {ahead}".replace(" ", r"\s")
